@@ -1,0 +1,91 @@
+package encap
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Sum is the Internet checksum's folded one's complement sum over b, started from initial (RFC 1071).
+// It is not complemented: a region that includes its own correct checksum sums to 0xffff.
+func Sum(b []byte, initial uint16) uint16 {
+	sum, carry := uint64(initial), uint64(0)
+	for len(b) >= 32 {
+		sum, carry = bits.Add64(sum, binary.BigEndian.Uint64(b), carry)
+		sum, carry = bits.Add64(sum, binary.BigEndian.Uint64(b[8:]), carry)
+		sum, carry = bits.Add64(sum, binary.BigEndian.Uint64(b[16:]), carry)
+		sum, carry = bits.Add64(sum, binary.BigEndian.Uint64(b[24:]), carry)
+		b = b[32:]
+	}
+	for len(b) >= 8 {
+		sum, carry = bits.Add64(sum, binary.BigEndian.Uint64(b), carry)
+		b = b[8:]
+	}
+	if len(b) > 0 {
+		var tail [8]byte
+		copy(tail[:], b)
+		sum, carry = bits.Add64(sum, binary.BigEndian.Uint64(tail[:]), carry)
+	}
+	// Folding in halves: 2^32 and 2^16 are both 1 modulo 0xffff. The end-around carry may itself
+	// carry, so it goes in by Add64 as well.
+	sum, carry = bits.Add64(sum, 0, carry)
+	sum += carry
+	sum = sum>>32 + sum&0xffffffff
+	sum = sum>>32 + sum&0xffffffff
+	sum = sum>>16 + sum&0xffff
+	sum = sum>>16 + sum&0xffff
+	return uint16(sum)
+}
+
+// pseudoSum is the sum over the TCP and UDP pseudo-header (RFC 9293, section 3.1; RFC 768).
+func pseudoSum(p []byte, h *IPv4) uint16 {
+	s := Sum(p[12:20], 0)
+	sum := uint32(s) + uint32(h.Protocol) + uint32(h.TotalLen-h.HeaderLen)
+	sum = sum>>16 + sum&0xffff
+	return uint16(sum>>16 + sum)
+}
+
+// CompletePartial finishes a TCP or UDP checksum that the sender left to its NIC, and reports whether it
+// was one. Linux leaves such a field holding just the pseudo-header's sum (CHECKSUM_PARTIAL); a kernel
+// VXLAN device over a virtual link delivers inner packets in that state, and a receiver that does not
+// finish them sees TCP never connect. A field that holds the same value by chance and was right comes
+// out unchanged, since the correct value is unique.
+func CompletePartial(p []byte, h *IPv4) bool {
+	if h.More || h.Later {
+		return false
+	}
+	var at int // offset of the checksum in the transport header
+	switch h.Protocol {
+	case protoTCP:
+		at = 16
+	case protoUDP:
+		at = 6
+	default:
+		return false
+	}
+	t := p[h.HeaderLen:h.TotalLen]
+	if len(t) < at+2 {
+		return false
+	}
+	field := binary.BigEndian.Uint16(t[at:])
+	if field != pseudoSum(p, h) {
+		return false
+	}
+	// The field is part of the sum, so the pseudo-header is already in it.
+	sum := ^Sum(t, 0)
+	if sum == 0 && h.Protocol == protoUDP {
+		sum = 0xffff // RFC 768: 0 means "no checksum"
+	}
+	binary.BigEndian.PutUint16(t[at:], sum)
+	return true
+}
+
+// updateTOS replaces the TOS byte of an IPv4 header and mends its checksum by difference (RFC 1624,
+// equation 3).
+func updateTOS(p []byte, tos uint8) {
+	old := binary.BigEndian.Uint16(p)
+	p[1] = tos
+	sum := uint32(^binary.BigEndian.Uint16(p[10:])) + uint32(^old) + uint32(binary.BigEndian.Uint16(p))
+	sum = sum>>16 + sum&0xffff
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
+}

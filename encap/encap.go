@@ -1,0 +1,108 @@
+// Package encap turns an inner packet into the bytes of an outer UDP datagram, and back.
+//
+// It knows two framings, both flannel's: VXLAN (RFC 7348) with an inner Ethernet header, and "udp",
+// which is the bare inner IP packet. It touches bytes and nothing else: no system call, no clock, no
+// goroutine, no allocation after construction.
+package encap
+
+import (
+	"errors"
+	"fmt"
+	"net"
+)
+
+// Outer header sizes in bytes, without the framing itself.
+const (
+	OuterIPv4Len = 20 // RFC 791, no options
+	OuterUDPLen  = 8  // RFC 768
+)
+
+// Framing is how an inner packet is laid into a datagram. Implementations keep no state between calls
+// and may be used by several workers at once.
+type Framing interface {
+	// Name is flannel's backend type: "vxlan" or "udp".
+	Name() string
+
+	// Headroom is the number of bytes that Encode writes in front of the inner packet, and that the
+	// framing adds to every datagram.
+	Headroom() int
+
+	// MinPayload is the length, in bytes, up to which an inner packet may be followed by padding that
+	// the link layer added; 0 where there is none.
+	MinPayload() int
+
+	// Encode writes the framing over buf[:Headroom()]; buf[Headroom():] holds the inner IP packet and
+	// stays as it is. The datagram is then the whole of buf, which the caller keeps owning. dst is the
+	// receiving VTEP's MAC; a framing without Ethernet ignores it.
+	Encode(buf []byte, dst MAC)
+
+	// Decode checks the framing of a received datagram and returns where the inner IP packet lies in
+	// it, as a sub-slice that shares its memory. With any fault but FaultNone the slice is nil. The IP
+	// header itself is checked by ParseIPv4.
+	Decode(datagram []byte) ([]byte, Fault)
+}
+
+// Overhead is how many bytes an inner packet grows by on an IPv4 underlay: 50 for VXLAN, 28 for udp.
+func Overhead(f Framing) int { return OuterIPv4Len + OuterUDPLen + f.Headroom() }
+
+// InnerMTU is the largest inner IP packet, in bytes. It is a type of its own so that it cannot be
+// mistaken for an OuterMTU.
+type InnerMTU int
+
+// OuterMTU is the largest outer IP packet, in bytes: the MTU of the underlay interface.
+type OuterMTU int
+
+// Inner returns what remains of the outer MTU inside framing f.
+func (m OuterMTU) Inner(f Framing) InnerMTU { return InnerMTU(int(m) - Overhead(f)) }
+
+// MAC is an Ethernet address, comparable and without a pointer.
+type MAC [6]byte
+
+// ParseMAC reads "aa:bb:cc:dd:ee:ff" and its other usual spellings. Anything that is not 48 bits is an
+// error.
+func ParseMAC(s string) (MAC, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil {
+		return MAC{}, err
+	}
+	if len(hw) != 6 {
+		return MAC{}, fmt.Errorf("MAC %q has %d bytes, want 6", s, len(hw))
+	}
+	return MAC(hw), nil
+}
+
+// String is the lower-case, colon-separated form that flannel writes into leases.
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// IsUnicast reports whether the address can belong to one station: the group bit is clear and it is
+// not all zeros.
+func (m MAC) IsUnicast() bool { return m[0]&1 == 0 && m != MAC{} }
+
+// LocalMAC makes a locally administered unicast address (IEEE 802, second and first bit of the first
+// byte) out of six random bytes.
+func LocalMAC(random [6]byte) MAC {
+	m := MAC(random)
+	m[0] = m[0]&^1 | 2
+	return m
+}
+
+// VNI is a VXLAN network identifier, 24 bits (RFC 7348, section 5). NewVNI is the only way to make one
+// that is not zero, so a VNI always fits its field.
+type VNI struct{ v uint32 }
+
+// ErrVNIRange says that a number does not fit into a VNI's 24 bits.
+var ErrVNIRange = errors.New("a VNI has 24 bits: 0 to 16777215")
+
+// NewVNI refuses what does not fit into 24 bits.
+func NewVNI(n uint32) (VNI, error) {
+	if n >= 1<<24 {
+		return VNI{}, fmt.Errorf("VNI %d: %w", n, ErrVNIRange)
+	}
+	return VNI{n}, nil
+}
+
+// Uint32 is the identifier as a number.
+func (v VNI) Uint32() uint32 { return v.v }
+
+// String is the decimal number.
+func (v VNI) String() string { return fmt.Sprint(v.v) }
