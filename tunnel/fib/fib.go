@@ -1,0 +1,69 @@
+// Package fib is the table from inner prefix to peer that both directions of the data path read.
+//
+// A Table is immutable once built: the lease side builds a new one for every change and hands it over
+// behind an atomic pointer (tunnel.VTEP.SetTable), so a change never stalls a packet. The room touches
+// memory only.
+package fib
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/gaissmai/bart"
+
+	"muslin/encap"
+)
+
+// Peer is another node of the overlay, as its lease describes it. Immutable after it is put into a
+// Table, but for what Counters points to.
+type Peer struct {
+	Subnet   netip.Prefix // inner prefix that the peer holds, masked
+	PublicIP netip.Addr   // outer address, source and destination of its datagrams
+	Backend  string       // "vxlan" or "udp", as leased
+	MAC      encap.MAC    // VtepMAC; zero for udp
+	Counters *Counters    // survives a change of the lease; never nil in a Table
+}
+
+// Counters is the traffic exchanged with one peer: packets, bytes of inner IP packets, and the time of
+// the last datagram accepted from it. The data path adds, anyone may read.
+type Counters struct {
+	TxPackets, TxBytes atomic.Uint64
+	RxPackets, RxBytes atomic.Uint64
+	LastRx             atomic.Int64 // Unix nanoseconds, 0: never. Written once a batch, not once a packet.
+}
+
+// Table answers the two questions of the data path: which peer holds this inner address, and does this
+// outer address belong to a peer at all.
+type Table struct {
+	inner bart.Table[*Peer]
+	outer map[netip.Addr]struct{}
+	peers []*Peer
+}
+
+// New builds a table. It keeps the peers. Of two peers with the same subnet the later wins.
+func New(peers []*Peer) *Table {
+	t := &Table{outer: make(map[netip.Addr]struct{}, len(peers)), peers: peers}
+	for _, p := range peers {
+		if p.Counters == nil {
+			p.Counters = new(Counters)
+		}
+		t.inner.Insert(p.Subnet, p)
+		t.outer[p.PublicIP] = struct{}{}
+	}
+	return t
+}
+
+// Lookup returns the peer whose subnet holds the inner address, or nil.
+func (t *Table) Lookup(inner netip.Addr) *Peer {
+	p, _ := t.inner.Lookup(inner)
+	return p
+}
+
+// KnowsOuter reports whether any peer has this PublicIP.
+func (t *Table) KnowsOuter(outer netip.Addr) bool {
+	_, ok := t.outer[outer]
+	return ok
+}
+
+// Peers is the table's content in the order given to New. Not to be changed.
+func (t *Table) Peers() []*Peer { return t.peers }
