@@ -1,0 +1,164 @@
+package underlay
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+
+	"muslin/tunnel"
+)
+
+// controlBytes holds one IP_TOS control message, which the kernel sends as a single byte (ip(7),
+// IP_RECVTOS).
+var controlBytes = unix.CmsgSpace(1)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32 // bytes received
+}
+
+// mmsgReceiver calls recvmmsg(2) itself. golang.org/x/net's ReadBatch does the same call, but allocates
+// a net.UDPAddr for each datagram (docs/decisions/receive-path.md has the figures); here addresses land
+// in an array that stays.
+type mmsgReceiver struct {
+	socket *socket
+	poll   [2]unix.PollFd
+	hdrs   []mmsghdr
+	iovs   []unix.Iovec
+	names  []unix.RawSockaddrInet4
+	oob    []byte
+}
+
+func newMmsgReceiver(s *socket) *mmsgReceiver {
+	n := tunnel.BatchSize
+	r := &mmsgReceiver{
+		socket: s,
+		hdrs:   make([]mmsghdr, n),
+		iovs:   make([]unix.Iovec, n),
+		names:  make([]unix.RawSockaddrInet4, n),
+		oob:    make([]byte, n*controlBytes),
+	}
+	for i := range r.hdrs {
+		h := &r.hdrs[i].hdr
+		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		h.Iov = &r.iovs[i]
+		h.SetIovlen(1)
+		h.Control = &r.oob[i*controlBytes]
+	}
+	return r
+}
+
+func (r *mmsgReceiver) receive(ds []tunnel.Datagram) (int, error) {
+	want := min(len(ds), len(r.hdrs))
+	for i := range want {
+		r.iovs[i].Base = unsafe.SliceData(ds[i].Buf)
+		r.iovs[i].SetLen(len(ds[i].Buf))
+		h := &r.hdrs[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet4
+		h.SetControllen(controlBytes)
+		h.Flags = 0
+	}
+	n, err := r.recvmmsg(want)
+	for i := range n {
+		h := &r.hdrs[i].hdr
+		d := &ds[i]
+		d.Buf = d.Buf[:r.hdrs[i].n]
+		d.Addr = r.source(i)
+		d.Truncated = h.Flags&unix.MSG_TRUNC != 0
+		d.ECN = ecnOf(r.oob[i*controlBytes:][:h.Controllen])
+	}
+	return n, err
+}
+
+// recvmmsg takes at most want datagrams, and waits for the first.
+func (r *mmsgReceiver) recvmmsg(want int) (int, error) {
+	fd, err := r.socket.file.Begin()
+	if err != nil {
+		return 0, err
+	}
+	defer r.socket.file.End()
+	for {
+		// The call cannot block (MSG_DONTWAIT), so the scheduler need not be told of it.
+		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.hdrs[0])),
+			uintptr(want), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR, unix.ECONNREFUSED:
+		case unix.EAGAIN:
+			if err := r.socket.file.Wait(unix.POLLIN, &r.poll); err != nil {
+				return 0, err
+			}
+		default:
+			return 0, os.NewSyscallError("recvmmsg", errno)
+		}
+	}
+}
+
+func (r *mmsgReceiver) source(i int) netip.AddrPort {
+	name := &r.names[i]
+	port := (*[2]byte)(unsafe.Pointer(&name.Port)) // network byte order
+	return netip.AddrPortFrom(netip.AddrFrom4(name.Addr), binary.BigEndian.Uint16(port[:]))
+}
+
+// ecnOf reads the outer ECN out of a datagram's control messages, 0 where there is none.
+func ecnOf(oob []byte) uint8 {
+	if len(oob) > unix.CmsgLen(0) {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
+		if h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS {
+			return oob[unix.CmsgLen(0)] & 3
+		}
+	}
+	return 0
+}
+
+func putCmsg(b []byte, level, typ int32, dataLen int) {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = level, typ
+	h.SetLen(unix.CmsgLen(dataLen))
+}
+
+// batchReceiver is the slow twin of mmsgReceiver, over golang.org/x/net.
+type batchReceiver struct {
+	conn *ipv4.PacketConn
+	msgs []ipv4.Message
+}
+
+func newBatchReceiver(s *socket) *batchReceiver {
+	r := &batchReceiver{conn: ipv4.NewPacketConn(s), msgs: make([]ipv4.Message, tunnel.BatchSize)}
+	for i := range r.msgs {
+		r.msgs[i].Buffers = make([][]byte, 1)
+		r.msgs[i].OOB = make([]byte, controlBytes)
+	}
+	return r
+}
+
+func (r *batchReceiver) receive(ds []tunnel.Datagram) (int, error) {
+	msgs := r.msgs[:min(len(ds), len(r.msgs))]
+	for i := range msgs {
+		msgs[i].Buffers[0] = ds[i].Buf
+		msgs[i].OOB = msgs[i].OOB[:controlBytes]
+	}
+	n, err := r.conn.ReadBatch(msgs, 0)
+	if err != nil {
+		return 0, err
+	}
+	for i := range n {
+		m, d := &msgs[i], &ds[i]
+		d.Buf = d.Buf[:m.N]
+		d.Addr = netip.AddrPort{}
+		if from, ok := m.Addr.(*net.UDPAddr); ok {
+			d.Addr = netip.AddrPortFrom(from.AddrPort().Addr().Unmap(), uint16(from.Port))
+		}
+		d.Truncated = m.Flags&unix.MSG_TRUNC != 0
+		d.ECN = ecnOf(m.OOB[:m.NN])
+	}
+	return n, nil
+}

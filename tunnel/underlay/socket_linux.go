@@ -1,0 +1,188 @@
+package underlay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/kernel"
+	"muslin/tunnel/waiter"
+)
+
+// socket is a UDP socket outside Go's netpoller. It is a net.PacketConn, and has the methods by which
+// golang.org/x/net recognises a UDP connection, just so that ReadBatch and WriteBatch take it: they use
+// SyscallConn and nothing else.
+type socket struct {
+	file *waiter.File
+	addr *net.UDPAddr
+}
+
+func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := options(fd); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: local.Addr().As4(), Port: int(local.Port())}); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
+	}
+	file, err := waiter.New(fd)
+	if err != nil {
+		return nil, err
+	}
+	return &socket{file: file, addr: net.UDPAddrFromAddrPort(local)}, nil
+}
+
+func (s *socket) Close() error                          { return s.file.Close() }
+func (s *socket) LocalAddr() net.Addr                   { return s.addr }
+func (s *socket) SyscallConn() (syscall.RawConn, error) { return &rawSocket{file: s.file}, nil }
+
+// What follows is asked for by the interfaces and called by nobody.
+
+var errBatchOnly = errors.New("this socket moves datagrams in batches only")
+
+func (s *socket) Read([]byte) (int, error)               { return 0, errBatchOnly }
+func (s *socket) Write([]byte) (int, error)              { return 0, errBatchOnly }
+func (s *socket) ReadFrom([]byte) (int, net.Addr, error) { return 0, nil, errBatchOnly }
+func (s *socket) WriteTo([]byte, net.Addr) (int, error)  { return 0, errBatchOnly }
+func (s *socket) RemoteAddr() net.Addr                   { return nil }
+func (s *socket) SetDeadline(time.Time) error            { return errBatchOnly }
+func (s *socket) SetReadDeadline(time.Time) error        { return errBatchOnly }
+func (s *socket) SetWriteDeadline(time.Time) error       { return errBatchOnly }
+func (s *socket) ReadMsgUDP(_, _ []byte) (n, oobn, flags int, addr *net.UDPAddr, err error) {
+	return 0, 0, 0, nil, errBatchOnly
+}
+
+// rawSocket implements syscall.RawConn: it calls f until f is content, and waits in between.
+type rawSocket struct {
+	file *waiter.File
+	poll [2][2]unix.PollFd // of the one reader and the one writer
+}
+
+func (r *rawSocket) Control(f func(fd uintptr)) error {
+	fd, err := r.file.Begin()
+	if err != nil {
+		return err
+	}
+	defer r.file.End()
+	f(uintptr(fd))
+	return nil
+}
+
+func (r *rawSocket) Read(f func(fd uintptr) bool) error  { return r.until(f, unix.POLLIN, &r.poll[0]) }
+func (r *rawSocket) Write(f func(fd uintptr) bool) error { return r.until(f, unix.POLLOUT, &r.poll[1]) }
+
+func (r *rawSocket) until(f func(fd uintptr) bool, events int16, poll *[2]unix.PollFd) error {
+	fd, err := r.file.Begin()
+	if err != nil {
+		return err
+	}
+	defer r.file.End()
+	for !f(uintptr(fd)) {
+		if err := r.file.Wait(events, poll); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setListenOptions(fd int) error {
+	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1); err != nil {
+		return fmt.Errorf("setsockopt IP_RECVTOS: %w", err)
+	}
+	return nil
+}
+
+func setSendOptions(fd int) error {
+	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+	// Go's sockets keep the system's path MTU discovery, which sets DF. flannel's do not set it: an
+	// outer datagram that meets a smaller MTU is fragmented rather than lost.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
+		return fmt.Errorf("setsockopt IP_MTU_DISCOVER: %w", err)
+	}
+	return refuseAll(fd)
+}
+
+// refuseAll makes the kernel drop what is sent to a socket that only sends, before it takes up memory.
+func refuseAll(fd int) error {
+	raw, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})
+	if err != nil {
+		return err
+	}
+	prog := unix.SockFprog{
+		Len:    uint16(len(raw)),
+		Filter: &unix.SockFilter{Code: raw[0].Op, Jt: raw[0].Jt, Jf: raw[0].Jf, K: raw[0].K},
+	}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
+		return fmt.Errorf("setsockopt SO_ATTACH_FILTER: %w", err)
+	}
+	return nil
+}
+
+// setBuffer asks for bufferBytes past the system's limit, which takes CAP_NET_ADMIN, and falls back to
+// what the limit (net.core.rmem_max, wmem_max) allows. bufferFeature reports which it was.
+func setBuffer(fd, force, plain int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, bufferBytes) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, bufferBytes)
+	}
+}
+
+func bufferFeature(s *socket, name string, receive bool) kernel.Feature {
+	option, limit := unix.SO_SNDBUF, "net.core.wmem_max"
+	if receive {
+		option, limit = unix.SO_RCVBUF, "net.core.rmem_max"
+	}
+	got, err := getInt(s, option)
+	got /= 2 // the kernel doubles what was asked for, for its own bookkeeping (socket(7))
+	switch {
+	case err != nil:
+		return kernel.Feature{Name: name, Reason: err.Error()}
+	case got < bufferBytes:
+		return kernel.Feature{Name: name, Reason: fmt.Sprintf("%d of %d KiB: no CAP_NET_ADMIN in the host's namespace; raise %s", got>>10, bufferBytes>>10, limit)}
+	}
+	return kernel.Feature{Name: name, On: true, Reason: fmt.Sprintf("%d KiB", got>>10)}
+}
+
+func getInt(s *socket, option int) (int, error) {
+	fd, err := s.file.Begin()
+	if err != nil {
+		return 0, err
+	}
+	defer s.file.End()
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+	return n, os.NewSyscallError("getsockopt", err)
+}
+
+// Overflow implements tunnel.Underlay by SO_MEMINFO, since Linux 4.12 (a2d133b1d465); 0 before that.
+func (c *Conn) Overflow() uint64 {
+	const (
+		soMeminfo      = 55 // SO_MEMINFO in asm-generic/socket.h
+		skMeminfoDrops = 8  // SK_MEMINFO_DROPS in linux/sock_diag.h
+	)
+	var info [9]uint32
+	fd, err := c.listener.file.Begin()
+	if err != nil {
+		return 0
+	}
+	defer c.listener.file.End()
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, soMeminfo,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0
+	}
+	return uint64(info[skMeminfoDrops])
+}
