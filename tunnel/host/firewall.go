@@ -1,0 +1,122 @@
+//go:build linux
+
+package host
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+)
+
+// Our chains have names of our own. FLANNEL-FWD and FLANNEL-POSTRTG belong to flannel's daemon, which
+// rewrites them; ours hold the same rules in the same order, so that a host moves from one to the other
+// without a difference, and neither daemon ever edits the other's.
+const (
+	forwardChain     = "MUSLIN-FWD"
+	postroutingChain = "MUSLIN-POSTRTG"
+)
+
+// exemptMark is on packets that somebody decided must keep their source: 0x4000/0x4000 is the mark that
+// kube-proxy masquerades by, and flannel leaves those to it.
+const exemptMark = 0x4000
+
+var multicast = netip.MustParsePrefix("224.0.0.0/4")
+
+// firewallKind is the tool that the rules were put in with.
+type firewallKind string
+
+const (
+	withIPTables firewallKind = "iptables"
+	withNFTables firewallKind = "nftables"
+)
+
+// firewall keeps our rules in the kernel.
+type firewall interface {
+	// apply puts all rules in, in place of what our chains had. It may be called again at any time.
+	apply() error
+	// intact reports whether the rules are as apply left them.
+	intact() (bool, error)
+	// remove takes out everything that apply put in, by this process or an earlier one, and reports
+	// whether there was anything.
+	remove() (bool, error)
+}
+
+// verdict is what a rule does with the packets that match it.
+type verdict int
+
+const (
+	accept verdict = iota
+	leave          // leave our chain: "return"
+	masquerade
+)
+
+// match is a source or destination prefix; the zero value matches everything.
+type match struct {
+	prefix netip.Prefix
+	not    bool
+}
+
+// rule is one rule of ours in the terms that both tools share.
+type rule struct {
+	src, dst match
+	marked   bool // only packets with exemptMark
+	do       verdict
+}
+
+// rules is everything that is put into the firewall. An empty list means no chain.
+type rules struct {
+	forward     []rule
+	postrouting []rule
+	randomFully bool
+}
+
+func (r rules) empty() bool { return len(r.forward)+len(r.postrouting) == 0 }
+
+// rulesFor are the rules of flannel-compat.md §11, in its order.
+func rulesFor(c SetupConfig) rules {
+	cluster, pod := match{prefix: c.Network.Masked()}, match{prefix: c.Subnet.Masked()}
+	elsewhere := match{prefix: cluster.prefix, not: true}
+	out := rules{randomFully: c.MasqRandomFully}
+	if c.ForwardRules {
+		out.forward = []rule{
+			{src: cluster, do: accept},
+			{dst: cluster, do: accept},
+		}
+	}
+	if c.IPMasq {
+		out.postrouting = []rule{
+			{marked: true, do: leave},
+			{src: pod, dst: cluster, do: leave},
+			{src: cluster, dst: pod, do: leave},
+			{src: elsewhere, dst: pod, do: leave},
+			{src: cluster, dst: match{prefix: multicast, not: true}, do: masquerade},
+			{src: elsewhere, dst: cluster, do: masquerade},
+		}
+	}
+	return out
+}
+
+// iptablesCommand is the binary's name; tests give one that is not there.
+const iptablesCommand = "iptables"
+
+// chooseFirewall picks the tool: iptables where its binary is, because the rules of Docker, kube-proxy
+// and firewalld are then most likely there too and theirs and ours meet in one place.
+func chooseFirewall(useNFTables bool) firewallKind {
+	if useNFTables {
+		return withNFTables
+	}
+	if _, err := exec.LookPath(iptablesCommand); err != nil {
+		return withNFTables
+	}
+	return withIPTables
+}
+
+func newFirewall(kind firewallKind, r rules) (firewall, error) {
+	switch kind {
+	case withIPTables:
+		return newIPTables(r)
+	case withNFTables:
+		return newNFTables(r), nil
+	}
+	return nil, fmt.Errorf("firewall tool %q is not known to this version", kind)
+}

@@ -1,0 +1,78 @@
+//go:build linux
+
+// Package host changes what the daemon needs in the host beside the TUN device, and undoes it: the
+// TUN's address, state, MTU and queue length, one route for the whole overlay, forwarding, reverse path
+// filter, and the firewall's forward and masquerade rules. It also looks at the host before start: which
+// interface carries the underlay, and what would stand in the daemon's way.
+//
+// Every change is written to a journal in the state directory before it is made (journal.go), so that
+// Cleanup can put back what a killed daemon left. The package never opens a TUN or UDP file descriptor
+// that carries packets, never touches another owner's firewall rules or routes, and works in the network
+// namespace of the calling thread. It speaks netlink to the kernel and executes nothing but iptables.
+//
+// Why does the daemon refuse to start? conflict.go. Which interface did it choose? iface.go. What did it
+// change? setup.go. What is left after a crash? cleanup.go.
+package host
+
+import (
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// RouteProtocol marks our routes (`ip route show proto 218`), so that they are told from everybody
+// else's. The kernel does not interpret numbers from 4 up (linux/rtnetlink.h, "Values of protocol >=
+// RTPROT_STATIC are not interpreted by kernel"); 218 stands neither there nor in iproute2's rt_protos.
+const RouteProtocol = 218
+
+// TxQueueLen is the TUN's queue length in packets. The kernel's default for a TUN is 500, which one TCP
+// window of small packets fills; 1000 is what Ethernet devices have.
+const TxQueueLen = 1000
+
+// blackholeMetric loses against every route that means business: those of pod bridges have metric 0.
+const blackholeMetric = 1_000_000
+
+// DefaultResync is how often Run looks after the rules when no event told it to: flannel's
+// --iptables-resync default.
+const DefaultResync = 5 * time.Second
+
+// SetupConfig says what Setup changes.
+type SetupConfig struct {
+	TUN     string       // name of the TUN device, which exists
+	Address netip.Prefix // the TUN's address: base of Subnet, a /32
+	MTU     int          // bytes of the largest inner packet
+	Network netip.Prefix // the whole overlay; one route to the TUN, and "cluster" in the firewall rules
+	Subnet  netip.Prefix // this node's lease; "pod" in the firewall rules
+
+	BlackholeRoute  bool // a route of last resort for Subnet, so that packets for absent pods do not loop
+	ForwardRules    bool // accept forwarding from and to Network
+	IPMasq          bool // masquerade what leaves the overlay
+	MasqRandomFully bool // masquerade with fully random ports where the tool can do it
+	UseNFTables     bool // nftables even where there is an iptables binary
+
+	Resync   time.Duration // period of Run's check; 0 means DefaultResync
+	StateDir string        // directory of the journal; made if missing
+	Logger   *slog.Logger  // nil discards
+}
+
+// State is what Setup changed in the host. It is safe for concurrent use.
+type State struct {
+	config  SetupConfig
+	log     *slog.Logger
+	journal *journal
+
+	firewall    firewall // nil when no rules are wanted or none can be had
+	firewallErr error    // why none can be had
+
+	mu         sync.Mutex // held during every change
+	undone     bool
+	sysctlTold bool // a switch that cannot be set was logged
+}
+
+func orDiscard(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}

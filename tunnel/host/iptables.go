@@ -1,0 +1,176 @@
+//go:build linux
+
+package host
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+)
+
+// iptablesWait is how long to wait for another program's iptables lock, in seconds.
+const iptablesWait = 10
+
+// ipTables keeps the rules with the iptables binary, be it the legacy or the nft one.
+type ipTables struct {
+	cmd    *iptables.IPTables
+	chains []ipChain
+}
+
+// ipChain is a chain of ours and the rule that leads to it.
+type ipChain struct {
+	table, parent, name string
+	jump                []string
+	rules               [][]string
+	left                []string // the chain as it was listed after apply
+}
+
+func newIPTables(r rules) (*ipTables, error) {
+	cmd, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(iptablesWait))
+	if err != nil {
+		return nil, fmt.Errorf("start iptables: %w", err)
+	}
+	chain := func(table, parent, name, comment string, list []rule) ipChain {
+		c := ipChain{table: table, parent: parent, name: name}
+		c.jump = []string{"-m", "comment", "--comment", comment, "-j", name}
+		for _, one := range list {
+			c.rules = append(c.rules, ipTablesRule(one, r.randomFully && cmd.HasRandomFully()))
+		}
+		return c
+	}
+	return &ipTables{cmd: cmd, chains: []ipChain{
+		chain("filter", "FORWARD", forwardChain, "muslin forward", r.forward),
+		chain("nat", "POSTROUTING", postroutingChain, "muslin masquerade", r.postrouting),
+	}}, nil
+}
+
+func ipTablesRule(r rule, randomFully bool) []string {
+	var out []string
+	add := func(flag string, m match) {
+		if !m.prefix.IsValid() {
+			return
+		}
+		if m.not {
+			out = append(out, "!")
+		}
+		out = append(out, flag, m.prefix.String())
+	}
+	if r.marked {
+		out = append(out, "-m", "mark", "--mark", fmt.Sprintf("%#x/%#x", exemptMark, exemptMark))
+	}
+	add("-s", r.src)
+	add("-d", r.dst)
+	switch r.do {
+	case accept:
+		out = append(out, "-j", "ACCEPT")
+	case leave:
+		out = append(out, "-j", "RETURN")
+	case masquerade:
+		out = append(out, "-j", "MASQUERADE")
+		if randomFully {
+			out = append(out, "--random-fully")
+		}
+	}
+	return out
+}
+
+func (t *ipTables) apply() error {
+	for i := range t.chains {
+		if c := &t.chains[i]; len(c.rules) > 0 {
+			if err := t.put(c); err != nil {
+				return fmt.Errorf("put in iptables chain %s: %w", c.name, err)
+			}
+		} else if _, err := t.drop(*c); err != nil {
+			return fmt.Errorf("take out iptables chain %s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+// put fills the chain before the jump leads to it. The jump goes to the end, as flannel's does: what the
+// host's owner put in front stays in front.
+func (t *ipTables) put(c *ipChain) error {
+	if err := t.cmd.ClearChain(c.table, c.name); err != nil {
+		return err
+	}
+	for _, r := range c.rules {
+		if err := t.cmd.Append(c.table, c.name, r...); err != nil {
+			return err
+		}
+	}
+	if err := t.cmd.AppendUnique(c.table, c.parent, c.jump...); err != nil {
+		return err
+	}
+	left, err := t.cmd.List(c.table, c.name)
+	c.left = left
+	return err
+}
+
+func (t *ipTables) intact() (bool, error) {
+	for _, c := range t.chains {
+		if len(c.rules) == 0 {
+			continue
+		}
+		now, err := t.cmd.List(c.table, c.name)
+		if gone := new(iptables.Error); errors.As(err, &gone) && gone.ExitStatus() == 1 {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("list iptables chain %s: %w", c.name, err)
+		}
+		if !slices.Equal(now, c.left) {
+			return false, nil
+		}
+		if ok, err := t.cmd.Exists(c.table, c.parent, c.jump...); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func (t *ipTables) remove() (bool, error) {
+	var any bool
+	var failed []error
+	for _, c := range t.chains {
+		did, err := t.drop(c)
+		any = any || did
+		if err != nil {
+			failed = append(failed, fmt.Errorf("take out iptables chain %s: %w; try `iptables -t %s -F %s`", c.name, err, c.table, c.name))
+		}
+	}
+	return any, errors.Join(failed...)
+}
+
+// drop looks before it deletes: listing a chain leaves no trace, while the nft variant of iptables
+// makes its tables for every command that changes something.
+func (t *ipTables) drop(c ipChain) (bool, error) {
+	found, err := t.cmd.ListChains(c.table)
+	if err != nil {
+		return false, err
+	}
+	if !slices.Contains(found, c.name) {
+		return false, nil
+	}
+	for {
+		ok, err := t.cmd.Exists(c.table, c.parent, c.jump...)
+		if err != nil {
+			return false, err
+		}
+		if !ok {
+			break
+		}
+		if err := t.cmd.Delete(c.table, c.parent, c.jump...); err != nil {
+			return false, err
+		}
+	}
+	if err := t.cmd.ClearAndDeleteChain(c.table, c.name); err != nil {
+		if strings.Contains(err.Error(), "busy") {
+			return false, fmt.Errorf("%w; another rule still leads to it", err)
+		}
+		return false, err
+	}
+	return true, nil
+}

@@ -1,0 +1,173 @@
+//go:build linux
+
+package host
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// nfTable is the table that is wholly ours.
+const nfTable = "muslin"
+
+// nfTables keeps the rules in a table of its own, of family ip: the inet family has NAT only since 5.2.
+//
+// An accept there ends the evaluation of our chain only. A drop in another table's forward chain still
+// holds, as nftables has no way to overrule it.
+type nfTables struct {
+	rules rules
+	left  map[string][]uint64 // rule handles by chain, as apply left them
+}
+
+func newNFTables(r rules) *nfTables { return &nfTables{rules: r} }
+
+// Where an IPv4 header has its addresses (RFC 791, 3.1), in bytes.
+const (
+	sourceOffset      = 12
+	destinationOffset = 16
+)
+
+func (t *nfTables) table() *nftables.Table {
+	return &nftables.Table{Name: nfTable, Family: nftables.TableFamilyIPv4}
+}
+
+// apply replaces the table in one transaction, so no packet sees half of it.
+func (t *nfTables) apply() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := t.table()
+	conn.AddTable(table)
+	conn.DelTable(table)
+	conn.AddTable(table)
+	add := func(chain *nftables.Chain, list []rule) {
+		if len(list) == 0 {
+			return
+		}
+		policy := nftables.ChainPolicyAccept
+		chain.Table, chain.Policy = table, &policy
+		conn.AddChain(chain)
+		for _, r := range list {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: t.exprs(r)})
+		}
+	}
+	add(&nftables.Chain{
+		Name: forwardChain, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	}, t.rules.forward)
+	add(&nftables.Chain{
+		Name: postroutingChain, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	}, t.rules.postrouting)
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("put in nftables table ip %s: %w; this kernel may lack nf_tables or nft_masq: load them or leave out --ip-masq", nfTable, err)
+	}
+	t.left, err = t.handles(conn)
+	return err
+}
+
+func (t *nfTables) exprs(r rule) []expr.Any {
+	var out []expr.Any
+	if r.marked {
+		mark := binary.NativeEndian.AppendUint32(nil, exemptMark)
+		out = append(out,
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mark, Xor: make([]byte, 4)},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark})
+	}
+	out = append(out, prefixExprs(sourceOffset, r.src)...)
+	out = append(out, prefixExprs(destinationOffset, r.dst)...)
+	out = append(out, &expr.Counter{})
+	switch r.do {
+	case accept:
+		out = append(out, &expr.Verdict{Kind: expr.VerdictAccept})
+	case leave:
+		out = append(out, &expr.Verdict{Kind: expr.VerdictReturn})
+	case masquerade:
+		out = append(out, &expr.Masq{FullyRandom: t.rules.randomFully})
+	}
+	return out
+}
+
+func prefixExprs(offset uint32, m match) []expr.Any {
+	if !m.prefix.IsValid() {
+		return nil
+	}
+	op := expr.CmpOpEq
+	if m.not {
+		op = expr.CmpOpNeq
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: net.CIDRMask(m.prefix.Bits(), 32), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: 1, Data: m.prefix.Masked().Addr().AsSlice()},
+	}
+}
+
+// handles lists the rules' numbers, which are unique within a table and change when a rule is replaced.
+func (t *nfTables) handles(conn *nftables.Conn) (map[string][]uint64, error) {
+	out := make(map[string][]uint64)
+	for name, list := range map[string][]rule{forwardChain: t.rules.forward, postroutingChain: t.rules.postrouting} {
+		if len(list) == 0 {
+			continue
+		}
+		now, err := conn.GetRules(t.table(), &nftables.Chain{Name: name})
+		if err != nil {
+			return nil, fmt.Errorf("list nftables chain %s: %w", name, err)
+		}
+		for _, r := range now {
+			out[name] = append(out[name], r.Handle)
+		}
+	}
+	return out, nil
+}
+
+func (t *nfTables) present(conn *nftables.Conn) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == nfTable }), nil
+}
+
+func (t *nfTables) intact() (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	if ok, err := t.present(conn); err != nil || !ok {
+		return false, err
+	}
+	now, err := t.handles(conn)
+	if err != nil {
+		// Somebody deleted a chain, or the table since we looked.
+		return false, nil
+	}
+	for name, want := range t.left {
+		if !slices.Equal(now[name], want) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (t *nfTables) remove() (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	if ok, err := t.present(conn); err != nil || !ok {
+		return false, err
+	}
+	conn.DelTable(t.table())
+	if err := conn.Flush(); err != nil {
+		return false, fmt.Errorf("delete nftables table ip %s: %w; try `nft delete table ip %s`", nfTable, err, nfTable)
+	}
+	return true, nil
+}

@@ -1,0 +1,155 @@
+//go:build linux
+
+package host
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long Run waits after an event before it looks, so that a burst of them is one look.
+const settle = 100 * time.Millisecond
+
+// Run puts back what something else removes: the TUN's state, address and routes when the kernel tells
+// of it, and those, forwarding and the firewall rules every Resync. It returns nil when ctx ends, and
+// ErrTUNGone when there is nothing left to look after.
+func (s *State) Run(ctx context.Context) error {
+	period := s.config.Resync
+	if period <= 0 {
+		period = DefaultResync
+	}
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+
+	events := make(chan struct{}, 1)
+	sock, err := watchSocket()
+	if err != nil {
+		s.log.Warn("no events from the kernel: what is removed comes back at the next period", "period", period, "error", err)
+	} else {
+		var reader sync.WaitGroup
+		reader.Go(func() { watch(sock, s.journal.TUN.Index, events) })
+		defer reader.Wait()
+		defer sock.Close()
+	}
+
+	look := time.NewTimer(0)
+	defer look.Stop()
+	var last string // the error that was logged last
+	for {
+		var did []string
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-events:
+			look.Reset(settle)
+			continue
+		case <-look.C:
+			did, err = s.converge()
+		case <-tick.C:
+			if did, err = s.converge(); err == nil {
+				var more []string
+				more, err = s.convergeFirewall()
+				did = append(did, more...)
+			}
+		}
+		for _, what := range did {
+			s.log.Warn("put back what something removed", "tun", s.config.TUN, "what", what)
+		}
+		if errors.Is(err, ErrTUNGone) {
+			return err
+		}
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if text != last && err != nil {
+			s.log.Error("cannot put back what something removed; trying again every period", "tun", s.config.TUN, "period", period, "error", err)
+		}
+		last = text
+	}
+}
+
+func (s *State) convergeFirewall() (did []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.undone || s.firewall == nil {
+		return nil, nil
+	}
+	ok, err := s.firewall.intact()
+	if err != nil || ok {
+		return nil, err
+	}
+	if err := s.firewall.apply(); err != nil {
+		return nil, err
+	}
+	return []string{string(s.journal.Firewall) + " rules"}, nil
+}
+
+// watchSocket subscribes to the changes of links, IPv4 addresses and IPv4 routes in this namespace.
+func watchSocket() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV4_ROUTE)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// watch tells events of every change that may concern us, until sock is closed.
+func watch(sock *os.File, tun int, events chan<- struct{}) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := sock.Read(buf)
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			// The kernel had more to tell than the socket holds: anything may have happened.
+		case err != nil:
+			return
+		case !concerns(buf[:n], tun):
+			continue
+		}
+		select {
+		case events <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// concerns reports whether one of the messages is about the TUN with this index or about a route of ours
+// that went. The fields are those of linux/rtnetlink.h and linux/if_addr.h: the protocol is byte 5 of
+// rtmsg, the index is bytes 4 to 7 of both ifinfomsg and ifaddrmsg.
+func concerns(b []byte, tun int) bool {
+	messages, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return true
+	}
+	for _, m := range messages {
+		if len(m.Data) < 8 {
+			continue
+		}
+		switch m.Header.Type {
+		case unix.RTM_DELROUTE:
+			if m.Data[5] == RouteProtocol {
+				return true
+			}
+		case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_DELADDR:
+			if binary.NativeEndian.Uint32(m.Data[4:]) == uint32(tun) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,279 @@
+//go:build linux
+
+package host
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/kernel"
+)
+
+// ErrTUNGone: the TUN device was deleted, or replaced by another of its name.
+var ErrTUNGone = errors.New("the TUN device is gone")
+
+// Setup makes the TUN device ready and the host forward. It first clears away what a killed daemon left
+// according to the journal in StateDir. When it fails it has undone what it did.
+//
+// A firewall that refuses the forward rules is logged and shown by Features, since a host without one
+// forwards anyway; one that refuses the masquerade that was asked for is an error.
+func Setup(c SetupConfig) (*State, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	s := &State{config: c, log: orDiscard(c.Logger)}
+	if err := s.clearLeftovers(); err != nil {
+		return nil, err
+	}
+	tun, err := link(c.TUN)
+	if err != nil {
+		return nil, err
+	}
+	if tun == nil {
+		return nil, fmt.Errorf("set up %q: no such device; open the TUN first", c.TUN)
+	}
+	if s.journal, err = c.plan(tun); err != nil {
+		return nil, err
+	}
+	if err := s.journal.save(); err != nil {
+		return nil, err
+	}
+	if err := s.change(); err != nil {
+		return nil, errors.Join(err, s.Undo())
+	}
+	return s, nil
+}
+
+func (c SetupConfig) check() error {
+	for name, p := range map[string]netip.Prefix{"Network": c.Network, "Subnet": c.Subnet, "Address": c.Address} {
+		if !p.IsValid() || !p.Addr().Is4() {
+			return fmt.Errorf("set up %q: %s %v is not an IPv4 prefix", c.TUN, name, p)
+		}
+	}
+	if c.StateDir == "" {
+		return fmt.Errorf("set up %q: no state directory for the journal; give one with --state-dir", c.TUN)
+	}
+	return nil
+}
+
+func (s *State) clearLeftovers() error {
+	old, err := readJournal(s.config.StateDir)
+	if err != nil || old == nil {
+		return err
+	}
+	if old.NetNS != netNS() && old.Boot == bootID() {
+		s.log.Warn("forgetting host changes of an earlier daemon in another network namespace", "tun", old.TUN.Name)
+		return old.remove()
+	}
+	if _, err := Cleanup(s.config.StateDir, s.log); err != nil {
+		return fmt.Errorf("clear away what an earlier daemon left: %w", err)
+	}
+	return nil
+}
+
+// plan is everything that Setup is about to change.
+func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
+	a := tun.Attrs()
+	j := &journal{
+		Version: journalVersion, Boot: bootID(), NetNS: netNS(), path: journalPath(c.StateDir),
+		TUN:  linkBefore{Name: a.Name, Index: a.Index, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, QueueLen: a.TxQLen},
+		Addr: c.Address,
+	}
+	j.Routes = append(j.Routes, plannedRoute{Prefix: c.Network.Masked()})
+	if c.BlackholeRoute {
+		j.Routes = append(j.Routes, plannedRoute{Prefix: c.Subnet.Masked(), Blackhole: true})
+	}
+	main, along, err := forwardingSysctls()
+	if err != nil {
+		return nil, err
+	}
+	j.Sysctls = append(deviceSysctls(a.Name), main...)
+	j.Along = along
+	if !rulesFor(c).empty() {
+		j.Firewall = chooseFirewall(c.UseNFTables)
+	}
+	return j, nil
+}
+
+func (s *State) change() error {
+	if _, err := s.converge(); err != nil {
+		return err
+	}
+	r := rulesFor(s.config)
+	if r.empty() {
+		return nil
+	}
+	fw, err := newFirewall(s.journal.Firewall, r)
+	if err == nil {
+		err = fw.apply()
+	}
+	if err == nil {
+		s.firewall = fw
+		return nil
+	}
+	if s.config.IPMasq {
+		return err
+	}
+	s.firewallErr = err
+	s.log.Warn("no forward rules: if this host's firewall drops forwarded packets, allow the overlay there", "subnet", s.config.Subnet, "error", err)
+	u := undoing{log: s.log}
+	u.firewall(s.journal.Firewall, false)
+	// A tool that does not work would fail the clean-up as well.
+	s.journal.Firewall = ""
+	return s.journal.save()
+}
+
+// Features says what became of the firewall rules, for status.
+func (s *State) Features() []kernel.Feature {
+	say := func(name string, wanted bool) kernel.Feature {
+		switch {
+		case !wanted:
+			return kernel.Feature{Name: name, Reason: "not asked for"}
+		case s.firewallErr != nil:
+			return kernel.Feature{Name: name, Reason: s.firewallErr.Error()}
+		}
+		return kernel.Feature{Name: name, On: true, Reason: string(s.journal.Firewall)}
+	}
+	return []kernel.Feature{say("forward-rules", s.config.ForwardRules), say("masquerade", s.config.IPMasq)}
+}
+
+// converge makes everything but the firewall as the plan says and returns what it had to change.
+func (s *State) converge() (did []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.undone {
+		return nil, nil
+	}
+	tun, err := link(s.config.TUN)
+	if err != nil {
+		return nil, err
+	}
+	if tun == nil || tun.Attrs().Index != s.journal.TUN.Index {
+		return nil, fmt.Errorf("device %q: %w; start the daemon again", s.config.TUN, ErrTUNGone)
+	}
+	// The switches come before the device is up: from then on IPv6 would talk into it.
+	steps := []func(netlink.Link) ([]string, error){s.convergeSysctls, s.convergeLink, s.convergeAddress, s.convergeRoutes}
+	for _, step := range steps {
+		done, err := step(tun)
+		did = append(did, done...)
+		if err != nil {
+			return did, err
+		}
+	}
+	return did, nil
+}
+
+func (s *State) convergeSysctls(netlink.Link) (did []string, err error) {
+	for _, c := range s.journal.Sysctls {
+		if now, err := readSysctl(c.Path); err == nil && now == c.Set {
+			continue
+		}
+		err := writeSysctl(c.Path, c.Set)
+		switch {
+		case err == nil:
+			did = append(did, fmt.Sprintf("%s = %s", c.Path, c.Set))
+		case c.Path == ipForward:
+			return did, fmt.Errorf("switch forwarding on: %w; run `sysctl -w net.ipv4.ip_forward=1` where /proc/sys is writable", err)
+		case !s.sysctlTold:
+			s.sysctlTold = true
+			s.log.Warn("cannot set a switch of the TUN device; it works without, less well", "tun", s.config.TUN, "switch", c.Path, "error", err)
+		}
+	}
+	return did, nil
+}
+
+func (s *State) convergeLink(tun netlink.Link) (did []string, err error) {
+	name, a := s.config.TUN, tun.Attrs()
+	if a.MTU != s.config.MTU {
+		if err := netlink.LinkSetMTU(tun, s.config.MTU); err != nil {
+			return did, fmt.Errorf("set MTU of %q to %d: %w", name, s.config.MTU, err)
+		}
+		did = append(did, fmt.Sprintf("MTU %d", s.config.MTU))
+	}
+	if a.TxQLen != TxQueueLen {
+		if err := netlink.LinkSetTxQLen(tun, TxQueueLen); err != nil {
+			return did, fmt.Errorf("set queue length of %q to %d: %w", name, TxQueueLen, err)
+		}
+		did = append(did, fmt.Sprintf("queue length %d", TxQueueLen))
+	}
+	if a.Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(tun); err != nil {
+			return did, fmt.Errorf("set %q up: %w", name, err)
+		}
+		did = append(did, "link up")
+	}
+	return did, nil
+}
+
+func (s *State) convergeAddress(tun netlink.Link) (did []string, err error) {
+	held, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range held {
+		if a.LinkIndex == tun.Attrs().Index && prefixOf(a.IPNet) == s.config.Address {
+			return nil, nil
+		}
+	}
+	if err := netlink.AddrAdd(tun, &netlink.Addr{IPNet: ipNet(s.config.Address)}); err != nil {
+		return nil, fmt.Errorf("give %q the address %s: %w", s.config.TUN, s.config.Address, err)
+	}
+	return []string{"address " + s.config.Address.String()}, nil
+}
+
+func (s *State) convergeRoutes(tun netlink.Link) (did []string, err error) {
+	main, err := mainRoutes()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range s.journal.Routes {
+		if slices.ContainsFunc(main, func(r netlink.Route) bool { return p.is(r) }) {
+			continue
+		}
+		if err := netlink.RouteAdd(p.route(tun, s.config.Address.Addr())); err != nil {
+			if errors.Is(err, unix.EEXIST) {
+				err = fmt.Errorf("%w: another program's route is there (`ip route show %s`); remove it", err, p.Prefix)
+			}
+			return did, fmt.Errorf("add %s: %w", p, err)
+		}
+		did = append(did, p.String())
+	}
+	return did, nil
+}
+
+func (p plannedRoute) String() string {
+	if p.Blackhole {
+		return "blackhole route " + p.Prefix.String()
+	}
+	return "route " + p.Prefix.String()
+}
+
+func (p plannedRoute) kind() int {
+	if p.Blackhole {
+		return unix.RTN_BLACKHOLE
+	}
+	return unix.RTN_UNICAST
+}
+
+// is reports whether a route of the main table is the planned one.
+func (p plannedRoute) is(r netlink.Route) bool {
+	return r.Protocol == RouteProtocol && prefixOf(r.Dst) == p.Prefix && r.Type == p.kind()
+}
+
+func (p plannedRoute) route(tun netlink.Link, src netip.Addr) *netlink.Route {
+	r := &netlink.Route{Dst: ipNet(p.Prefix), Protocol: RouteProtocol, Type: p.kind(), Table: unix.RT_TABLE_MAIN}
+	if p.Blackhole {
+		r.Priority = blackholeMetric
+		return r
+	}
+	r.LinkIndex = tun.Attrs().Index
+	r.Scope = netlink.SCOPE_LINK
+	r.Src = net.IP(src.AsSlice())
+	return r
+}

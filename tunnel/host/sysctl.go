@@ -1,0 +1,111 @@
+//go:build linux
+
+package host
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const (
+	sysctlRoot    = "/proc/sys/net"
+	ipForward     = sysctlRoot + "/ipv4/ip_forward"
+	allRedirects  = sysctlRoot + "/ipv4/conf/all/accept_redirects"
+	forwardOfEach = sysctlRoot + "/ipv4/conf/*/forwarding"
+)
+
+// sysctl is a kernel switch, what it was and what we make it. Set is "" for a switch that the kernel
+// turns by itself along with another.
+type sysctl struct {
+	Path string `json:"path"`
+	Was  string `json:"was"`
+	Set  string `json:"set,omitempty"`
+}
+
+func readSysctl(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err
+}
+
+func writeSysctl(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// forwardingSysctls is the switch for forwarding, when it is off, and what the kernel turns along with
+// it: every interface's own switch, and accept_redirects the other way (inet_forward_change in
+// net/ipv4/devinet.c). Turned back, it would turn all of them off, whatever they were.
+func forwardingSysctls() (main, along []sysctl, err error) {
+	was, err := readSysctl(ipForward)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", ipForward, err)
+	}
+	if was == "1" {
+		return nil, nil, nil
+	}
+	paths, _ := filepath.Glob(forwardOfEach)
+	for _, p := range append(paths, allRedirects) {
+		if value, err := readSysctl(p); err == nil {
+			along = append(along, sysctl{Path: p, Was: value})
+		}
+	}
+	return []sysctl{{Path: ipForward, Was: was, Set: "1"}}, along, nil
+}
+
+// deviceSysctls are the TUN's own switches that are not yet as they should be.
+//
+// rp_filter: the effective value is the larger of conf/all and the device's (ip-sysctl.rst), and a new
+// device starts with conf/default. Strict (1) drops a packet whose source is routed out of another
+// device. That happens to an honest packet when the way back to its sender does not lead through the
+// TUN, as with a route straight to a neighbour. The source was checked against the sender's lease
+// before the packet came here, so the loose check (2) loses nothing.
+//
+// disable_ipv6: the overlay carries IPv4 only, and without this the kernel gives the TUN a link-local
+// address and sends router solicitations and MLD reports into it.
+func deviceSysctls(tun string) []sysctl {
+	var out []sysctl
+	own := sysctlRoot + "/ipv4/conf/" + tun + "/rp_filter"
+	all, _ := readSysctl(sysctlRoot + "/ipv4/conf/all/rp_filter")
+	if was, err := readSysctl(own); err == nil && max(number(all), number(was)) == 1 {
+		out = append(out, sysctl{Path: own, Was: was, Set: "2"})
+	}
+	v6 := sysctlRoot + "/ipv6/conf/" + tun + "/disable_ipv6"
+	if was, err := readSysctl(v6); err == nil && was != "1" {
+		out = append(out, sysctl{Path: v6, Was: was, Set: "1"})
+	}
+	return out
+}
+
+func number(s string) int {
+	n, _ := strconv.Atoi(s)
+	return n
+}
+
+// restore puts a switch back. It leaves one alone that somebody has turned since, and one that is gone
+// with its device. done says whether it turned it.
+func (s sysctl) restore() (done bool, err error) {
+	now, err := readSysctl(s.Path)
+	if os.IsNotExist(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", s.Path, err)
+	}
+	if now == s.Was || s.Set != "" && now != s.Set {
+		return false, nil
+	}
+	if err := writeSysctl(s.Path, s.Was); err != nil {
+		return false, fmt.Errorf("set %s to %s: %w; set it by hand", s.Path, s.Was, err)
+	}
+	return true, nil
+}
