@@ -1,0 +1,176 @@
+package lease
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+
+	"muslin/encap"
+)
+
+// The backend types that leases and configs name. muslin carries the first two.
+const (
+	BackendVXLAN = "vxlan"
+	BackendUDP   = "udp"
+)
+
+const (
+	defaultVNI       = 1
+	defaultVXLANPort = 8472 // the Linux kernel's default, older than IANA's 4789
+	defaultUDPPort   = 8285
+)
+
+// Attrs is a lease's value: how the node that holds it is reached.
+type Attrs struct {
+	PublicIP    netip.Addr // outer IPv4 address
+	PublicIPv6  netip.Addr // zero for null
+	BackendType string     // as flannel writes it; "udp" where the value has none, as alloc's has not either
+
+	// VNI and MAC are those of a vxlan lease, and zero otherwise.
+	VNI encap.VNI
+	MAC encap.MAC
+
+	// BackendData and BackendV6Data are kept as found, nil when left out. MarshalJSON makes a vxlan
+	// lease's BackendData from VNI and MAC.
+	BackendData   json.RawMessage
+	BackendV6Data json.RawMessage
+}
+
+// wireAttrs is the value's shape: names, order and omissions are flannel's.
+type wireAttrs struct {
+	PublicIP      netip.Addr
+	PublicIPv6    *netip.Addr
+	BackendType   string          `json:",omitempty"`
+	BackendData   json.RawMessage `json:",omitempty"`
+	BackendV6Data json.RawMessage `json:",omitempty"`
+}
+
+type wireVXLAN struct {
+	VNI     uint32
+	VtepMAC string
+}
+
+// MarshalJSON writes the value byte for byte as flannel does.
+func (a Attrs) MarshalJSON() ([]byte, error) {
+	if !a.PublicIP.Is4() {
+		return nil, fmt.Errorf("lease value: PublicIP %v is not an IPv4 address", a.PublicIP)
+	}
+	w := wireAttrs{PublicIP: a.PublicIP, BackendType: a.BackendType, BackendData: a.BackendData, BackendV6Data: a.BackendV6Data}
+	if a.PublicIPv6.IsValid() {
+		w.PublicIPv6 = &a.PublicIPv6
+	}
+	switch a.BackendType {
+	case BackendUDP:
+		w.BackendType = ""
+	case BackendVXLAN:
+		data, err := json.Marshal(wireVXLAN{VNI: a.VNI.Uint32(), VtepMAC: a.MAC.String()})
+		if err != nil {
+			return nil, err
+		}
+		w.BackendData = data
+	}
+	return json.Marshal(w)
+}
+
+// Equal reports whether both say the same, whatever their spelling.
+func (a Attrs) Equal(b Attrs) bool {
+	if a.BackendType == BackendVXLAN {
+		a.BackendData, b.BackendData = nil, nil
+	}
+	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
+		a.VNI == b.VNI && a.MAC == b.MAC &&
+		bytes.Equal(a.BackendData, b.BackendData) && bytes.Equal(a.BackendV6Data, b.BackendV6Data)
+}
+
+// String is for logs and errors: "192.0.2.2 (vxlan, VNI 1, be:e3:93:3d:62:d0)".
+func (a Attrs) String() string {
+	ip := "no PublicIP"
+	if a.PublicIP.IsValid() {
+		ip = a.PublicIP.String()
+	}
+	switch a.BackendType {
+	case BackendVXLAN:
+		return fmt.Sprintf("%s (vxlan, VNI %s, %s)", ip, a.VNI, a.MAC)
+	case "":
+		return ip
+	}
+	return fmt.Sprintf("%s (%s)", ip, a.BackendType)
+}
+
+// DecodeAttrs reads a lease's value. It is strict about what flannel's nodes are strict about, and
+// about what would be put on the wire: a missing or bad PublicIP, a VNI of more than 24 bits, a MAC that
+// cannot be one VTEP's. Unknown fields are ignored. After an error Attrs still holds the PublicIP, if
+// that much could be read.
+func DecodeAttrs(value []byte) (Attrs, error) {
+	a, err := decodeAttrs(value)
+	if err != nil {
+		return a, fmt.Errorf("lease value: %w", err)
+	}
+	return a, nil
+}
+
+func decodeAttrs(value []byte) (Attrs, error) {
+	a := Attrs{BackendType: BackendUDP}
+	o, err := decodeObject(value)
+	if err != nil {
+		return a, err
+	}
+	if a.PublicIP, err = o.addr("PublicIP", 4); err != nil {
+		return a, err
+	}
+	if !a.PublicIP.IsValid() {
+		return a, fmt.Errorf("PublicIP is missing or null: want the node's IPv4 address, such as \"192.0.2.1\"")
+	}
+	if a.PublicIP.IsUnspecified() || a.PublicIP.IsMulticast() {
+		return a, fmt.Errorf("PublicIP %s is not the address of one node", a.PublicIP)
+	}
+	if a.PublicIPv6, err = o.addr("PublicIPv6", 6); err != nil {
+		return a, err
+	}
+	backend, err := o.text("BackendType")
+	if err != nil {
+		return a, err
+	}
+	if backend != "" {
+		a.BackendType = backend
+	}
+	a.BackendData, a.BackendV6Data = o.raw("BackendData"), o.raw("BackendV6Data")
+	if a.BackendType == BackendVXLAN {
+		if a.VNI, a.MAC, err = decodeVXLANData(a.BackendData); err != nil {
+			return a, fmt.Errorf("BackendData: %w", err)
+		}
+		a.BackendData = nil
+	}
+	return a, nil
+}
+
+func decodeVXLANData(raw json.RawMessage) (encap.VNI, encap.MAC, error) {
+	if raw == nil {
+		return encap.VNI{}, encap.MAC{}, fmt.Errorf("missing: want {\"VNI\":…,\"VtepMAC\":…}")
+	}
+	o, err := decodeObject(raw)
+	if err != nil {
+		return encap.VNI{}, encap.MAC{}, err
+	}
+	n, _, err := o.integer("VNI", 0, maxVNI)
+	if err != nil {
+		return encap.VNI{}, encap.MAC{}, err
+	}
+	vni, err := encap.NewVNI(uint32(n))
+	if err != nil {
+		return encap.VNI{}, encap.MAC{}, err
+	}
+	text, err := o.text("VtepMAC")
+	if err != nil {
+		return encap.VNI{}, encap.MAC{}, err
+	}
+	mac, err := encap.ParseMAC(text)
+	if err != nil {
+		return encap.VNI{}, encap.MAC{}, fmt.Errorf("VtepMAC %q is not an Ethernet address", text)
+	}
+	if !mac.IsUnicast() {
+		return encap.VNI{}, encap.MAC{}, fmt.Errorf("VtepMAC %s is not the address of one VTEP", mac)
+	}
+	return vni, mac, nil
+}

@@ -1,0 +1,64 @@
+package lease
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+)
+
+// EnsureConfig writes the network config if the store has none, and reports whether it did. A config
+// that is there and means the same is fine; one that means something else is an error, and stays.
+func EnsureConfig(ctx context.Context, store Store, want []byte) (created bool, err error) {
+	wanted, err := ParseConfig(want)
+	if err != nil {
+		return false, err
+	}
+	for {
+		have, _, err := store.Config(ctx)
+		switch {
+		case errors.Is(err, ErrNoConfig):
+			err := store.PutConfig(ctx, want, Absent)
+			if errors.Is(err, ErrExists) {
+				continue // somebody was faster: see what they wrote
+			}
+			if err != nil {
+				return false, fmt.Errorf("write network config: %w", err)
+			}
+			return true, nil
+		case err != nil:
+			return false, fmt.Errorf("get network config: %w", err)
+		}
+		present, err := ParseConfig(have)
+		if err != nil {
+			return false, fmt.Errorf("the store has a broken config, %s: %w: mend it with `muslin config set`", clip(string(have)), err)
+		}
+		if !present.Means(wanted) {
+			return false, fmt.Errorf("the store has another network config.\n  there:  %s\n  wanted: %s\n"+
+				"It is not changed silently, because running nodes depend on it: start without --network and --backend to use it as it is, or change it with `muslin config set`", have, want)
+		}
+		return false, nil
+	}
+}
+
+// Means reports whether both configs say the same, defaults filled in.
+func (c *Config) Means(other *Config) bool {
+	a, b := *c, *other
+	a.Warnings, b.Warnings = nil, nil
+	rawA, rawB := a.Backend.Raw, b.Backend.Raw
+	a.Backend.Raw, b.Backend.Raw = nil, nil
+	if !reflect.DeepEqual(a, b) {
+		return false
+	}
+	// Of these two every field has been read; of another only Type.
+	return a.Backend.Type == BackendVXLAN || a.Backend.Type == BackendUDP || sameJSON(rawA, rawB)
+}
+
+func sameJSON(a, b json.RawMessage) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
+}

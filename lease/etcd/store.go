@@ -1,0 +1,335 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+
+	"muslin/lease"
+)
+
+var _ lease.Store = (*Store)(nil)
+
+func (s *Store) configKey() string { return s.cfg.Prefix + "/config" }
+
+// subnets ends in a slash, so that sibling keys such as <prefix>/subnets-old are not ours to see.
+func (s *Store) subnets() string { return s.cfg.Prefix + "/subnets/" }
+
+// do runs one request under the Store's timeout.
+func (s *Store) do(ctx context.Context, request func(context.Context, *clientv3.Client) error) error {
+	c, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	return s.explain(ctx, request(limited, c))
+}
+
+// Config implements lease.Store.
+func (s *Store) Config(ctx context.Context) (value []byte, revision int64, err error) {
+	err = s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		r, err := c.Get(ctx, s.configKey())
+		if err == nil && len(r.Kvs) > 0 {
+			value, revision = r.Kvs[0].Value, r.Kvs[0].ModRevision
+		}
+		return err
+	})
+	if err == nil && revision == 0 {
+		err = fmt.Errorf("etcd key %s: %w", s.configKey(), lease.ErrNoConfig)
+	}
+	return value, revision, err
+}
+
+// PutConfig implements lease.Store.
+func (s *Store) PutConfig(ctx context.Context, value []byte, revision int64) error {
+	done := false
+	err := s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		r, err := c.Txn(ctx).If(condition(s.configKey(), revision)...).Then(clientv3.OpPut(s.configKey(), string(value))).Commit()
+		if err == nil {
+			done = r.Succeeded
+		}
+		return err
+	})
+	if err == nil && !done {
+		err = lost(s.configKey(), revision)
+	}
+	return err
+}
+
+// condition is what a transaction asks of a key.
+func condition(key string, revision int64) []clientv3.Cmp {
+	switch revision {
+	case lease.Any:
+		return nil
+	case lease.Absent:
+		return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}
+	}
+	return []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", revision)}
+}
+
+// lost is the error of a transaction whose condition did not hold.
+func lost(key string, revision int64) error {
+	if revision == lease.Absent {
+		return fmt.Errorf("etcd key %s: %w", key, lease.ErrExists)
+	}
+	return fmt.Errorf("etcd key %s: %w", key, lease.ErrConflict)
+}
+
+// List implements lease.Store.
+func (s *Store) List(ctx context.Context) (entries []lease.Entry, revision int64, err error) {
+	err = s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		r, err := c.Get(ctx, s.subnets(), clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		for _, kv := range r.Kvs {
+			entries = append(entries, s.entry(kv))
+		}
+		revision = r.Header.Revision
+		return nil
+	})
+	return entries, revision, err
+}
+
+func (s *Store) entry(kv *mvccpb.KeyValue) lease.Entry {
+	return lease.Entry{
+		Key:      strings.TrimPrefix(string(kv.Key), s.subnets()),
+		Value:    kv.Value,
+		Revision: kv.ModRevision,
+		Reserved: kv.Lease == 0,
+	}
+}
+
+// Watch implements lease.Store. The etcd client mends a broken watch by itself and says nothing; so
+// the state of its connection is watched as well, and Watch returns when that is lost.
+func (s *Store) Watch(ctx context.Context, key string, from int64, changed func([]lease.Event, int64)) error {
+	c, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dead := make(chan struct{})
+	go func() {
+		defer close(dead)
+		untilDisconnected(inner, c.ActiveConnection())
+	}()
+	defer func() { cancel(); <-dead }()
+
+	options := []clientv3.OpOption{clientv3.WithRev(from), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify()}
+	if key == "" {
+		options = append(options, clientv3.WithPrefix())
+	}
+	answers := c.Watch(clientv3.WithRequireLeader(inner), s.subnets()+key, options...)
+	created := time.NewTimer(s.cfg.Timeout)
+	defer created.Stop()
+	seen := from - 1
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-dead:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return s.explain(ctx, errors.New("the connection is lost"))
+		case <-created.C:
+			return s.explain(ctx, errors.New("the server does not start the watch"))
+		case a, ok := <-answers:
+			if ctx.Err() != nil {
+				return nil
+			}
+			if !ok {
+				return s.explain(ctx, errors.New("the watch ended"))
+			}
+			if err := a.Err(); err != nil {
+				return s.explain(ctx, err)
+			}
+			switch {
+			case a.Created:
+				created.Stop()
+				changed(nil, seen)
+			case a.IsProgressNotify():
+				seen = a.Header.Revision
+				changed(nil, seen)
+			default:
+				seen = max(seen, a.Header.Revision)
+				changed(s.events(a.Events), seen)
+			}
+		}
+	}
+}
+
+func (s *Store) events(in []*clientv3.Event) []lease.Event {
+	var out []lease.Event
+	for _, e := range in {
+		ev := lease.Event{Entry: s.entry(e.Kv), Deleted: e.Type == clientv3.EventTypeDelete}
+		if ev.Deleted {
+			ev.Value, ev.Reserved = nil, false
+		}
+		out = append(out, ev)
+	}
+	return out
+}
+
+// untilDisconnected returns when a connection that was ready no longer is, when it fails to get ready,
+// or when ctx ends.
+func untilDisconnected(ctx context.Context, conn *grpc.ClientConn) {
+	ready := false
+	for {
+		state := conn.GetState()
+		switch state {
+		case connectivity.Ready:
+			ready = true
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return
+		default:
+			if ready {
+				return
+			}
+		}
+		if !conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
+}
+
+// PutLease implements lease.Store. The time to live is that of a fresh etcd lease; one whose write is
+// lost is revoked.
+func (s *Store) PutLease(ctx context.Context, key string, value []byte, ttl time.Duration, revision int64) (lease.Entry, error) {
+	if err := lease.CheckWritable(key, value); err != nil {
+		return lease.Entry{}, err
+	}
+	e := lease.Entry{Key: key, Value: slices.Clone(value), Reserved: ttl == lease.Permanent}
+	full := s.subnets() + key
+	done := false
+	id := clientv3.NoLease
+	err := s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		var options []clientv3.OpOption
+		if ttl != lease.Permanent {
+			// etcd counts whole seconds.
+			g, err := c.Grant(ctx, max(1, int64(ttl/time.Second)))
+			if err != nil {
+				return fmt.Errorf("grant: %w", err)
+			}
+			id = g.ID
+			s.remember(key, id)
+			options = append(options, clientv3.WithLease(id))
+		}
+		r, err := c.Txn(ctx).If(condition(full, revision)...).Then(clientv3.OpPut(full, string(value), options...)).Commit()
+		if err == nil {
+			done, e.Revision = r.Succeeded, r.Header.Revision
+		}
+		return err
+	})
+	switch {
+	case err == nil && done:
+		s.revoke(ctx, key, id)
+		return e, nil
+	case err == nil:
+		// Surely not written, so nothing hangs on the grant.
+		s.revokeOne(ctx, key, id)
+		return lease.Entry{}, lost(full, revision)
+	}
+	// Perhaps it was written: revoking now might delete our own key. The next write clears up.
+	return lease.Entry{}, err
+}
+
+func (s *Store) remember(key string, id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.grants[key] = append(s.grants[key], id)
+}
+
+// revoke gives back what was granted for the key before, once its value hangs on keep alone. A failure
+// costs nothing: the grants run out by themselves.
+func (s *Store) revoke(ctx context.Context, key string, keep clientv3.LeaseID) {
+	s.mu.Lock()
+	old := slices.DeleteFunc(slices.Clone(s.grants[key]), func(id clientv3.LeaseID) bool { return id == keep })
+	s.mu.Unlock()
+	for _, id := range old {
+		s.revokeOne(ctx, key, id)
+	}
+}
+
+func (s *Store) revokeOne(ctx context.Context, key string, id clientv3.LeaseID) {
+	if id == clientv3.NoLease {
+		return
+	}
+	err := s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		_, err := c.Revoke(ctx, id)
+		return err
+	})
+	if err != nil {
+		s.log.Debug("etcd: cannot revoke a grant; it runs out by itself", "key", key, "err", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.grants[key] = slices.DeleteFunc(s.grants[key], func(g clientv3.LeaseID) bool { return g == id })
+	if len(s.grants[key]) == 0 {
+		delete(s.grants, key)
+	}
+}
+
+// DeleteLease implements lease.Store.
+func (s *Store) DeleteLease(ctx context.Context, key string, revision int64) error {
+	full := s.subnets() + key
+	var done, there bool
+	err := s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		r, err := c.Txn(ctx).If(condition(full, revision)...).Then(clientv3.OpDelete(full)).Else(clientv3.OpGet(full)).Commit()
+		if err != nil {
+			return err
+		}
+		done = r.Succeeded
+		if done {
+			there = r.Responses[0].GetResponseDeleteRange().Deleted > 0
+		} else {
+			there = len(r.Responses[0].GetResponseRange().Kvs) > 0
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case !there:
+		return fmt.Errorf("etcd key %s: %w", full, lease.ErrNotFound)
+	case !done:
+		return lost(full, revision)
+	}
+	return nil
+}
+
+// TimeToLive implements lease.Store.
+func (s *Store) TimeToLive(ctx context.Context, key string) (left time.Duration, err error) {
+	full := s.subnets() + key
+	there := false
+	err = s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		r, err := c.Get(ctx, full)
+		if err != nil || len(r.Kvs) == 0 {
+			return err
+		}
+		id := clientv3.LeaseID(r.Kvs[0].Lease)
+		if there = true; id == clientv3.NoLease {
+			return nil
+		}
+		t, err := c.TimeToLive(ctx, id)
+		if err != nil {
+			return err
+		}
+		there, left = t.TTL > 0, time.Duration(t.TTL)*time.Second
+		return nil
+	})
+	if err == nil && !there {
+		err = fmt.Errorf("etcd key %s: %w", full, lease.ErrNotFound)
+	}
+	return left, err
+}

@@ -1,0 +1,17 @@
+package lease
+
+// ExplainSkip says in a sentence what a reason of WatchStatus.Skipped means for an operator; empty for
+// one that this version does not know.
+func ExplainSkip(reason string) string { return skipMeans[reason] }
+
+var skipMeans = map[string]string{
+	SkipKey:      "a key that is no lease key; flannel nodes lose all their peers over it: muslin leases list shows it",
+	SkipValue:    "a lease whose value cannot be read: muslin leases list shows why",
+	SkipIPv6:     "a lease without an IPv4 subnet",
+	SkipOutside:  "a subnet that does not lie in the network",
+	SkipBackend:  "a lease of another backend type; such a node and this one cannot talk",
+	SkipVNI:      "a lease of another VXLAN network: compare the VNI in the config of both nodes",
+	SkipPublicIP: "a lease with this node's PublicIP but another subnet: an old one of ours, or another host's",
+	SkipReserved: "a reservation that no node has taken up yet",
+	SkipDouble:   "the same subnet under another key, which is newer",
+}

@@ -1,0 +1,362 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+var (
+	// ErrSubnetLost says that another node holds our subnet now.
+	ErrSubnetLost = errors.New("another node holds our subnet")
+	// ErrPublicIPInUse says that a live host with our PublicIP was there before us.
+	ErrPublicIPInUse = errors.New("another host uses our PublicIP")
+)
+
+const (
+	// newcomer is how long a keeper that took over an existing lease yields to an incumbent. It covers
+	// an incumbent's first write-back (1 s after it sees the change) with room for a slow store.
+	newcomer = 30 * time.Second
+
+	defendLeast = time.Second // back-off between write-backs of our lease
+	defendMost  = time.Minute
+
+	renewRetryLeast = time.Second // back-off between tries to write to a store in trouble
+	renewRetryMost  = time.Minute
+
+	// calm is how long without a foreign write until a conflict counts as over. More than defendMost,
+	// or a conflict would end between two of its rounds.
+	calm = 5 * time.Minute
+)
+
+// KeeperConfig says what a Keeper keeps.
+type KeeperConfig struct {
+	Store    Store
+	Network  *Config
+	Attrs    Attrs            // of our lease; PublicIP and what the backend needs
+	Previous netip.Prefix     // the subnet that the subnet file names, or zero
+	Margin   time.Duration    // before expiry at which the lease is renewed; 0 means one hour
+	Pick     func(n int) int  // a random number below n; nil means math/rand's
+	Logger   *slog.Logger     // nil means slog.Default
+	Changed  func(KeepStatus) // optional: called from Acquire and Run whenever the status changed
+}
+
+// KeepStatus is what a Keeper can tell about itself.
+type KeepStatus struct {
+	Lease     Lease
+	Conflict  string // a sentence while somebody else writes our lease, else ""
+	LastError string // of the last thing that went wrong, "" once it works again
+}
+
+// Keeper gets our lease and keeps it: it renews it in time, takes it again when somebody deletes it, and
+// tells an impostor from a successor. First Acquire, then Run.
+type Keeper struct {
+	cfg   KeeperConfig
+	store Store
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	status KeepStatus
+
+	// Used by Acquire, and after it by Run's tending goroutine alone.
+	reusedAt   time.Time // when an existing lease was taken over; zero: it is of our own making
+	next       time.Time // when to write
+	expect     int64     // the revision that the next write replaces; Absent to create
+	judged     int64     // what is not newer than this revision is old news
+	defend     *backoff
+	defending  bool // the next write takes back what somebody else wrote
+	retry      *backoff
+	conflictAt time.Time
+	trouble    outage
+}
+
+// NewKeeper checks what it is given.
+func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
+	if cfg.Margin == 0 {
+		cfg.Margin = time.Hour
+	}
+	if cfg.Margin < time.Minute || cfg.Margin > TTL-time.Minute {
+		return nil, fmt.Errorf("subnet lease renew margin %s: want 1 minute to %s, since a lease lives for %s", cfg.Margin, TTL-time.Minute, TTL)
+	}
+	if !cfg.Attrs.PublicIP.Is4() {
+		return nil, fmt.Errorf("keep lease: PublicIP %s is not an IPv4 address: give one with --public-ip", cfg.Attrs.PublicIP)
+	}
+	if cfg.Pick == nil {
+		cfg.Pick = rand.IntN
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Keeper{
+		cfg: cfg, store: cfg.Store, log: cfg.Logger,
+		defend:  newBackoff(defendLeast, defendMost),
+		retry:   newBackoff(renewRetryLeast, renewRetryMost),
+		trouble: outage{log: cfg.Logger, what: "write our lease"},
+	}, nil
+}
+
+// Status may be called from anywhere.
+func (k *Keeper) Status() KeepStatus {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.status
+}
+
+func (k *Keeper) update(change func(*KeepStatus)) {
+	k.mu.Lock()
+	change(&k.status)
+	now := k.status
+	k.mu.Unlock()
+	if k.cfg.Changed != nil {
+		k.cfg.Changed(now)
+	}
+}
+
+func (k *Keeper) setError(err error) {
+	k.update(func(s *KeepStatus) { s.LastError = err.Error() })
+}
+
+// took makes l our lease, just acquired.
+func (k *Keeper) took(l Lease, reused bool) {
+	k.reusedAt = time.Time{}
+	if reused {
+		k.reusedAt = time.Now()
+	}
+	k.holds(l)
+}
+
+// holds records our lease as the store has it now, and when to renew it.
+func (k *Keeper) holds(l Lease) {
+	k.update(func(s *KeepStatus) { s.Lease, s.LastError = l, "" })
+	k.expect, k.defending = l.Revision, false
+	k.judged = max(k.judged, l.Revision)
+	k.next = time.Time{} // a reservation needs no renewal
+	if !l.Reserved {
+		k.next = l.Expires.Add(-k.cfg.Margin)
+	}
+}
+
+// Run keeps the lease until ctx ends, then leaves it in the store and returns nil. It acquires one if
+// that was not done. A store that does not answer never ends it. ErrSubnetLost and ErrPublicIPInUse do:
+// the subnet is no longer ours to use.
+func (k *Keeper) Run(ctx context.Context) error {
+	if !k.Status().Lease.Subnet.IsValid() {
+		if _, err := k.Acquire(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+	key := k.Status().Lease.Key
+	seen := make(chan observation)
+	g, ctx := errgroup.WithContext(ctx)
+	tell := func(o observation) {
+		select {
+		case seen <- o:
+		case <-ctx.Done():
+		}
+	}
+	g.Go(func() error {
+		f := follower{
+			store: k.store, log: k.log, what: "watch our lease", key: key,
+			listed: func(entries []Entry, revision int64) { tell(observe(entries, key, revision)) },
+			changed: func(events []Event, _ int64) {
+				for _, e := range events {
+					if e.Key == key {
+						tell(observation{entry: e.Entry, absent: e.Deleted, asOf: e.Revision})
+					}
+				}
+			},
+			health: func(error) {}, // the Watcher reports it for all
+		}
+		return f.run(ctx)
+	})
+	g.Go(func() error { return k.tend(ctx, seen) })
+	return g.Wait()
+}
+
+// observation is what somebody saw at our key: an entry or its absence, as of a revision of the store.
+type observation struct {
+	entry  Entry
+	absent bool
+	asOf   int64 // of the key
+	list   int64 // of the store, when it comes from a list
+}
+
+func observe(entries []Entry, key string, revision int64) observation {
+	for _, e := range entries {
+		if e.Key == key {
+			return observation{entry: e, asOf: e.Revision, list: revision}
+		}
+	}
+	return observation{absent: true, asOf: revision, list: revision}
+}
+
+// tend is the one goroutine that judges and writes.
+func (k *Keeper) tend(ctx context.Context, seen <-chan observation) error {
+	for {
+		// A minute is often enough to notice that a conflict is over, and that a suspended machine
+		// has slept through its renewal.
+		wait := time.Minute
+		if !k.next.IsZero() {
+			wait = max(0, min(wait, time.Until(k.next)))
+		}
+		timer := time.NewTimer(wait)
+		var err error
+		select {
+		case <-ctx.Done():
+		case o := <-seen:
+			if o.list != 0 && o.list < k.judged {
+				// The list may merely be older than our last write. Or the store was set back.
+				err = k.look(ctx)
+			} else {
+				err = k.judge(ctx, o)
+			}
+		case <-timer.C:
+			k.settle()
+			if !k.next.IsZero() && !time.Now().Before(k.next) {
+				err = k.write(ctx)
+			}
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// settle ends a conflict after a calm time.
+func (k *Keeper) settle() {
+	if !k.conflictAt.IsZero() && time.Since(k.conflictAt) > calm {
+		k.log.Info("nobody else has written our lease for a while: the conflict is over")
+		k.conflictAt = time.Time{}
+		k.defend.reset()
+		k.update(func(s *KeepStatus) { s.Conflict = "" })
+	}
+}
+
+// judge decides what to do about what was seen at our key. Echoes of our own writes, and anything
+// older, mean nothing.
+func (k *Keeper) judge(ctx context.Context, o observation) error {
+	if o.asOf <= k.judged {
+		return nil
+	}
+	k.judged = o.asOf
+	ours := k.Status().Lease
+	if o.absent {
+		if k.expect != Absent {
+			k.log.Error("our lease was deleted from the store: taking the same subnet again; traffic goes on meanwhile", "subnet", ours.Subnet)
+			k.setError(fmt.Errorf("our lease %s was deleted from the store", ours.Key))
+			k.expect, k.next = Absent, time.Now()
+		}
+		return nil
+	}
+	theirs, err := ParseLease(o.entry)
+	ours.Revision, ours.Reserved = o.entry.Revision, o.entry.Reserved
+	switch {
+	case err == nil && theirs.Attrs.Equal(k.cfg.Attrs):
+		// As we would have written it: our own write whose answer was lost, or an operator who made
+		// it a reservation or ended one.
+		return k.adopt(ctx, ours)
+	case theirs.Attrs.PublicIP.IsValid() && theirs.Attrs.PublicIP != k.cfg.Attrs.PublicIP:
+		return fmt.Errorf("lease %s: %w: held by %s now. Restart to acquire another subnet", ours.Key, ErrSubnetLost, theirs.Attrs)
+	}
+	what := fmt.Sprintf("somebody wrote what is not a lease (%v) over our lease %s", err, ours.Key)
+	if theirs.Attrs.PublicIP.IsValid() {
+		what = fmt.Sprintf("two hosts have PublicIP %s: our lease %s of %s was overwritten with %s; give one of the two hosts another address with --public-ip",
+			k.cfg.Attrs.PublicIP, ours.Key, k.cfg.Attrs, theirs.Attrs)
+		if !k.reusedAt.IsZero() && time.Since(k.reusedAt) < newcomer {
+			return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with --public-ip",
+				ours.Key, ErrPublicIPInUse, k.cfg.Attrs.PublicIP, theirs.Attrs, k.cfg.Attrs)
+		}
+	}
+	k.conflictAt = time.Now()
+	k.expect = ours.Revision
+	k.update(func(s *KeepStatus) { s.Conflict, s.Lease.Reserved = what, ours.Reserved })
+	if !k.defending { // else a write-back is due already, and a flood of foreign ones must not put it off
+		delay := k.defend.next()
+		k.log.Error(what, "writing_ours_back_in", delay)
+		k.defending, k.next = true, time.Now().Add(delay)
+	}
+	return nil
+}
+
+// adopt takes the store's entry as our own write.
+func (k *Keeper) adopt(ctx context.Context, l Lease) error {
+	l.Expires = time.Time{}
+	if !l.Reserved {
+		left, err := k.store.TimeToLive(ctx, l.Key)
+		if err != nil || left <= 0 {
+			left = k.cfg.Margin // unknown: renew at once
+		}
+		l.Expires = time.Now().Add(left)
+	}
+	k.holds(l)
+	return nil
+}
+
+// write renews, defends or takes again: all are one conditional write.
+func (k *Keeper) write(ctx context.Context) error {
+	ours := k.Status().Lease
+	ttl := TTL
+	if ours.Reserved {
+		ttl = Permanent
+	}
+	l, err := k.put(ctx, ours.Subnet, ttl, k.expect)
+	switch {
+	case err == nil:
+		if k.expect == Absent {
+			k.log.Info("we hold our subnet again", "subnet", l.Subnet)
+		} else {
+			k.log.Debug("renewed our lease", "subnet", l.Subnet, "expires", l.Expires)
+		}
+		k.retry.reset()
+		k.trouble.over()
+		k.holds(l)
+		return nil
+	case errors.Is(err, ErrExists), errors.Is(err, ErrConflict):
+		// Somebody was there between what we saw and now.
+		return k.look(ctx)
+	}
+	k.putOff(ctx, err)
+	return nil
+}
+
+// look judges a list that is surely newer than our last write.
+func (k *Keeper) look(ctx context.Context) error {
+	entries, revision, err := k.store.List(ctx)
+	if err != nil {
+		k.putOff(ctx, err)
+		return nil
+	}
+	k.trouble.over()
+	if revision < k.judged {
+		k.log.Warn("the store's history went back: it was restored from an older copy, or made anew", "revision", revision, "seen", k.judged)
+		k.judged = 0
+	}
+	if k.expect == Absent || !k.next.IsZero() && !time.Now().Before(k.next) {
+		k.next = time.Now().Add(k.retry.next()) // unless judge knows better
+	}
+	return k.judge(ctx, observe(entries, k.Status().Lease.Key, revision))
+}
+
+// putOff notes a failed try and when to try again.
+func (k *Keeper) putOff(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	k.trouble.begin(err)
+	k.setError(err)
+	k.next = time.Now().Add(k.retry.next())
+}

@@ -1,0 +1,272 @@
+package lease
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"muslin/encap"
+)
+
+// logBuffer collects log lines.
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *logBuffer) count(text string) int { return strings.Count(l.String(), text) }
+
+func (l *logBuffer) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+func mac(t *testing.T, s string) encap.MAC {
+	t.Helper()
+	m, err := encap.ParseMAC(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func vxlanAttrs(t *testing.T, ip, hw string) Attrs {
+	return Attrs{PublicIP: netip.MustParseAddr(ip), BackendType: BackendVXLAN, VNI: vni(t, 1), MAC: mac(t, hw)}
+}
+
+func TestAttrsAreFlannels(t *testing.T) {
+	for _, text := range []string{
+		// Seen in a store that flannel nodes wrote.
+		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`,
+		`{"PublicIP":"192.0.2.2","PublicIPv6":null}`,
+		`{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"},"BackendV6Data":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`,
+		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"a+b/c=","Port":51820}}`,
+		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"host-gw"}`,
+	} {
+		a, err := DecodeAttrs([]byte(text))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		back, err := json.Marshal(a)
+		if err != nil || string(back) != text {
+			t.Errorf("round trip:\n got %s, %v\nwant %s", back, err, text)
+		}
+	}
+	own := vxlanAttrs(t, "192.0.2.2", "be:e3:93:3d:62:d0")
+	got, err := json.Marshal(own)
+	want := `{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`
+	if err != nil || string(got) != want {
+		t.Errorf("got %s, %v", got, err)
+	}
+	if _, err := json.Marshal(Attrs{}); err == nil {
+		t.Error("a lease without PublicIP can be written")
+	}
+}
+
+func TestDecodeAttrsErrors(t *testing.T) {
+	vx := func(data string) string {
+		return `{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":` + data + `}`
+	}
+	for _, test := range []struct {
+		in, want string
+		publicIP bool // still known
+	}{
+		{``, "empty", false},
+		{`garbage`, "not JSON", false},
+		{`[]`, "JSON object", false},
+		{`{}`, "PublicIP is missing or null", false},
+		{`{"PublicIP":null,"PublicIPv6":null}`, "PublicIP is missing or null", false},
+		{`{"PublicIP":"","PublicIPv6":null}`, `PublicIP "" is not an IP address`, false},
+		{`{"PublicIP":"192.0.2.256"}`, "is not an IP address", false},
+		{`{"PublicIP":"2001:db8::1"}`, "is not an IPv4 address", false},
+		{`{"PublicIP":"0.0.0.0"}`, "not the address of one node", true},
+		{`{"PublicIP":"224.0.0.1"}`, "not the address of one node", true},
+		{`{"PublicIP":17}`, "PublicIP is the number 17", false},
+		{`{"PublicIP":"192.0.2.2","PublicIPv6":"x"}`, `PublicIPv6 "x"`, true},
+		{`{"PublicIP":"192.0.2.2","PublicIPv6":"192.0.2.1"}`, "is not an IPv6", true},
+		{`{"PublicIP":"192.0.2.2","BackendType":3}`, "BackendType is the number 3", true},
+		{`{"PublicIP":"192.0.2.2","BackendType":"vxlan"}`, "BackendData: missing", true},
+		{vx(`[]`), "BackendData: want a JSON object", true},
+		{vx(`{"VNI":16777216,"VtepMAC":"be:e3:93:3d:62:d0"}`), "VNI is 16777216", true},
+		{vx(`{"VNI":1}`), `VtepMAC "" is not`, true},
+		{vx(`{"VNI":1,"VtepMAC":"be:e3:93:3d:62"}`), "is not an Ethernet address", true},
+		{vx(`{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}`), "not the address of one VTEP", true},
+		{vx(`{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}`), "not the address of one VTEP", true},
+		{vx(`{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}`) + "x", "follows the end", false},
+	} {
+		a, err := DecodeAttrs([]byte(test.in))
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", test.in, err, test.want)
+		}
+		if a.PublicIP.IsValid() != test.publicIP {
+			t.Errorf("%s: PublicIP %v", test.in, a.PublicIP)
+		}
+	}
+}
+
+func TestParseKey(t *testing.T) {
+	for _, test := range []struct{ key, v4, v6 string }{
+		{"10.244.1.0-24", "10.244.1.0/24", ""},
+		{"10.42.1.0-24&2001:cafe:42:1::-64", "10.42.1.0/24", "2001:cafe:42:1::/64"},
+		{"0.0.0.0-0&2001:cafe:42:1::-64", "", "2001:cafe:42:1::/64"},
+	} {
+		v4, v6, err := ParseKey(test.key)
+		if err != nil {
+			t.Errorf("%s: %v", test.key, err)
+		}
+		if v4.IsValid() && v4.String() != test.v4 || !v4.IsValid() && test.v4 != "" || v6.IsValid() && v6.String() != test.v6 || !v6.IsValid() && test.v6 != "" {
+			t.Errorf("%s: %s, %s", test.key, v4, v6)
+		}
+	}
+	for _, key := range []string{"", "config", "10.244.1.0", "10.244.1.0/24", "10.244.1.0-", "10.244.1.0-33", "10.244.1.0-024", "010.244.1.0-24",
+		"10.244.1.5-24", "10.244.1.0-24&", "10.244.1.0-24&10.0.0.0-8", "2001:cafe::-64", "10.244.1.0-24&2001:CAFE::-64", "10.244.1.0-24&2001:cafe::1-64",
+		"10.244.1.0-24/x", "0.0.0.0-0", "::ffff:10.1.0.0-120", "10.244.1.0-24\n"} {
+		if v4, v6, err := ParseKey(key); err == nil {
+			t.Errorf("%q: %s, %s, want an error", key, v4, v6)
+		}
+	}
+	if got := Key(netip.MustParsePrefix("10.244.1.7/24")); got != "10.244.1.0-24" {
+		t.Errorf("Key: %s", got)
+	}
+}
+
+func TestSubnetFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "flannel", "subnet.env")
+	f := SubnetFile{Network: netip.MustParsePrefix("10.244.0.0/16"), Subnet: netip.MustParsePrefix("10.244.1.0/24"), MTU: 1450}
+	if got, err := ReadSubnetFile(path); err != nil || got != (SubnetFile{}) {
+		t.Fatalf("missing file: %v, %v", got, err)
+	}
+	for range 2 { // the second time over the first
+		if err := f.Write(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Fatalf("%s, %v", got, err)
+	}
+	if got, err := ReadSubnetFile(path); err != nil || got != f {
+		t.Fatalf("read back %v, %v", got, err)
+	}
+	for p, mode := range map[string]os.FileMode{path: 0o644, filepath.Dir(path): 0o755 | os.ModeDir} {
+		if fi, err := os.Stat(p); err != nil || fi.Mode() != mode {
+			t.Errorf("%s: %v, %v", p, fi.Mode(), err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	err := f.Write(filepath.Join(path, "below-a-file"))
+	if err == nil || !strings.Contains(err.Error(), "--subnet-file") {
+		t.Errorf("unwritable: %v", err)
+	}
+	blocked := t.TempDir() // a directory is where the file should be
+	if err := f.Write(blocked); err == nil {
+		t.Error("replaced a directory")
+	}
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(blocked), ".*")); err != nil || len(left) != 0 {
+		t.Errorf("a failed write left %v, %v", left, err)
+	}
+	if _, err := ReadSubnetFile(blocked); err == nil || errors.Is(err, os.ErrNotExist) {
+		t.Errorf("read a directory: %v", err)
+	}
+}
+
+func TestParseSubnetFileGarbage(t *testing.T) {
+	in := "\x00\nexport FLANNEL_SUBNET=\"10.244.7.1/24\"\nFLANNEL_NETWORK=10.244.0.0\nFLANNEL_MTU=-5\nFLANNEL_IPMASQ=TRUE\nOTHER\n=\nFLANNEL_MTU"
+	want := SubnetFile{Subnet: netip.MustParsePrefix("10.244.7.0/24")}
+	if got := ParseSubnetFile([]byte(in)); got != want {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func FuzzAttrs(f *testing.F) {
+	f.Add([]byte(`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`))
+	f.Add([]byte(`{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::1","BackendType":"wireguard","BackendData":{"PublicKey":"a","Port":1}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		a, err := DecodeAttrs(data)
+		if err != nil {
+			return
+		}
+		wire, err := json.Marshal(a)
+		if err != nil {
+			t.Fatalf("cannot write what was read: %v", err)
+		}
+		b, err := DecodeAttrs(wire)
+		if err != nil {
+			t.Fatalf("cannot read what was written, %s: %v", wire, err)
+		}
+		again, err := json.Marshal(b)
+		if err != nil || string(again) != string(wire) {
+			t.Fatalf("not stable: %s, then %s, %v", wire, again, err)
+		}
+	})
+}
+
+func FuzzParseKey(f *testing.F) {
+	f.Add("10.244.1.0-24")
+	f.Add("10.42.1.0-24&2001:cafe:42:1::-64")
+	f.Add("0.0.0.0-0&::-0")
+	f.Fuzz(func(t *testing.T, key string) {
+		v4, v6, err := ParseKey(key)
+		if err != nil {
+			return
+		}
+		text := "0.0.0.0-0"
+		if v4.IsValid() {
+			text = Key(v4)
+		}
+		if v6.IsValid() {
+			text += "&" + Key(v6)
+		}
+		if text != key {
+			t.Fatalf("%q comes back as %q", key, text)
+		}
+	})
+}
+
+func FuzzSubnetFile(f *testing.F) {
+	f.Add([]byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		a := ParseSubnetFile(data)
+		if !a.Network.IsValid() || !a.Subnet.IsValid() {
+			return
+		}
+		if b := ParseSubnetFile(a.Bytes()); a.Subnet.Bits() < 32 && a.Subnet.Bits() > 0 && b != a {
+			t.Fatalf("%+v comes back as %+v", a, b)
+		}
+	})
+}
+
+func FuzzPeersFile(f *testing.F) {
+	f.Add([]byte(`{"10.244.1.0-24":{"PublicIP":"192.0.2.1","PublicIPv6":null}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		entries, err := ParsePeersFile(data)
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			if _, err := ParseLease(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

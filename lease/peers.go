@@ -1,0 +1,141 @@
+package lease
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"muslin/tunnel/fib"
+)
+
+// gather is how long a change waits for others, so that a burst makes one table.
+const gather = 5 * time.Millisecond
+
+// WatcherConfig says what a Watcher watches and for whom.
+type WatcherConfig struct {
+	Store   Store
+	Node    Node
+	OnTable func(*fib.Table) // at each change, from one goroutine
+	Logger  *slog.Logger     // nil means slog.Default
+}
+
+// WatchStatus is what a Watcher, or Static, can tell about itself.
+type WatchStatus struct {
+	Healthy   bool           // the store answers and the watch stands; Static: the last read was good
+	Revision  int64          // of the store, up to which everything is known; Static: number of reads
+	Peers     int            // in the last table
+	Skipped   map[string]int // leases that make no peer, by reason
+	LastError string         // while not Healthy
+}
+
+// Watcher turns everybody's leases into the peers of a fib.Table. While the store does not answer, the
+// last peers stay.
+type Watcher struct {
+	cfg WatcherConfig
+
+	mu     sync.Mutex
+	roster *roster
+	status WatchStatus
+
+	dirty chan struct{} // holds one token while there is something new
+}
+
+// NewWatcher starts nothing: see Run.
+func NewWatcher(cfg WatcherConfig) *Watcher {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Watcher{cfg: cfg, roster: newRoster(cfg.Node, cfg.Logger), dirty: make(chan struct{}, 1)}
+}
+
+// Run watches until ctx ends; then it returns nil. Nothing else ends it.
+func (w *Watcher) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	f := follower{store: w.cfg.Store, log: w.cfg.Logger, what: "watch the leases", listed: w.listed, changed: w.changed, health: w.health}
+	g.Go(func() error { return f.run(ctx) })
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-w.dirty:
+			}
+			if pause(ctx, gather) != nil {
+				return nil
+			}
+			select {
+			case <-w.dirty:
+			default:
+			}
+			w.cfg.OnTable(w.rebuild())
+		}
+	})
+	return g.Wait()
+}
+
+// Status may be called from anywhere.
+func (w *Watcher) Status() WatchStatus {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.status
+	s.Skipped = maps.Clone(s.Skipped)
+	return s
+}
+
+// Leases is every lease that could be read, ours and those of other backends too, sorted by key.
+func (w *Watcher) Leases() []Lease {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.roster.leases()
+}
+
+func (w *Watcher) listed(entries []Entry, revision int64) {
+	w.mu.Lock()
+	w.roster.replace(entries)
+	w.status.Revision = revision
+	w.mu.Unlock()
+	w.touch()
+}
+
+func (w *Watcher) changed(events []Event, revision int64) {
+	w.mu.Lock()
+	for _, e := range events {
+		if e.Deleted {
+			w.roster.remove(e.Key)
+		} else {
+			w.roster.set(e.Entry)
+		}
+	}
+	w.status.Revision = revision
+	w.mu.Unlock()
+	w.touch()
+}
+
+func (w *Watcher) health(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.Healthy, w.status.LastError = err == nil, ""
+	if err != nil {
+		w.status.LastError = err.Error()
+	}
+}
+
+func (w *Watcher) touch() {
+	select {
+	case w.dirty <- struct{}{}:
+	default:
+	}
+}
+
+func (w *Watcher) rebuild() *fib.Table {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t, skipped := w.roster.table()
+	w.status.Peers, w.status.Skipped = len(t.Peers()), skipped
+	w.cfg.Logger.Debug("peers changed", "peers", len(t.Peers()), "skipped", describe(skipped))
+	return t
+}

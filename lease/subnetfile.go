@@ -1,0 +1,128 @@
+package lease
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"muslin/encap"
+)
+
+// DefaultSubnetFile is where flannel's CNI plugin looks.
+const DefaultSubnetFile = "/run/flannel/subnet.env"
+
+// SubnetFile is what container runtimes on this host need to know of our lease.
+type SubnetFile struct {
+	Network netip.Prefix // of the overlay
+	Subnet  netip.Prefix // ours, masked; the file has its first host address, base + 1
+	MTU     encap.InnerMTU
+	IPMasq  bool // whether masquerading is done, and the runtime need not do it
+}
+
+// Bytes is the file's content, as flannel writes it.
+func (f SubnetFile) Bytes() []byte {
+	var b bytes.Buffer
+	gateway := netip.PrefixFrom(f.Subnet.Masked().Addr().Next(), f.Subnet.Bits())
+	fmt.Fprintf(&b, "FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", f.Network, gateway, f.MTU, f.IPMasq)
+	return b.Bytes()
+}
+
+// Write replaces the file at once: a reader sees the old one or the new one, never a part. The directory
+// is made (0755) if it is missing; the file is 0644.
+func (f SubnetFile) Write(path string) error {
+	if err := f.write(path); err != nil {
+		return fmt.Errorf("write subnet file %s: %w: make its directory writable, or name another place with --subnet-file", path, err)
+	}
+	return nil
+}
+
+func (f SubnetFile) write(path string) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	t, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			t.Close()
+			os.Remove(t.Name())
+		}
+	}()
+	if _, err := t.Write(f.Bytes()); err != nil {
+		return err
+	}
+	if err := t.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := t.Sync(); err != nil {
+		return err
+	}
+	if err := t.Close(); err != nil {
+		return err
+	}
+	return os.Rename(t.Name(), path)
+}
+
+// ReadSubnetFile reads what a muslin or a flannel left behind. A file that is not there gives the zero
+// SubnetFile without an error; a line that makes no sense leaves its field zero.
+func ReadSubnetFile(path string) (SubnetFile, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return SubnetFile{}, nil
+	}
+	if err != nil {
+		return SubnetFile{}, fmt.Errorf("read subnet file: %w", err)
+	}
+	return ParseSubnetFile(data), nil
+}
+
+// ParseSubnetFile reads KEY=VALUE lines as a shell would that knows no escapes. It takes what it
+// understands; the last of several lines with one key counts.
+func ParseSubnetFile(data []byte) SubnetFile {
+	var f SubnetFile
+	for line := range strings.Lines(string(data)) {
+		key, value, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
+		if !ok {
+			continue
+		}
+		value = unquote(value)
+		switch key {
+		case "FLANNEL_NETWORK":
+			f.Network = prefixOrZero(value)
+		case "FLANNEL_SUBNET":
+			f.Subnet = prefixOrZero(value)
+		case "FLANNEL_MTU":
+			f.MTU = 0
+			if n, err := strconv.ParseUint(value, 10, 16); err == nil {
+				f.MTU = encap.InnerMTU(n)
+			}
+		case "FLANNEL_IPMASQ":
+			f.IPMasq = value == "true"
+		}
+	}
+	return f
+}
+
+func unquote(s string) string {
+	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0] {
+		return s[1 : len(s)-1]
+	}
+	return s
+}
+
+func prefixOrZero(s string) netip.Prefix {
+	p, err := netip.ParsePrefix(s)
+	if err != nil || !p.Addr().Is4() {
+		return netip.Prefix{}
+	}
+	return p.Masked()
+}
