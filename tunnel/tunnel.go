@@ -37,6 +37,9 @@ type Device interface {
 	// and returns how many were taken, with the first error. bufs are borrowed until it returns, and
 	// the bytes before offset may be overwritten. Both workers call it, at the same time.
 	Write(bufs [][]byte, offset int) (n int, err error)
+
+	// Close ends Read and Write with os.ErrClosed. Closing again changes nothing.
+	Close() error
 }
 
 // Datagram is an outer datagram on its way in or out.
@@ -66,6 +69,9 @@ type Underlay interface {
 
 	// Overflow is how many datagrams the kernel dropped because the receive buffer was full.
 	Overflow() uint64
+
+	// Close ends Send and Receive with os.ErrClosed. Closing again changes nothing.
+	Close() error
 }
 
 // SourceCheck is how far a datagram's sender is checked.
@@ -120,8 +126,8 @@ type VTEP struct {
 	in  inbound
 }
 
-// New makes a VTEP that has no peers yet. It allocates all buffers of the data path. It does not own
-// cfg.Device and cfg.Underlay, but Run closes neither: the caller does, which also ends Run.
+// New makes a VTEP that has no peers yet. It allocates all buffers of the data path. cfg.Device and
+// cfg.Underlay stay the caller's to close until Run, which closes both.
 func New(cfg Config) (*VTEP, error) {
 	if !cfg.Subnet.Addr().Is4() {
 		return nil, fmt.Errorf("VTEP subnet %v: not IPv4", cfg.Subnet)
@@ -142,12 +148,16 @@ func (v *VTEP) SetTable(t *fib.Table) { v.table.Store(t) }
 // Table is the peers as they are now.
 func (v *VTEP) Table() *fib.Table { return v.table.Load() }
 
-// Run carries packets until ctx is cancelled and the caller has closed Device and Underlay, or until one
-// of the two fails, which is returned.
+// Run carries packets until ctx is cancelled, which gives nil, or until Device or Underlay fails, which is
+// returned. Either way it closes both: no context reaches a worker that waits in one of them.
 func (v *VTEP) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ended(ctx, v.out.run()) })
 	g.Go(func() error { return ended(ctx, v.in.run()) })
+	g.Go(func() error {
+		<-ctx.Done()
+		return errors.Join(v.cfg.Device.Close(), v.cfg.Underlay.Close())
+	})
 	return g.Wait()
 }
 

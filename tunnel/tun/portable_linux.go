@@ -2,6 +2,7 @@ package tun
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
@@ -12,13 +13,14 @@ import (
 // Portable is a TUN device through golang.zx2c4.com/wireguard/tun alone: one packet a call, waiting in
 // Go's netpoller. It implements tunnel.Device as Device does, more slowly.
 type Portable struct {
-	dev  wgtun.Device
-	name string
+	dev    wgtun.Device
+	name   string
+	closed atomic.Bool
 }
 
 // OpenPortable creates the TUN device name, as Open does.
 func OpenPortable(name string) (*Portable, error) {
-	fd, err := create(name)
+	fd, err := create(name, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -37,12 +39,13 @@ func (p *Portable) Name() string { return p.name }
 
 // Features lists how packets are moved.
 func (p *Portable) Features() []kernel.Feature {
-	return []kernel.Feature{{Name: "tun-drain", Reason: "portable data path asked for: one packet a call"}}
+	return []kernel.Feature{{Name: "tun-drain", Reason: "portable data path asked for: one packet a call"}, napiFeature(errPlain)}
 }
 
 // Read implements tunnel.Device, with one packet at most.
 func (p *Portable) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	return p.dev.Read(bufs, sizes, offset)
+	n, err := p.dev.Read(bufs, sizes, offset)
+	return n, p.failed("read", err)
 }
 
 // Write implements tunnel.Device. The library counts bytes, and goes on after a refused packet only
@@ -52,11 +55,40 @@ func (p *Portable) Write(bufs [][]byte, offset int) (written int, err error) {
 		if _, werr := p.dev.Write(bufs[i:i+1], offset); werr == nil {
 			written++
 		} else if err == nil {
-			err = werr
+			err = p.failed("write", werr)
 		}
 	}
 	return written, err
 }
 
+// failed tells a deleted device from a closed one: the library calls both os.ErrClosed, and Go's netpoller
+// a third thing when Read was waiting in it.
+func (p *Portable) failed(op string, err error) error {
+	if err != nil && !p.closed.Load() && p.gone() {
+		return deleted(op, p.name)
+	}
+	return err
+}
+
+// gone asks the kernel whether the descriptor has lost its device.
+func (p *Portable) gone() bool {
+	conn, err := p.dev.File().SyscallConn()
+	if err != nil {
+		return false
+	}
+	var lost error
+	err = conn.Control(func(fd uintptr) {
+		ifr, err := unix.NewIfreq(p.name)
+		if err == nil {
+			err = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, ifr)
+		}
+		lost = err
+	})
+	return err == nil && lost == unix.EBADFD
+}
+
 // Close removes the device and ends Read and Write with os.ErrClosed.
-func (p *Portable) Close() error { return p.dev.Close() }
+func (p *Portable) Close() error {
+	p.closed.Store(true)
+	return p.dev.Close()
+}

@@ -25,9 +25,9 @@ const clonePath = "/dev/net/tun"
 // has it.
 var ErrNameTaken = errors.New("the name is taken")
 
-// create makes the TUN device name and returns its non-blocking descriptor and the name it got:
-// IFF_TUN, no packet information, no virtio header, one queue.
-func create(name string) (int, error) {
+// create makes the TUN device name and returns its non-blocking descriptor: IFF_TUN, no packet
+// information, no virtio header, one queue, and the further flags.
+func create(name string, flags uint16) (int, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open %s: %w", clonePath, err)
@@ -37,7 +37,7 @@ func create(name string) (int, error) {
 		unix.Close(fd)
 		return -1, fmt.Errorf("TUN name %q: %w (at most %d bytes)", name, err, unix.IFNAMSIZ-1)
 	}
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		unix.Close(fd)
 		if err == unix.EBUSY || err == unix.EINVAL {
@@ -55,11 +55,41 @@ type Device struct {
 	name string
 	file *waiter.File
 	poll [2]unix.PollFd // of the reader
+	napi error          // nil: polled by a kernel thread; otherwise why not
 }
 
-// Open creates the TUN device name. An error that is ErrNameTaken means what it says.
+// Open creates the TUN device name, in NAPI mode where the kernel has it. An error that is ErrNameTaken
+// means what it says.
 func Open(name string) (*Device, error) {
-	fd, err := create(name)
+	ok, err := supportsNAPI()
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return open(name, 0, errors.New("the kernel has no NAPI for TUN devices (before 4.15)"))
+	}
+	d, err := open(name, unix.IFF_NAPI, nil)
+	if err != nil {
+		return nil, err
+	}
+	if d.napi = threadNAPI(name); d.napi != nil {
+		// NAPI without its thread gains nothing: the plain device is the simpler one.
+		why := d.napi
+		if err := d.Close(); err != nil {
+			return nil, err
+		}
+		return open(name, 0, why)
+	}
+	return d, nil
+}
+
+// OpenPlain creates the TUN device name without NAPI.
+func OpenPlain(name string) (*Device, error) { return open(name, 0, errPlain) }
+
+var errPlain = errors.New("a plain TUN device was asked for")
+
+func open(name string, flags uint16, napi error) (*Device, error) {
+	fd, err := create(name, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +97,7 @@ func Open(name string) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open TUN %q: %w", name, err)
 	}
-	return &Device{name: name, file: file}, nil
+	return &Device{name: name, file: file, napi: napi}, nil
 }
 
 // Name is the interface's name.
@@ -75,7 +105,10 @@ func (d *Device) Name() string { return d.name }
 
 // Features lists how packets are moved.
 func (d *Device) Features() []kernel.Feature {
-	return []kernel.Feature{{Name: "tun-drain", On: true, Reason: "one wake-up takes every packet that waits in the TUN device"}}
+	return []kernel.Feature{
+		{Name: "tun-drain", On: true, Reason: "one wake-up takes every packet that waits in the TUN device"},
+		napiFeature(d.napi),
+	}
 }
 
 // Read implements tunnel.Device.
@@ -144,9 +177,13 @@ func (d *Device) Write(bufs [][]byte, offset int) (written int, err error) {
 
 func (d *Device) failed(op string, errno syscall.Errno) error {
 	if errno == unix.EBADFD {
-		return fmt.Errorf("%s TUN %q: the device was deleted under us: %w", op, d.name, errno)
+		return deleted(op, d.name)
 	}
 	return fmt.Errorf("%s TUN %q: %w", op, d.name, errno)
+}
+
+func deleted(op, name string) error {
+	return fmt.Errorf("%s TUN %q: the device was deleted under us: %w", op, name, unix.EBADFD)
 }
 
 // Close removes the device and ends Read and Write with os.ErrClosed.

@@ -90,42 +90,40 @@ func (c *Conn) sendThrough(s int, ds []tunnel.Datagram) error {
 		st.index[n] = i
 		n++
 	}
+	plain := -1 // the message that is tried again without its ECN
 	for k := 0; k < n; {
 		sent, err := c.packets[s].WriteBatch(st.msgs[k:n], 0)
-		if sent > 0 {
-			k += sent
-			continue // what stopped the batch comes again as its first message
-		}
-		if errors.Is(err, os.ErrClosed) {
+		switch {
+		case sent > 0:
+			if k == plain {
+				c.giveUpECN(st.msgs[k:n])
+			}
+			k += sent // what stopped the batch comes again as its first message
+		case errors.Is(err, os.ErrClosed):
 			return err
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNREFUSED):
+			// An unconnected socket gets ECONNREFUSED only for an earlier datagram's ICMP error; it is
+			// cleared by being reported.
+		case errors.Is(err, unix.EINVAL) && len(st.msgs[k].OOB) > 0:
+			// Either the kernel refuses the ECN or the destination: without the ECN it shows which.
+			st.msgs[k].OOB = nil
+			plain = k
+		default:
+			ds[st.index[k]].Err = sendError(err)
+			k++
 		}
-		if c.recovered(err, st.msgs[k:n]) {
-			continue
-		}
-		ds[st.index[k]].Err = sendError(err)
-		k++
 	}
 	return nil
 }
 
-// recovered deals with the errors after which the same datagram is worth another try, and reports
-// whether this was one.
-func (c *Conn) recovered(err error, rest []ipv4.Message) bool {
-	if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNREFUSED) {
-		// An unconnected socket gets ECONNREFUSED only for an earlier datagram's ICMP error; it is
-		// cleared by being reported.
-		return true
+// giveUpECN sends the rest of a batch, and everything from then on, without ECN.
+func (c *Conn) giveUpECN(rest []ipv4.Message) {
+	if c.ecn.CompareAndSwap(true, false) {
+		c.log.Warn("outer ECN switched off: the kernel refuses IP_TOS for a datagram", "feature", "outer-ecn")
 	}
-	if errors.Is(err, unix.EINVAL) && len(rest[0].OOB) > 0 {
-		if c.ecn.CompareAndSwap(true, false) {
-			c.log.Warn("outer ECN switched off: the kernel refuses IP_TOS for a datagram", "feature", "outer-ecn", "err", err)
-		}
-		for i := range rest {
-			rest[i].OOB = nil
-		}
-		return true
+	for i := range rest {
+		rest[i].OOB = nil
 	}
-	return false
 }
 
 func sendError(err error) error {

@@ -1,0 +1,95 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/kernel"
+)
+
+// A TUN device in NAPI mode (IFF_NAPI, since Linux 4.15, 943170998b20) hands what we write to the kernel
+// through a queue, where its own GRO joins the TCP segments of a flow before the stack sees them. That
+// comes to nothing while the queue is polled within each write. With threaded polling (since 5.12,
+// 29863d41bb6e) a kernel thread empties it, and finds as many packets as we wrote meanwhile
+// (docs/decisions/tun-napi.md has the figures).
+
+// supportsNAPI asks the kernel which flags TUNSETIFF knows.
+func supportsNAPI() (bool, error) {
+	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("open %s: %w", clonePath, err)
+	}
+	defer unix.Close(fd)
+	flags, err := unix.IoctlGetInt(fd, unix.TUNGETFEATURES)
+	if err != nil {
+		return false, fmt.Errorf("TUNGETFEATURES: %w", err)
+	}
+	return flags&unix.IFF_NAPI != 0, nil
+}
+
+// threadNAPI turns threaded polling on for the device name, which has IFF_NAPI.
+func threadNAPI(name string) error {
+	dir := filepath.Join("/sys/class/net", name)
+	if err := sameDevice(dir, name); err != nil {
+		return err
+	}
+	// O_TRUNC and O_CREATE mean nothing in sysfs, and a device that is gone must not become a file.
+	f, err := os.OpenFile(filepath.Join(dir, "threaded"), os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return errors.New("the kernel cannot poll in a thread (before 5.12)")
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("1")
+	return errors.Join(err, f.Close())
+}
+
+// sameDevice makes sure that /sys shows our network namespace: a process that was moved into one by
+// setns(2) alone sees another namespace's devices there, perhaps one of the same name.
+func sameDevice(dir, name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
+		return os.NewSyscallError("SIOCGIFINDEX", err)
+	}
+	index, err := readNumber(filepath.Join(dir, "ifindex"))
+	if err != nil {
+		return fmt.Errorf("/sys does not show this network namespace: %w", err)
+	}
+	flags, err := readNumber(filepath.Join(dir, "tun_flags"))
+	if err != nil || index != uint64(ifr.Uint32()) || flags&unix.IFF_NAPI == 0 {
+		return errors.New("/sys shows another network namespace")
+	}
+	return nil
+}
+
+func readNumber(path string) (uint64, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(data)), 0, 32)
+}
+
+// napiFeature says whether the device polls in a thread, and why not.
+func napiFeature(err error) kernel.Feature {
+	f := kernel.Feature{Name: "tun-napi", On: err == nil, Reason: "the kernel joins TCP segments before its stack takes them (GRO)"}
+	if err != nil {
+		f.Reason = err.Error()
+	}
+	return f
+}
