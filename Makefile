@@ -1,0 +1,76 @@
+# muslin: `make` lists the targets.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 15s
+SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# What the demo and the tests need beside Go, as Debian packages.
+PACKAGES := iproute2 iputils-ping iperf3 tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps gcc libc6-dev
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the static binary, bin/muslin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/muslin ./cmd/muslin
+
+.PHONY: deps
+deps: ## Install the Debian packages that demo and test need
+	@if ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
+	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); fi
+
+.PHONY: demo
+demo: deps build ## Three hosts on this machine: ping and throughput between all pods (needs root)
+	$(SUDO) bin/muslin demo
+
+.PHONY: test
+test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
+
+# The end-to-end suite needs the machine to itself, so it is no part of the others.
+UNIT = $$($(GO) list ./... | grep -v /bench/e2e)
+
+.PHONY: test-unit
+test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=0 $(GO) test -count=1 $(UNIT)
+
+.PHONY: test-race
+test-race: ## The same under the race detector
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=1 $(GO) test -count=1 -race $(UNIT)
+
+.PHONY: test-fuzz
+test-fuzz: ## Every fuzz target over its seeds and kept corpus
+	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' ./encap ./tunnel ./lease
+
+.PHONY: test-e2e
+test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 9m ./bench/e2e
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (15s)
+	@set -e; for dir in encap tunnel lease; do \
+	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/func //'); do \
+	    echo "$$dir $$target"; CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$dir; done; done
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, other architectures, and govulncheck where its data can be had
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	CGO_ENABLED=0 $(GO) tool staticcheck ./...
+	@for arch in arm64 386 arm riscv64; do echo "build for $$arch"; CGO_ENABLED=0 GOARCH=$$arch $(GO) build -o /dev/null ./cmd/muslin || exit 1; done
+	@if timeout 5 $(GO) tool govulncheck -version >/dev/null 2>&1; then $(GO) tool govulncheck ./...; \
+	  else echo "govulncheck: its database cannot be reached from here; left out"; fi
+
+.PHONY: bench
+bench: build ## Go benchmarks of the data path, and throughput through the lab (needs root)
+	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem ./encap ./tunnel/...
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_THROUGHPUT=1 $(GO) test -count=1 -v -run TestThroughputFloor ./bench/e2e
+
+.PHONY: check
+check: lint test ## What a change must pass: lint and test
+
+.PHONY: clean
+clean: ## Remove what make built
+	rm -rf bin

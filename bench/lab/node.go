@@ -1,0 +1,241 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Node is a namespace of the lab: a host, a pod or the switch.
+type Node struct {
+	Name  string // within the lab: "h1", "p1a", "sw"
+	NetNS string // as `ip netns` shows it: "mlab-<id>-h1"
+
+	lab *Lab
+}
+
+func (l *Lab) addNode(ctx context.Context, name string) (*Node, error) {
+	n := &Node{Name: name, NetNS: namespacePrefix(l.id) + name, lab: l}
+	if _, err := l.run(ctx, []string{"ip", "netns", "add", n.NetNS}); err != nil {
+		return nil, err
+	}
+	// No duplicate address detection: it would change the links' addresses a second after their creation.
+	if err := n.Sysctl("net/ipv6/conf/default/accept_dad", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return n, n.ip(ctx, "link set lo up")
+}
+
+// ip runs ip-link(8) and its sisters in the node's namespace, one after the other.
+func (n *Node) ip(ctx context.Context, commands ...string) error {
+	for _, c := range commands {
+		args := append([]string{"ip", "-n", n.NetNS}, strings.Fields(c)...)
+		if _, err := n.lab.run(ctx, args); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) netnsExec(args []string) []string {
+	return append([]string{"ip", "netns", "exec", n.NetNS}, args...)
+}
+
+// Run runs a command in the node's network namespace (and a mount namespace of its own, where /sys
+// belongs to it) and returns its standard output and error together. A status other than 0 is an
+// *ExitError. When ctx ends the command and its children are killed.
+func (n *Node) Run(ctx context.Context, args ...string) (string, error) {
+	return n.lab.run(ctx, n.netnsExec(args))
+}
+
+// Output is Run for a command whose standard output a program reads: its standard error is only in the
+// *ExitError.
+func (n *Node) Output(ctx context.Context, args ...string) (string, error) {
+	var stdout, stderr strings.Builder
+	err := n.lab.runInto(ctx, n.netnsExec(args), &stdout, &stderr)
+	return stdout.String(), err
+}
+
+// Start starts a long-running command in the node's network namespace. name names its log; env is added
+// to this process's environment. Close ends it.
+func (n *Node) Start(name string, env []string, args ...string) (*Proc, error) {
+	return n.lab.start(n.Name+"-"+name, env, n.netnsExec(args))
+}
+
+// Do calls fn on a thread that stands in the node's network namespace: sockets that fn opens belong to
+// the node for good, and may be used from anywhere. fn must not start goroutines that open sockets, nor
+// processes. Close waits for it.
+func (n *Node) Do(fn func() error) error {
+	if err := n.lab.enter(); err != nil {
+		return err
+	}
+	defer n.lab.running.Done()
+	result := make(chan error, 1)
+	go func() { result <- n.inNamespace(fn) }()
+	return <-result
+}
+
+func (n *Node) inNamespace(fn func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("enter namespace: %w", err)
+	}
+	defer home.Close()
+	there, err := os.Open(filepath.Join(netnsDir, n.NetNS))
+	if err != nil {
+		return fmt.Errorf("enter namespace: %w", err)
+	}
+	defer there.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter namespace %s: %w", n.NetNS, err)
+	}
+	defer func() {
+		// A thread that cannot go back stays locked, so that no other goroutine gets it. Going back
+		// rather than ending the thread each time matters because it may be the process's first, which
+		// Go cannot end and by which the system judges where the process is.
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return fn()
+}
+
+// Sysctl writes a sysctl of the node's network, named by its path below /proc/sys.
+func (n *Node) Sysctl(path, value string) error {
+	return n.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0o644) })
+}
+
+// ReadSysctl reads a sysctl of the node's network, named by its path below /proc/sys.
+func (n *Node) ReadSysctl(path string) (string, error) {
+	var value string
+	err := n.Do(func() error {
+		b, err := os.ReadFile(filepath.Join("/proc/sys", path))
+		value = strings.TrimSpace(string(b))
+		return err
+	})
+	return value, err
+}
+
+// emptyTable is an nftables table of iptables' making that decides nothing.
+var emptyTable = regexp.MustCompile(`(?m)^table ip (filter|nat) \{\n(\tchain [A-Z]+ \{\n\t\ttype .* policy accept;\n\t\}\n\n?)*\}\n`)
+
+// Snapshot is what a daemon could leave in the node's network: links, addresses, neighbours' and routes'
+// tables, rules, firewall, and the sysctls below net/ipv4 that forwarding depends on. Two snapshots of an
+// unchanged node are equal: counters and times are left out, and so are firewall tables without a rule:
+// iptables over nftables leaves its standard chains behind once it was used.
+func (n *Node) Snapshot(ctx context.Context) (string, error) {
+	var b strings.Builder
+	for _, args := range [][]string{
+		{"ip", "-d", "link", "show"},
+		{"ip", "addr", "show"},
+		{"ip", "-4", "route", "show", "table", "all"},
+		{"ip", "rule", "show"},
+		{"nft", "--stateless", "list", "ruleset"},
+	} {
+		if MissingTools(args[0]) != nil {
+			continue // what is not installed cannot have been used
+		}
+		out, err := n.Run(ctx, args...)
+		if err != nil {
+			return "", fmt.Errorf("snapshot of %s: %w", n.Name, err)
+		}
+		fmt.Fprintf(&b, "# %s\n%s", commandLine(args), emptyTable.ReplaceAllString(out, ""))
+	}
+	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/default/rp_filter", "net/ipv4/conf/eth0/rp_filter"} {
+		value, err := n.ReadSysctl(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("snapshot of %s: %w", n.Name, err)
+		}
+		fmt.Fprintf(&b, "# sysctl %s\n%s\n", path, value)
+	}
+	return b.String(), nil
+}
+
+// Host is a host of the lab: its eth0 leads to the switch.
+type Host struct {
+	*Node
+	Number int        // from 1
+	Addr   netip.Addr // of eth0, in a /24 with the other hosts
+	Dir    string     // for the host's own state, below Lab.Dir
+
+	pods []*Pod
+}
+
+// Pods are the host's pods in the order in which they were added.
+func (h *Host) Pods() []*Pod { return h.pods }
+
+// Pod is a workload on a host: a namespace whose eth0 hangs on the host's bridge cni0.
+type Pod struct {
+	*Node
+	Host *Host
+	Addr netip.Addr // of eth0
+}
+
+// PodNetwork is what a container runtime takes from the daemon's subnet file.
+type PodNetwork struct {
+	Gateway netip.Prefix // address and length of the bridge: FLANNEL_SUBNET
+	MTU     int          // in bytes: FLANNEL_MTU
+}
+
+// AddPod adds a pod as flannel's CNI plugin with its bridge delegate would: the first one brings up the
+// bridge cni0 with the gateway address, pods get the addresses after the gateway's, and their default
+// route leads to it. Not for several goroutines on one host at once.
+func (h *Host) AddPod(ctx context.Context, name string, network PodNetwork) (*Pod, error) {
+	pod, err := h.addPod(ctx, name, network)
+	if err != nil {
+		return nil, fmt.Errorf("add pod %s to host %s: %w", name, h.Name, err)
+	}
+	return pod, nil
+}
+
+func (h *Host) addPod(ctx context.Context, name string, network PodNetwork) (*Pod, error) {
+	mtu := fmt.Sprint(network.MTU)
+	if len(h.pods) == 0 {
+		if err := h.ip(ctx,
+			"link add cni0 type bridge forward_delay 0",
+			"link set cni0 mtu "+mtu+" up",
+			"addr add "+network.Gateway.String()+" dev cni0",
+		); err != nil {
+			return nil, err
+		}
+	}
+	addr := network.Gateway.Addr().Next()
+	for range h.pods {
+		addr = addr.Next()
+	}
+	if !network.Gateway.Contains(addr) {
+		return nil, fmt.Errorf("subnet %s is full", network.Gateway)
+	}
+	node, err := h.lab.addNode(ctx, fmt.Sprintf("p%d%s", h.Number, name))
+	if err != nil {
+		return nil, err
+	}
+	if err := h.ip(ctx,
+		"link add veth-"+name+" mtu "+mtu+" type veth peer name eth0 mtu "+mtu+" netns "+node.NetNS,
+		"link set veth-"+name+" master cni0 up",
+	); err != nil {
+		return nil, err
+	}
+	if err := node.ip(ctx,
+		fmt.Sprintf("addr add %s/%d dev eth0", addr, network.Gateway.Bits()),
+		"link set eth0 up",
+		"route add default via "+network.Gateway.Addr().String(),
+	); err != nil {
+		return nil, err
+	}
+	pod := &Pod{Node: node, Host: h, Addr: addr}
+	h.pods = append(h.pods, pod)
+	return pod, nil
+}

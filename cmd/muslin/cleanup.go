@@ -1,0 +1,39 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"muslin/tunnel/host"
+)
+
+func newCleanupCommand() *cobra.Command {
+	var control, stateDir string
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove what a killed daemon left in this host",
+		Long: `cleanup puts the host back as it was before a daemon that was killed and could not do it itself:
+routes, the TUN device, firewall rules, kernel switches. The lease, the VtepMAC and the embedded etcd's data
+stay, so that the next "muslin run" is the same node again. It refuses while a daemon runs.`,
+		Example: "  muslin cleanup",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := askStatus(cmd.Context(), control); err == nil {
+				return fmt.Errorf("a daemon runs behind %s: stop it first, it cleans up after itself", control)
+			}
+			done, err := host.Cleanup(stateDir, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+			for _, what := range done {
+				fmt.Fprintln(cmd.OutOrStdout(), what)
+			}
+			if err == nil && len(done) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing to clean up")
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&control, "control", defaultControl, "unix `socket` of the daemon")
+	cmd.Flags().StringVar(&stateDir, "state-dir", defaultStateDir, "`directory` of the daemon's journal")
+	return cmd
+}

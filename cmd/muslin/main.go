@@ -1,0 +1,59 @@
+// Command muslin is a userspace overlay network: the daemon (run) and the commands around it. It wires
+// the packet side (tunnel) to the lease side (lease); what starts in what order is in run.go.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// The first signal ends the command in good order; a second one kills it.
+	context.AfterFunc(ctx, stop)
+	if err := newRootCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "muslin: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "muslin",
+		Short: "An overlay network in userspace, compatible with flannel",
+		Long: `muslin joins Linux hosts into one overlay network. Each host runs "muslin run", takes a subnet by a
+lease in etcd, and carries its workloads' packets to the other hosts in VXLAN or UDP datagrams. It speaks
+flannel's lease schema and wire formats, so it can stand among stock flannel nodes.
+
+Every flag is also an environment variable: --etcd-endpoints is MUSLIN_ETCD_ENDPOINTS, or
+FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
+		Example: `  # two hosts, without an etcd of your own:
+  first#  muslin run --embedded-etcd --network 10.244.0.0/16
+  second# muslin run --etcd-endpoints http://FIRST:2379
+
+  muslin status      # this node, its peers, what was dropped and why
+  muslin demo        # three hosts on this machine, in network namespaces`,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		Args:              cobra.NoArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return flagsFromEnv(cmd.Flags(), os.LookupEnv) },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newRunCommand(),
+		newStatusCommand(),
+		newLeasesCommand(),
+		newConfigCommand(),
+		newDemoCommand(),
+		newCleanupCommand(),
+		newVersionCommand(),
+	)
+	return root
+}

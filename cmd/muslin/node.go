@@ -1,0 +1,96 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"muslin/encap"
+	"muslin/lease"
+	"muslin/tunnel/host"
+)
+
+// node is what the network's config means on this host.
+type node struct {
+	iface   host.Interface
+	network netip.Prefix // the whole overlay
+	backend string       // lease.BackendVXLAN or lease.BackendUDP
+	port    uint16
+	vni     encap.VNI // vxlan
+	mac     encap.MAC // vxlan
+	framing encap.Framing
+	mtu     encap.InnerMTU
+}
+
+func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
+	cfg := src.config
+	if err := cfg.Supported(); err != nil {
+		return nil, err
+	}
+	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI}
+	n.framing = encap.UDP{}
+	if n.backend == lease.BackendVXLAN {
+		var err error
+		if n.mac, err = d.vtepMAC(src); err != nil {
+			return nil, err
+		}
+		n.framing = encap.NewVXLAN(n.vni, n.mac)
+	}
+	outer := encap.OuterMTU(iface.MTU)
+	if cfg.Backend.MTU != 0 {
+		outer = cfg.Backend.MTU
+	}
+	n.mtu = outer.Inner(n.framing)
+	if n.mtu < minInnerMTU {
+		return nil, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: IPv4 needs %d; raise the interface's MTU or the config's Backend.MTU",
+			outer, iface.Name, n.mtu, n.backend, minInnerMTU)
+	}
+	return n, nil
+}
+
+// minInnerMTU is what every IPv4 link must carry (RFC 791, section 3.2).
+const minInnerMTU = 68
+
+// attrs is what we publish in our lease.
+func (n *node) attrs() lease.Attrs {
+	return lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
+}
+
+// vtepMAC is this node's VtepMAC. It is kept in the state directory, so that peers need no update after
+// a restart. With a peers file it is what the peers' files say.
+func (d *daemon) vtepMAC(src *source) (encap.MAC, error) {
+	if src.static != nil {
+		own := src.static.Own()
+		if own.Attrs.BackendType != lease.BackendVXLAN || own.Attrs.VNI != src.config.Backend.VNI {
+			return encap.MAC{}, fmt.Errorf("peers file: our own lease %s is %s, but the network's config says vxlan, VNI %v", own.Key, own.Attrs, src.config.Backend.VNI)
+		}
+		return own.Attrs.MAC, nil
+	}
+	path := filepath.Join(d.opts.flags.stateDir, "vtep-mac")
+	data, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		mac, err := encap.ParseMAC(strings.TrimSpace(string(data)))
+		if err == nil && mac.IsUnicast() {
+			return mac, nil
+		}
+		d.log.Warn("the saved VtepMAC is not a unicast MAC; making a new one", "file", path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return encap.MAC{}, fmt.Errorf("saved VtepMAC: %w", err)
+	}
+	var random [6]byte
+	rand.Read(random[:]) // never fails (crypto/rand)
+	mac := encap.LocalMAC(random)
+	if err := os.MkdirAll(d.opts.flags.stateDir, 0o700); err != nil {
+		return encap.MAC{}, fmt.Errorf("state directory: %w; give another with --state-dir", err)
+	}
+	if err := os.WriteFile(path, []byte(mac.String()+"\n"), 0o644); err != nil {
+		return encap.MAC{}, fmt.Errorf("save the VtepMAC: %w; give another place with --state-dir", err)
+	}
+	return mac, nil
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/host"
+)
+
+// Where things are unless a flag says otherwise.
+const (
+	defaultStateDir = "/var/lib/muslin"
+	defaultControl  = "/run/muslin/muslin.sock"
+	defaultTUN      = "muslin0"
+)
+
+// The rungs of --data-path, the fastest first. To go down one rules the one above out.
+const (
+	pathAuto     = "auto"
+	pathBatch    = "batch"
+	pathPortable = "portable"
+)
+
+var dataPaths = []string{pathAuto, pathBatch, pathPortable}
+
+// runFlags are the flags of "run" as given; options are what they mean.
+type runFlags struct {
+	store storeFlags
+
+	embedded     bool
+	embeddedPort uint16
+	network      string
+	backend      string
+	netConfig    string
+	peersFile    string
+	subnetFile   string
+	renewMargin  int
+	stateDir     string
+	control      string
+	tunName      string
+	iface        []string
+	ifaceRegex   []string
+	canReach     string
+	publicIP     string
+	publicIPv6   string
+	sourceCheck  string
+	dataPath     string
+	ipMasq       bool
+	noRandom     bool
+	resync       int
+	forwardRules bool
+	blackhole    bool
+	healthIP     string
+	healthPort   int
+	logLevel     string
+	logFormat    string
+}
+
+func (r *runFlags) register(f *pflag.FlagSet) {
+	r.store.register(f)
+	f.BoolVar(&r.embedded, "embedded-etcd", false, "run an etcd server in this process, for networks that have none; data in the state directory")
+	f.Uint16Var(&r.embeddedPort, "embedded-etcd-port", 2379, "`port` of the embedded etcd, on loopback and on the underlay interface")
+	f.StringVar(&r.network, "network", "", "the overlay's `CIDR`: written as the network's config if the store has none")
+	f.StringVar(&r.backend, "backend", "", "with --network: vxlan (the default), udp, or the config's Backend as `JSON`")
+	f.StringVar(&r.netConfig, "net-config-path", "", "the network's config from a `file` instead of --network")
+	f.StringVar(&r.peersFile, "peers-file", "", "take the leases from this `file` and use no etcd at all, for when the store is gone (muslin leases list --output peers-file)")
+
+	f.StringArrayVar(&r.iface, "iface", nil, "underlay interface, by `name` or address; repeat for a list to choose from")
+	f.StringArrayVar(&r.ifaceRegex, "iface-regex", nil, "`regexp` for the underlay interface's name or address; repeatable, tried after --iface")
+	f.StringVar(&r.canReach, "iface-can-reach", "", "take the underlay interface that this `address` is reached through")
+	f.StringVar(&r.publicIP, "public-ip", "", "`address` that other nodes reach this one at (default: the underlay interface's)")
+	f.StringVar(&r.publicIPv6, "public-ipv6", "", "not supported: this version carries IPv4")
+
+	f.StringVar(&r.subnetFile, "subnet-file", lease.DefaultSubnetFile, "`file` that tells container runtimes this node's subnet and MTU")
+	f.IntVar(&r.renewMargin, "subnet-lease-renew-margin", 60, "renew the lease this many `minutes` before it expires, 1 to 1439")
+	f.StringVar(&r.stateDir, "state-dir", defaultStateDir, "`directory` for what must outlive the daemon: MAC, journal, embedded etcd")
+	f.StringVar(&r.control, "control", defaultControl, "unix `socket` that muslin status asks")
+	f.StringVar(&r.tunName, "tun-name", defaultTUN, "`name` of the TUN device")
+
+	f.StringVar(&r.sourceCheck, "source-check", "strict", "how far the sender of a datagram is checked: strict, peers or off")
+	f.StringVar(&r.dataPath, "data-path", pathAuto, "auto: the fastest that this kernel gives; batch: without the TUN device's NAPI; portable: one packet a call through plain library code")
+	f.BoolVar(&r.ipMasq, "ip-masq", false, "masquerade what leaves the overlay")
+	f.BoolVar(&r.noRandom, "ip-masq-fully-random-disable", false, "do not randomise the ports of masqueraded connections fully")
+	f.IntVar(&r.resync, "iptables-resync", int(host.DefaultResync/time.Second), "look after firewall rules and routes every this many `seconds`")
+	f.BoolVar(&r.forwardRules, "iptables-forward-rules", true, "add rules that accept forwarding from and to the overlay")
+	f.BoolVar(&r.blackhole, "ip-blackhole-route", false, "add a blackhole route for this node's subnet, under the pods' own routes")
+
+	f.StringVar(&r.healthIP, "healthz-ip", "127.0.0.1", "`address` for /healthz and /readyz")
+	f.IntVar(&r.healthPort, "healthz-port", 0, "`port` for /healthz and /readyz; 0 is off")
+	f.StringVar(&r.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&r.logFormat, "log-format", "text", "text or json")
+}
+
+// options are runFlags after they were checked.
+type options struct {
+	flags *runFlags
+
+	iface       host.InterfaceOptions
+	sourceCheck tunnel.SourceCheck
+	renewMargin time.Duration
+	resync      time.Duration
+	health      netip.AddrPort // zero port: off
+	wantConfig  []byte         // to be written if the store has none; nil: nothing given
+	log         *slog.Logger
+}
+
+// options checks every flag and reports all that is wrong at once.
+func (r *runFlags) options(logTo io.Writer) (*options, error) {
+	var bad []error
+	o := &options{flags: r}
+	check := func(err error) {
+		if err != nil {
+			bad = append(bad, err)
+		}
+	}
+	var err error
+	o.log, err = newLogger(logTo, r.logLevel, r.logFormat)
+	check(err)
+	o.sourceCheck, err = tunnel.ParseSourceCheck(r.sourceCheck)
+	if err != nil {
+		check(fmt.Errorf("--source-check: %w", err))
+	}
+	if !slices.Contains(dataPaths, r.dataPath) {
+		check(fmt.Errorf("--data-path %q: want one of %s", r.dataPath, strings.Join(dataPaths, ", ")))
+	}
+	o.iface = host.InterfaceOptions{Iface: r.iface, IfaceRegex: r.ifaceRegex}
+	o.iface.CanReach, err = optionalIPv4("--iface-can-reach", r.canReach)
+	check(err)
+	o.iface.PublicIP, err = optionalIPv4("--public-ip", r.publicIP)
+	check(err)
+	if r.publicIPv6 != "" {
+		check(fmt.Errorf("--public-ipv6 %q: this version carries IPv4 only; leave the flag out", r.publicIPv6))
+	}
+	if r.renewMargin < 1 || r.renewMargin > 1439 {
+		check(fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes, as a lease lasts 1440", r.renewMargin))
+	}
+	o.renewMargin = time.Duration(r.renewMargin) * time.Minute
+	if r.resync < 1 {
+		check(fmt.Errorf("--iptables-resync %d: want at least 1 second", r.resync))
+	}
+	o.resync = time.Duration(r.resync) * time.Second
+	if r.tunName == "" || len(r.tunName) > 15 || strings.ContainsAny(r.tunName, "/ \t%") {
+		check(fmt.Errorf("--tun-name %q: an interface name has 1 to 15 characters, none of them a slash, a space or a percent sign", r.tunName))
+	}
+	if r.healthPort < 0 || r.healthPort > 65535 {
+		check(fmt.Errorf("--healthz-port %d: want 0 (off) to 65535", r.healthPort))
+	}
+	ip, err := netip.ParseAddr(r.healthIP)
+	if err != nil {
+		check(fmt.Errorf("--healthz-ip %q: not an address", r.healthIP))
+	}
+	o.health = netip.AddrPortFrom(ip, uint16(r.healthPort))
+	o.wantConfig, err = r.wantedConfig()
+	check(err)
+	check(r.contradictions())
+	return o, errors.Join(bad...)
+}
+
+// contradictions finds flags that exclude or need each other.
+func (r *runFlags) contradictions() error {
+	switch {
+	case r.peersFile != "" && r.embedded:
+		return errors.New("--peers-file means no etcd at all: leave --embedded-etcd out")
+	case r.peersFile != "" && r.network == "" && r.netConfig == "":
+		return errors.New("--peers-file needs the network's config as well: give --network (and --backend), or --net-config-path")
+	case r.network != "" && r.netConfig != "":
+		return errors.New("--network and --net-config-path both give the network's config: leave one out")
+	case r.backend != "" && r.network == "":
+		return errors.New("--backend describes the network that --network names: give both")
+	}
+	return nil
+}
+
+// wantedConfig is the network's config that the flags describe, or nil when they describe none.
+func (r *runFlags) wantedConfig() ([]byte, error) {
+	var raw []byte
+	switch {
+	case r.netConfig != "":
+		var err error
+		if raw, err = os.ReadFile(r.netConfig); err != nil {
+			return nil, fmt.Errorf("--net-config-path: %w", err)
+		}
+	case r.network != "":
+		backend, err := backendJSON(r.backend)
+		if err != nil {
+			return nil, err
+		}
+		raw, err = json.Marshal(map[string]any{"Network": r.network, "Backend": backend})
+		if err != nil {
+			return nil, fmt.Errorf("--backend: %w", err)
+		}
+	default:
+		return nil, nil
+	}
+	if _, err := lease.ParseConfig(raw); err != nil {
+		return nil, fmt.Errorf("the network's config from the flags: %w", err)
+	}
+	return raw, nil
+}
+
+func backendJSON(s string) (json.RawMessage, error) {
+	switch {
+	case s == "":
+		return json.RawMessage(`{"Type":"vxlan"}`), nil
+	case strings.HasPrefix(strings.TrimSpace(s), "{"):
+		if !json.Valid([]byte(s)) {
+			return nil, fmt.Errorf("--backend %s: not valid JSON", s)
+		}
+		return json.RawMessage(s), nil
+	}
+	return json.Marshal(map[string]string{"Type": s})
+}
+
+func optionalIPv4(flag, s string) (netip.Addr, error) {
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		return netip.Addr{}, fmt.Errorf("%s %q: not an IPv4 address", flag, s)
+	}
+	return a, nil
+}
+
+func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	}
+	opts := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", format)
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"muslin/tunnel"
+)
+
+// parse reads a command line of "run" as cobra would, with an environment.
+func parse(t *testing.T, env map[string]string, args ...string) (*options, error) {
+	t.Helper()
+	var flags runFlags
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	flags.register(fs)
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	err := flagsFromEnv(fs, func(name string) (string, bool) {
+		v, ok := env[name]
+		return v, ok
+	})
+	if err != nil {
+		return nil, err
+	}
+	return flags.options(io.Discard)
+}
+
+func TestOptionsDefaults(t *testing.T) {
+	o, err := parse(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.sourceCheck != tunnel.SourceCheckStrict || o.renewMargin != time.Hour || o.health.Port() != 0 || o.wantConfig != nil {
+		t.Errorf("defaults: %+v", o)
+	}
+	if got := strings.Join(o.flags.store.list(), " "); got != "http://127.0.0.1:4001 http://127.0.0.1:2379" {
+		t.Errorf("endpoints %q", got)
+	}
+}
+
+func TestOptionsRefusals(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "net.json")
+	if err := os.WriteFile(bad, []byte(`{"Network":"10.244.0.0/16"`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		args string
+		want string
+	}{
+		{"source check", "--source-check=lax", "--source-check"},
+		{"data path", "--data-path=fast", "auto, batch, portable"},
+		{"public ip", "--public-ip=host", `--public-ip "host"`},
+		{"public ip IPv6", "--public-ip=2001:db8::1", "not an IPv4 address"},
+		{"public ipv6", "--public-ipv6=2001:db8::1", "IPv4 only"},
+		{"margin too small", "--subnet-lease-renew-margin=0", "1 to 1439"},
+		{"margin too large", "--subnet-lease-renew-margin=1440", "1 to 1439"},
+		{"resync", "--iptables-resync=0", "--iptables-resync"},
+		{"TUN name long", "--tun-name=sixteencharacter", "1 to 15 characters"},
+		{"TUN name empty", "--tun-name=", "1 to 15 characters"},
+		{"health port", "--healthz-port=70000", "--healthz-port"},
+		{"health address", "--healthz-ip=localhost", "--healthz-ip"},
+		{"log level", "--log-level=loud", "--log-level"},
+		{"log format", "--log-format=xml", "--log-format"},
+		{"network", "--network=10.244.0.5/16", "10.244.0.0/16"},
+		{"network IPv6", "--network=2001:db8::/32", "Network"},
+		{"backend", "--network=10.244.0.0/16 --backend={", "not valid JSON"},
+		{"backend field", `--network=10.244.0.0/16 --backend={"Type":"vxlan","VNI":16777216}`, "VNI"},
+		{"backend alone", "--backend=udp", "give both"},
+		{"config file missing", "--net-config-path=/nonexistent/net.json", "--net-config-path"},
+		{"config file broken", "--net-config-path=" + bad, "config"},
+		{"two configs", "--network=10.244.0.0/16 --net-config-path=" + bad, "leave one out"},
+		{"peers file and etcd", "--network=10.244.0.0/16 --peers-file=p --embedded-etcd", "no etcd at all"},
+		{"peers file alone", "--peers-file=p", "--network"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := parse(t, nil, strings.Fields(c.args)...)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}
+
+// All that is wrong is said at once.
+func TestOptionsReportsAll(t *testing.T) {
+	_, err := parse(t, nil, "--source-check=lax", "--tun-name=", "--public-ip=x")
+	for _, want := range []string{"--source-check", "--tun-name", "--public-ip"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not speak of %s", err, want)
+		}
+	}
+}
+
+func TestFlagsFromEnv(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		env  map[string]string
+		args []string
+		want string // of --etcd-endpoints
+	}{
+		{"ours", map[string]string{"MUSLIN_ETCD_ENDPOINTS": "http://a:1"}, nil, "http://a:1"},
+		{"flannel's", map[string]string{"FLANNELD_ETCD_ENDPOINTS": "http://b:1"}, nil, "http://b:1"},
+		{"ours over flannel's", map[string]string{"MUSLIN_ETCD_ENDPOINTS": "http://a:1", "FLANNELD_ETCD_ENDPOINTS": "http://b:1"}, nil, "http://a:1"},
+		{"empty is not set", map[string]string{"MUSLIN_ETCD_ENDPOINTS": "", "FLANNELD_ETCD_ENDPOINTS": "http://b:1"}, nil, "http://b:1"},
+		{"flag over both", map[string]string{"MUSLIN_ETCD_ENDPOINTS": "http://a:1"}, []string{"--etcd-endpoints=http://c:1"}, "http://c:1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o, err := parse(t, c.env, c.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := o.flags.store.endpoints; got != c.want {
+				t.Errorf("endpoints %q, want %q", got, c.want)
+			}
+		})
+	}
+	t.Run("list", func(t *testing.T) {
+		o, err := parse(t, map[string]string{"MUSLIN_IFACE": "eth1,eth0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(o.iface.Iface, " "); got != "eth1 eth0" {
+			t.Errorf("interfaces %q", got)
+		}
+	})
+	t.Run("bad value names the variable", func(t *testing.T) {
+		_, err := parse(t, map[string]string{"FLANNELD_IP_MASQ": "perhaps"})
+		if err == nil || !strings.Contains(err.Error(), "FLANNELD_IP_MASQ") {
+			t.Errorf("error %v", err)
+		}
+	})
+}

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"muslin/encap"
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
+	"muslin/tunnel/tun"
+	"muslin/tunnel/underlay"
+)
+
+func newRunCommand() *cobra.Command {
+	var flags runFlags
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon: join the overlay network and carry its packets",
+		Long: `run joins this host to the overlay network: it takes a subnet by a lease in etcd, opens a TUN device
+with one route for the whole network, and carries packets to and from the other nodes.
+
+It stays in the foreground and logs to standard error. SIGTERM or Ctrl-C ends it in good order: what it
+changed in the host is undone, the lease stays and is taken up again at the next start.
+
+What it needs: root (or CAP_NET_ADMIN), /dev/net/tun, and an etcd (v3) that all nodes reach, which the
+first host can run itself with --embedded-etcd.`,
+		Example: `  # two hosts, without an etcd of your own:
+  first#  muslin run --embedded-etcd --network 10.244.0.0/16
+  second# muslin run --etcd-endpoints http://FIRST:2379
+
+  # among flannel nodes: the network's config is in etcd already
+  muslin run --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem --etcd-certfile node.pem --etcd-keyfile node-key.pem
+
+  # the store is gone; the leases were saved with "muslin leases list --output peers-file"
+  muslin run --peers-file peers.json --network 10.244.0.0/16`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts, err := flags.options(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return newDaemon(opts).run(cmd.Context())
+		},
+	}
+	flags.register(cmd.Flags())
+	cmd.Flags().SortFlags = false
+	return cmd
+}
+
+// The daemon's start, in order. Each step refuses with a sentence that says what to do:
+//
+//  1. run        what must be true of any host: privileges, TUN, an underlay interface, one daemon;
+//     the control socket answers from here on, so that status can tell what the rest waits for
+//  2. openStore  etcd, embedded or not, or a peers file (store.go)
+//  3. network    the network's config, what it means here (node.go), conflicts with the host
+//  4. carry      sockets, TUN device, lease; then host set-up, subnet file, and all tasks side by side
+//
+// What a step opened or changed it undoes when it returns.
+type daemon struct {
+	opts *options
+	log  *slog.Logger
+	view view // what status shows of the rest
+}
+
+func newDaemon(opts *options) *daemon {
+	return &daemon{opts: opts, log: opts.log}
+}
+
+func (d *daemon) run(ctx context.Context) error {
+	if err := kernel.Preflight(); err != nil {
+		return err
+	}
+	iface, err := host.ChooseInterface(d.opts.iface)
+	if err != nil {
+		return err
+	}
+	d.view.set(func(v *viewState) { v.iface = iface })
+	control, err := listenControl(d.opts.flags.control)
+	if err != nil {
+		return err
+	}
+	defer control.Close() // removes the socket's file, too
+	g, ctx := errgroup.WithContext(ctx)
+	if addr := d.opts.health; addr.Port() != 0 {
+		health, err := net.Listen("tcp", addr.String())
+		if err != nil {
+			return fmt.Errorf("--healthz-port: %w", err)
+		}
+		g.Go(func() error { return serveHTTP(ctx, health, healthHandler(d.view.ready)) })
+	}
+	g.Go(func() error { return serveHTTP(ctx, control, controlHandler(d.status)) })
+	g.Go(func() error {
+		err := d.network(ctx, iface)
+		if err == nil {
+			err = errStopped
+		}
+		return err // ends the servers
+	})
+	if err := g.Wait(); !errors.Is(err, errStopped) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	d.log.Info("stopped; the lease stays")
+	return nil
+}
+
+// errStopped ends the control socket when the network part has ended well.
+var errStopped = errors.New("stopped")
+
+// network joins the overlay and carries packets until ctx ends.
+func (d *daemon) network(ctx context.Context, iface host.Interface) error {
+	src, err := d.openStore(ctx, iface)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	node, err := d.newNode(src, iface)
+	if err != nil {
+		return err
+	}
+	for _, w := range src.config.Warnings {
+		d.log.Warn("network config: " + w)
+	}
+	previous := d.previousSubnet(ctx, src, iface)
+	if err := host.CheckConflicts(host.Plan{
+		TUN:      d.opts.flags.tunName,
+		Network:  src.config.Network,
+		Previous: previous,
+		Listen:   netip.AddrPortFrom(iface.Addr, node.port),
+		VXLAN:    node.backend == lease.BackendVXLAN,
+		VNI:      node.vni.Uint32(),
+	}); err != nil {
+		return err
+	}
+	d.view.set(func(v *viewState) { v.node, v.warnings = node, src.config.Warnings })
+	return d.carry(ctx, src, node, previous)
+}
+
+// device is what both kinds of TUN device have beside moving packets.
+type device interface {
+	tunnel.Device
+	Name() string
+	Features() []kernel.Feature
+	Close() error
+}
+
+func (d *daemon) openTUN() (device, error) {
+	name := d.opts.flags.tunName
+	switch d.opts.flags.dataPath {
+	case pathPortable:
+		return tun.OpenPortable(name)
+	case pathBatch:
+		return tun.OpenPlain(name)
+	}
+	return tun.Open(name)
+}
+
+// carry opens both sides, takes the lease, and runs everything until ctx ends or something fails.
+func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix) error {
+	conn, err := underlay.Open(underlay.Config{
+		Local: node.iface.Addr, Port: node.port, Logger: d.log, Portable: d.opts.flags.dataPath == pathPortable})
+	if err != nil {
+		return host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
+	}
+	defer conn.Close()
+	dev, err := d.openTUN()
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+
+	d.view.waiting("acquiring a subnet")
+	member, err := d.join(ctx, src, node, previous)
+	if err != nil {
+		return err
+	}
+	subnet := member.subnet
+	vtep, err := tunnel.New(tunnel.Config{
+		Device:      dev,
+		Underlay:    conn,
+		Framing:     node.framing,
+		Subnet:      subnet,
+		Port:        node.port,
+		MTU:         node.mtu,
+		Jumbo:       max(16<<10, node.iface.MTU), // beyond any Ethernet's jumbo frame
+		SourceCheck: d.opts.sourceCheck,
+	})
+	if err != nil {
+		return err
+	}
+	state, err := host.Setup(d.hostConfig(dev.Name(), subnet, src.config, node.mtu))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := state.Undo(); err != nil {
+			d.log.Error("could not undo every change to the host; run \"muslin cleanup\"", "err", err)
+		}
+	}()
+	file := lease.SubnetFile{Network: src.config.Network, Subnet: subnet, MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
+	if err := file.Write(d.opts.flags.subnetFile); err != nil {
+		return err
+	}
+	d.view.set(func(v *viewState) {
+		v.member, v.vtep, v.conn, v.dev, v.host = member, vtep, conn, dev, state
+	})
+	member.onTable = vtep.SetTable
+	tasks := append(member.tasks(), vtep.Run, state.Run,
+		func(ctx context.Context) error { return reportDrops(ctx, d.log, vtep) },
+		func(ctx context.Context) error { return notifySystemd(ctx, d.log) })
+	return d.runTasks(ctx, tasks, func() { conn.Close(); dev.Close() })
+}
+
+func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, mtu encap.InnerMTU) host.SetupConfig {
+	f := d.opts.flags
+	return host.SetupConfig{
+		TUN:             tun,
+		Address:         netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen()),
+		MTU:             int(mtu),
+		Network:         cfg.Network,
+		Subnet:          subnet,
+		BlackholeRoute:  f.blackhole,
+		ForwardRules:    f.forwardRules,
+		IPMasq:          f.ipMasq,
+		MasqRandomFully: !f.noRandom,
+		UseNFTables:     cfg.EnableNFTables,
+		Resync:          d.opts.resync,
+		StateDir:        f.stateDir,
+		Logger:          d.log,
+	}
+}
+
+// runTasks runs all that goes on side by side, until ctx ends or one of it fails. closeData ends the data
+// path, which no context reaches in its system calls.
+func (d *daemon) runTasks(ctx context.Context, tasks []func(context.Context) error, closeData func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, closeData)()
+	for _, task := range tasks {
+		g.Go(func() error { return task(ctx) })
+	}
+	d.view.set(func(v *viewState) { v.state, v.running = "running", true })
+	d.logStart()
+	return g.Wait()
+}
+
+// logStart says in one place what runs now and what this kernel gives.
+func (d *daemon) logStart() {
+	s := d.status()
+	attrs := []any{"subnet", s.Node.Subnet, "network", s.Node.Network, "public_ip", s.Node.PublicIP, "iface", s.Node.Iface,
+		"backend", s.Node.Backend, "port", s.Node.Port, "mtu", s.Node.MTU, "tun", s.Node.TUN, "version", s.Version, "kernel", s.Kernel}
+	if s.Node.VNI != nil {
+		attrs = append(attrs, "vni", strconv.Itoa(int(*s.Node.VNI)), "vtep", s.Node.VtepMAC)
+	}
+	d.log.Info("carrying packets", attrs...)
+	for _, f := range s.Features {
+		d.log.Info("feature", "feature", f.Name, "on", f.On, "reason", f.Reason)
+	}
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		d.log.Info("this node, its peers and every drop: muslin status --control " + d.opts.flags.control)
+	}
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/kernel"
+)
+
+// Status is what `muslin status --output json` prints and what the control socket serves. Others script
+// against it: fields are added, never renamed or removed (docs/configuration.md). Counters start at 0
+// with the daemon.
+type Status struct {
+	Version  string            `json:"version"`
+	State    string            `json:"state"` // "running", or what the start waits for
+	Kernel   string            `json:"kernel"`
+	Node     NodeStatus        `json:"node"`
+	Store    StoreStatus       `json:"store"`
+	Peers    []PeerStatus      `json:"peers"`
+	Drops    map[string]uint64 `json:"drops"`    // packets, by reason (tunnel/drop.go); only reasons that occurred
+	Skipped  map[string]int    `json:"skipped"`  // keys in the store that are no peer of ours, by reason (package lease)
+	Features []kernel.Feature  `json:"features"` // in the order of the packet's way
+	Warnings []string          `json:"warnings"` // sentences for the operator, the worst first
+}
+
+// NodeStatus is this node. Until it has a lease, what comes from the lease is null or empty.
+type NodeStatus struct {
+	PublicIP     string     `json:"public_ip"`
+	Iface        string     `json:"iface"`
+	Subnet       string     `json:"subnet"`  // CIDR
+	Network      string     `json:"network"` // CIDR of the whole overlay
+	MTU          int        `json:"mtu"`     // bytes, inner
+	Backend      string     `json:"backend"`
+	VNI          *uint32    `json:"vni"` // null for udp
+	Port         uint16     `json:"port"`
+	VtepMAC      string     `json:"vtep_mac"` // empty for udp
+	TUN          string     `json:"tun"`
+	LeaseExpires *time.Time `json:"lease_expires"` // null: a reservation, or a peers file
+}
+
+// StoreStatus is the daemon's view of the store.
+type StoreStatus struct {
+	Kind      string   `json:"kind"` // "etcd", "embedded-etcd" or "peers-file"
+	Endpoints []string `json:"endpoints"`
+	Healthy   bool     `json:"healthy"`
+	Revision  int64    `json:"revision"` // up to which everything was seen
+	LastError string   `json:"last_error"`
+}
+
+// PeerStatus is one peer and the traffic exchanged with it, in packets and bytes of inner IP.
+type PeerStatus struct {
+	Subnet    string     `json:"subnet"`
+	PublicIP  string     `json:"public_ip"`
+	Backend   string     `json:"backend"`
+	VtepMAC   string     `json:"vtep_mac"` // empty for udp
+	TxPackets uint64     `json:"tx_packets"`
+	TxBytes   uint64     `json:"tx_bytes"`
+	RxPackets uint64     `json:"rx_packets"`
+	RxBytes   uint64     `json:"rx_bytes"`
+	LastRx    *time.Time `json:"last_rx"` // null: nothing yet
+}
+
+func newStatusCommand() *cobra.Command {
+	var control, output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show this node, its peers, and what was dropped and why",
+		Long: `status asks the running daemon: this node and its lease, the store, every peer with its traffic, the
+packets that were dropped by reason, and the features that this kernel gives.
+
+With --output json the fields are an interface to script against; they are listed in
+docs/configuration.md.`,
+		Example: `  muslin status
+  muslin status --output json | jq '.drops'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return fmt.Errorf("--output %q: want text or json", output)
+			}
+			status, err := askStatus(cmd.Context(), control)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(status)
+			}
+			return status.print(cmd.OutOrStdout(), time.Now())
+		},
+	}
+	cmd.Flags().StringVar(&control, "control", defaultControl, "unix `socket` of the daemon")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+// print writes the status for a person.
+func (s *Status) print(w io.Writer, now time.Time) error {
+	p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+	p.line("muslin %s: %s", s.Version, s.State)
+	for _, warning := range s.Warnings {
+		p.line("WARNING: %s", warning)
+	}
+	n := s.Node
+	p.line("\nnode\t%s on %s\tsubnet %s of %s\tMTU %d", dash(n.PublicIP), dash(n.Iface), dash(n.Subnet), dash(n.Network), n.MTU)
+	p.line("\t%s\tlease %s\tkernel %s", n.describeBackend(), n.describeLease(now), s.Kernel)
+	p.line("store\t%s %s\t%s\trevision %d", s.Store.Kind, strings.Join(s.Store.Endpoints, ","), healthWord(s.Store.Healthy), s.Store.Revision)
+	if s.Store.LastError != "" {
+		p.line("\t%s", s.Store.LastError)
+	}
+	p.line("\n%d peers", len(s.Peers))
+	if len(s.Peers) > 0 {
+		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tSENT\tRECEIVED\tLAST HEARD")
+	}
+	for _, peer := range s.Peers {
+		p.line("  %s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend,
+			peer.TxPackets, bytesText(peer.TxBytes), peer.RxPackets, bytesText(peer.RxBytes), ago(now, peer.LastRx))
+	}
+	counts(p, "drops", s.Drops, tunnel.ExplainDrop)
+	counts(p, "leases not used", s.Skipped, lease.ExplainSkip)
+	p.line("\nfeatures")
+	for _, f := range s.Features {
+		p.line("  %s\t%s\t%s", f.Name, onOff(f.On), f.Reason)
+	}
+	return p.finish()
+}
+
+func (n *NodeStatus) describeBackend() string {
+	if n.VNI != nil {
+		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, n.VtepMAC)
+	}
+	return fmt.Sprintf("%s port %d", dash(n.Backend), n.Port)
+}
+
+func (n *NodeStatus) describeLease(now time.Time) string {
+	switch {
+	case n.Subnet == "":
+		return "none yet"
+	case n.LeaseExpires == nil:
+		return "does not expire"
+	}
+	return "expires in " + n.LeaseExpires.Sub(now).Round(time.Minute).String()
+}
+
+// printer is a tabwriter that remembers its first error.
+type printer struct {
+	w   *tabwriter.Writer
+	err error
+}
+
+func (p *printer) line(format string, args ...any) {
+	if _, err := fmt.Fprintf(p.w, format+"\n", args...); p.err == nil {
+		p.err = err
+	}
+}
+
+// counts prints a table of counters with what each means.
+func counts[N int | uint64](p *printer, title string, by map[string]N, explain func(string) string) {
+	if len(by) == 0 {
+		p.line("\n%s: none", title)
+		return
+	}
+	p.line("\n%s", title)
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		p.line("  %s\t%d\t%s", name, by[name], explain(name))
+	}
+}
+
+func (p *printer) finish() error {
+	if err := p.w.Flush(); p.err == nil {
+		p.err = err
+	}
+	return p.err
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "OFF"
+}
+
+func healthWord(healthy bool) string {
+	if healthy {
+		return "healthy"
+	}
+	return "NOT REACHED: peers stay as last known"
+}
+
+func ago(now time.Time, t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return now.Sub(*t).Round(time.Second).String() + " ago"
+}
+
+// bytesText is n in the largest binary unit that leaves at least 1.
+func bytesText(n uint64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n), 0
+	for value >= 1024 && unit < 5 {
+		value /= 1024
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, " KMGTP"[unit])
+}
+
+func prefixText(p netip.Prefix) string {
+	if !p.IsValid() {
+		return ""
+	}
+	return p.String()
+}
+
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}

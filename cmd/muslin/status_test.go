@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"muslin/tunnel/kernel"
+)
+
+func exampleStatus(now time.Time) *Status {
+	vni, expires, last := uint32(1), now.Add(23*time.Hour), now.Add(-3*time.Second)
+	return &Status{
+		Version: "v1", State: "running", Kernel: "6.1.0",
+		Node: NodeStatus{PublicIP: "192.0.2.1", Iface: "eth0", Subnet: "10.244.1.0/24", Network: "10.244.0.0/16", MTU: 1450,
+			Backend: "vxlan", VNI: &vni, Port: 8472, VtepMAC: "02:00:00:00:00:01", TUN: "muslin0", LeaseExpires: &expires},
+		Store: StoreStatus{Kind: "etcd", Endpoints: []string{"http://192.0.2.9:2379"}, Healthy: true, Revision: 7},
+		Peers: []PeerStatus{{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2", Backend: "vxlan", VtepMAC: "02:00:00:00:00:02",
+			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last}},
+		Drops:    map[string]uint64{"no-route": 3},
+		Skipped:  map[string]int{"foreign-key": 1},
+		Features: []kernel.Feature{{Name: "recvmmsg", On: true, Reason: "up to 64 datagrams a call"}},
+		Warnings: []string{"something is odd"},
+	}
+}
+
+// keys lists an object's keys, sorted.
+func keys(v any) []string { return slices.Sorted(maps.Keys(v.(map[string]any))) }
+
+// Others script against this shape: a change here is a change of an interface.
+func TestStatusShape(t *testing.T) {
+	for name, status := range map[string]*Status{"running": exampleStatus(time.Now()), "starting": (&daemon{}).status()} {
+		t.Run(name, func(t *testing.T) {
+			data, err := json.Marshal(status)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got map[string]any
+			if err := json.Unmarshal(data, &got); err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]string{
+				"":      "drops features kernel node peers skipped state store version warnings",
+				"node":  "backend iface lease_expires mtu network port public_ip subnet tun vni vtep_mac",
+				"store": "endpoints healthy kind last_error revision",
+			}
+			for field, names := range want {
+				object := any(got)
+				if field != "" {
+					object = got[field]
+				}
+				if have := strings.Join(keys(object), " "); have != names {
+					t.Errorf("%q has %s, want %s", field, have, names)
+				}
+			}
+			for _, list := range []string{"peers", "features", "warnings"} {
+				if _, ok := got[list].([]any); !ok {
+					t.Errorf("%s is %T, want a list, also when empty", list, got[list])
+				}
+			}
+			for _, object := range []string{"drops", "skipped"} {
+				if _, ok := got[object].(map[string]any); !ok {
+					t.Errorf("%s is %T, want an object, also when empty", object, got[object])
+				}
+			}
+			if name == "running" {
+				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend last_rx public_ip rx_bytes rx_packets subnet tx_bytes tx_packets vtep_mac" {
+					t.Errorf("a peer has %s", have)
+				}
+				if have := strings.Join(keys(got["features"].([]any)[0]), " "); have != "name on reason" {
+					t.Errorf("a feature has %s", have)
+				}
+			}
+		})
+	}
+}
+
+func TestStatusText(t *testing.T) {
+	now := time.Now()
+	var b bytes.Buffer
+	if err := exampleStatus(now).print(&b, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
+		"192.0.2.2", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}
+
+func TestBytesText(t *testing.T) {
+	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 5 << 30: "5.0 GiB"} {
+		if got := bytesText(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestControlSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "muslin.sock")
+	if _, err := askStatus(t.Context(), path); err == nil || !strings.Contains(err.Error(), "muslin run") {
+		t.Errorf("no daemon: %v", err)
+	}
+	l, err := listenControl(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket %v, %v; want mode 0600", info, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	want := exampleStatus(time.Now().UTC().Truncate(time.Second))
+	done := make(chan error, 1)
+	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return want })) }()
+	got, err := askStatus(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if _, err := listenControl(path); err == nil || !strings.Contains(err.Error(), "another muslin daemon") {
+		t.Errorf("second daemon: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("server: %v", err)
+	}
+}
+
+// A socket that a killed daemon left is no obstacle.
+func TestControlSocketStale(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "muslin.sock")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	l, err := listenControl(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"sync"
+	"time"
+
+	"muslin/lease"
+	"muslin/lease/etcd"
+	"muslin/tunnel"
+	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
+	"muslin/tunnel/underlay"
+)
+
+// view is what the control socket may look at while the daemon starts, runs and stops. Parts appear as
+// they come to be.
+type view struct {
+	mu sync.Mutex
+	viewState
+}
+
+type viewState struct {
+	state   string
+	running bool
+
+	iface     host.Interface
+	node      *node
+	kind      string
+	endpoints []string
+	embedded  *etcd.Embedded
+	warnings  []string // the network config's
+
+	member *membership
+	vtep   *tunnel.VTEP
+	conn   *underlay.Conn
+	dev    device
+	host   *host.State
+}
+
+func (v *view) set(change func(*viewState)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	change(&v.viewState)
+}
+
+func (v *view) get() viewState {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.viewState
+}
+
+func (v *view) waiting(state string) { v.set(func(s *viewState) { s.state = state }) }
+
+func (v *view) ready() bool { return v.get().running }
+
+// status puts together what status shows.
+func (d *daemon) status() *Status {
+	v := d.view.get()
+	s := &Status{
+		Version:  buildVersion(),
+		State:    v.state,
+		Store:    StoreStatus{Kind: v.kind, Endpoints: append([]string{}, v.endpoints...)},
+		Peers:    []PeerStatus{},
+		Drops:    map[string]uint64{},
+		Skipped:  map[string]int{},
+		Features: []kernel.Feature{},
+		Warnings: append([]string{}, v.warnings...),
+	}
+	if u, err := kernel.Uname(); err == nil {
+		s.Kernel = u.Release
+	}
+	s.Node.PublicIP, s.Node.Iface = addrText(v.iface.PublicIP), v.iface.Name
+	if v.node != nil {
+		s.Node.fill(v.node)
+	}
+	if v.embedded != nil && v.embedded.Err() != nil {
+		s.warn("the embedded etcd has stopped: " + v.embedded.Err().Error())
+	}
+	if v.running {
+		s.fillRunning(&v)
+	}
+	return s
+}
+
+func (n *NodeStatus) fill(node *node) {
+	n.Backend, n.Port, n.MTU, n.Network = node.backend, node.port, int(node.mtu), prefixText(node.network)
+	if node.backend == lease.BackendVXLAN {
+		vni := node.vni.Uint32()
+		n.VNI, n.VtepMAC = &vni, node.mac.String()
+	}
+}
+
+// warn puts a sentence before the milder ones.
+func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence}, s.Warnings...) }
+
+func (s *Status) fillRunning(v *viewState) {
+	s.Node.TUN, s.Node.Subnet = v.dev.Name(), v.member.subnet.String()
+	if v.member.keeper != nil {
+		k := v.member.keeper.Status()
+		if !k.Lease.Reserved && !k.Lease.Expires.IsZero() {
+			expires := k.Lease.Expires.UTC()
+			s.Node.LeaseExpires = &expires
+		}
+		if k.LastError != "" {
+			s.warn("own lease: " + k.LastError)
+		}
+		if k.Conflict != "" {
+			s.warn(k.Conflict)
+		}
+	}
+	w := v.member.peers.Status()
+	s.Store.Healthy, s.Store.Revision, s.Store.LastError = w.Healthy, w.Revision, w.LastError
+	if w.Skipped != nil {
+		s.Skipped = w.Skipped
+	}
+	s.Drops = v.vtep.Drops()
+	for _, p := range v.vtep.Table().Peers() {
+		c := p.Counters
+		peer := PeerStatus{
+			Subnet: p.Subnet.String(), PublicIP: p.PublicIP.String(), Backend: p.Backend,
+			TxPackets: c.TxPackets.Load(), TxBytes: c.TxBytes.Load(),
+			RxPackets: c.RxPackets.Load(), RxBytes: c.RxBytes.Load(),
+		}
+		if p.Backend == lease.BackendVXLAN {
+			peer.VtepMAC = p.MAC.String()
+		}
+		if last := c.LastRx.Load(); last != 0 {
+			t := time.Unix(0, last).UTC()
+			peer.LastRx = &t
+		}
+		s.Peers = append(s.Peers, peer)
+	}
+	s.Features = append(s.Features, v.dev.Features()...)
+	s.Features = append(s.Features, v.conn.Features()...)
+	s.Features = append(s.Features, v.host.Features()...)
+}
