@@ -74,7 +74,7 @@ func (f *VXLAN) Encode(buf []byte, dst MAC) {
 }
 
 // Decode accepts just what a flannel node sends. Reserved bits must be 0, because the kernel's own
-// device drops them too (flannel-compat in docs), and a bit we do not know may change what the rest
+// device drops them too (docs/flannel.md), and a bit we do not know may change what the rest
 // means: GBP and GPE do.
 func (f *VXLAN) Decode(d []byte) ([]byte, Fault) {
 	if len(d) < VXLANHeadroom+ipv4MinLen {

@@ -89,6 +89,8 @@ func (in *inbound) accept(table *fib.Table, d *Datagram) (Reason, bool) {
 	}
 	peer := table.Lookup(h.Src)
 	switch {
+	case cfg.Subnet.Contains(h.Src): // nobody else may speak for our own, whatever the check
+		return DropInnerSource, false
 	case cfg.SourceCheck == SourceCheckOff:
 	case peer == nil:
 		return DropInnerSource, false

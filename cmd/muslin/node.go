@@ -33,6 +33,9 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		return nil, err
 	}
 	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI}
+	if err := n.checkPeersFile(src); err != nil {
+		return nil, err
+	}
 	n.framing = encap.UDP{}
 	if n.backend == lease.BackendVXLAN {
 		var err error
@@ -61,15 +64,24 @@ func (n *node) attrs() lease.Attrs {
 	return lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
 }
 
+// checkPeersFile makes sure that a peers file describes us as the network's config does.
+func (n *node) checkPeersFile(src *source) error {
+	if src.static == nil {
+		return nil
+	}
+	own := src.static.Own()
+	if own.Attrs.BackendType == n.backend && own.Attrs.VNI == n.vni {
+		return nil
+	}
+	return fmt.Errorf("peers file: our own lease %s is %s, but the network's config says %s, VNI %v: give the --backend that the file was written under",
+		own.Key, own.Attrs, n.backend, n.vni)
+}
+
 // vtepMAC is this node's VtepMAC. It is kept in the state directory, so that peers need no update after
 // a restart. With a peers file it is what the peers' files say.
 func (d *daemon) vtepMAC(src *source) (encap.MAC, error) {
 	if src.static != nil {
-		own := src.static.Own()
-		if own.Attrs.BackendType != lease.BackendVXLAN || own.Attrs.VNI != src.config.Backend.VNI {
-			return encap.MAC{}, fmt.Errorf("peers file: our own lease %s is %s, but the network's config says vxlan, VNI %v", own.Key, own.Attrs, src.config.Backend.VNI)
-		}
-		return own.Attrs.MAC, nil
+		return src.static.Own().Attrs.MAC, nil
 	}
 	path := filepath.Join(d.opts.flags.stateDir, "vtep-mac")
 	data, err := os.ReadFile(path)

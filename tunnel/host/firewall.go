@@ -72,7 +72,7 @@ type rules struct {
 
 func (r rules) empty() bool { return len(r.forward)+len(r.postrouting) == 0 }
 
-// rulesFor are the rules of flannel-compat.md §11, in its order.
+// rulesFor are flannel's rules, in its order.
 func rulesFor(c SetupConfig) rules {
 	cluster, pod := match{prefix: c.Network.Masked()}, match{prefix: c.Subnet.Masked()}
 	elsewhere := match{prefix: cluster.prefix, not: true}

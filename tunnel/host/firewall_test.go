@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// The rules of flannel-compat.md §11 as iptables-save shows them.
+// flannel's rules as iptables-save shows them.
 const (
 	wantFilter = `-A FORWARD -j HERS
 -A FORWARD -m comment --comment "muslin forward" -j MUSLIN-FWD

@@ -108,6 +108,7 @@ func checkSetUp(t *testing.T, rpFilter string) {
 		ipForward: "1",
 		sysctlRoot + "/ipv4/conf/muslin0/rp_filter":    rpFilter,
 		sysctlRoot + "/ipv6/conf/muslin0/disable_ipv6": "1",
+		sysctlRoot + "/ipv4/conf/muslin0/accept_local": "1",
 	} {
 		if got, err := readSysctl(path); err != nil || got != want {
 			t.Errorf("%s = %q, %v, want %s", path, got, err, want)

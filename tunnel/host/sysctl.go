@@ -70,6 +70,10 @@ func forwardingSysctls() (main, along []sysctl, err error) {
 // TUN, as with a route straight to a neighbour. The source was checked against the sender's lease
 // before the packet came here, so the loose check (2) loses nothing.
 //
+// accept_local: our ICMP errors come in through the TUN with the TUN's own address as their source, as a
+// router's do. Without this the kernel takes them for martians. Packets from the network cannot use it:
+// an inner source in our own subnet never gets past the source check.
+//
 // disable_ipv6: the overlay carries IPv4 only, and without this the kernel gives the TUN a link-local
 // address and sends router solicitations and MLD reports into it.
 func deviceSysctls(tun string) []sysctl {
@@ -78,6 +82,10 @@ func deviceSysctls(tun string) []sysctl {
 	all, _ := readSysctl(sysctlRoot + "/ipv4/conf/all/rp_filter")
 	if was, err := readSysctl(own); err == nil && max(number(all), number(was)) == 1 {
 		out = append(out, sysctl{Path: own, Was: was, Set: "2"})
+	}
+	local := sysctlRoot + "/ipv4/conf/" + tun + "/accept_local"
+	if was, err := readSysctl(local); err == nil && was != "1" {
+		out = append(out, sysctl{Path: local, Was: was, Set: "1"})
 	}
 	v6 := sysctlRoot + "/ipv6/conf/" + tun + "/disable_ipv6"
 	if was, err := readSysctl(v6); err == nil && was != "1" {

@@ -72,7 +72,7 @@ func Open(name string) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.napi = threadNAPI(name); d.napi != nil {
+	if d.napi = d.threadNAPI(); d.napi != nil {
 		// NAPI without its thread gains nothing: the plain device is the simpler one.
 		why := d.napi
 		if err := d.Close(); err != nil {
@@ -151,8 +151,8 @@ func drain(fd int, bufs [][]byte, sizes []int, offset int) (n int, errno syscall
 	return n, 0
 }
 
-// Write implements tunnel.Device. The network stack takes each packet or refuses it at once: a TUN
-// device has no queue in this direction to wait for.
+// Write implements tunnel.Device. The network stack takes each packet or refuses it at once; only in NAPI
+// mode is there a queue, and Write waits while that is full.
 func (d *Device) Write(bufs [][]byte, offset int) (written int, err error) {
 	fd, err := d.file.Begin()
 	if err != nil {
@@ -165,6 +165,11 @@ func (d *Device) Write(bufs [][]byte, offset int) (written int, err error) {
 		switch {
 		case errno == unix.EINTR:
 			continue
+		case errno == unix.EAGAIN:
+			if err := d.waitWritable(); err != nil {
+				return written, err
+			}
+			continue
 		case errno == 0:
 			written++
 		case err == nil:
@@ -173,6 +178,12 @@ func (d *Device) Write(bufs [][]byte, offset int) (written int, err error) {
 		i++
 	}
 	return written, err
+}
+
+// waitWritable is apart from Write so that only a wait costs an allocation.
+func (d *Device) waitWritable() error {
+	var poll [2]unix.PollFd
+	return d.file.Wait(unix.POLLOUT, &poll)
 }
 
 func (d *Device) failed(op string, errno syscall.Errno) error {
