@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -114,7 +113,6 @@ type Config struct {
 	Jumbo    int            // length of a receive buffer, bytes: what is longer is DropOversized
 
 	SourceCheck SourceCheck
-	Logger      *slog.Logger
 }
 
 // VTEP is one end of the overlay's tunnels. Make it with New, give it peers with SetTable, and Run it.

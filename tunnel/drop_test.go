@@ -1,0 +1,263 @@
+package tunnel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"muslin/encap"
+)
+
+var errFirewall = errors.New("a firewall rule of the test")
+
+// dropCase is a packet that causes one reason and no other.
+type dropCase struct {
+	reason  Reason
+	name    string
+	framing string // "vxlan", "udp", or "" for both
+
+	out func(t *testing.T, x *bench) []byte   // outbound: the packet
+	in  func(t *testing.T, x *bench) Datagram // inbound: the datagram
+
+	answer bool // outbound: the sender gets an ICMP error
+}
+
+// marked is in the payload of a packet that the fakes refuse.
+const marked = "REFUSE ME"
+
+func outPacket(dst, payload string) func(*testing.T, *bench) []byte {
+	return func(t *testing.T, _ *bench) []byte { return udpPacket(t, "10.1.0.5", dst, payload) }
+}
+
+// spoiled is a good datagram from B, changed.
+func spoiled(change func(d *Datagram)) func(*testing.T, *bench) Datagram {
+	return func(t *testing.T, x *bench) Datagram {
+		d := x.from(t, nodeB, udpPacket(t, "10.2.0.5", "10.1.0.5", "some payload, longer than padding goes: 46 bytes"))
+		change(&d)
+		return d
+	}
+}
+
+// spoiledByte is a good datagram from B with another byte at offset at; in the inner packet when inner.
+func spoiledByte(inner bool, at int, value byte) func(*testing.T, *bench) Datagram {
+	return func(t *testing.T, x *bench) Datagram {
+		return spoiled(func(d *Datagram) {
+			if inner {
+				d.Buf[x.cfg.Framing.Headroom()+at] = value
+			} else {
+				d.Buf[at] = value
+			}
+		})(t, x)
+	}
+}
+
+func etherType(n uint16) func(*testing.T, *bench) Datagram {
+	return spoiled(func(d *Datagram) { binary.BigEndian.PutUint16(d.Buf[20:], n) })
+}
+
+func between(src, dst string) func(*testing.T, *bench) Datagram {
+	return func(t *testing.T, x *bench) Datagram { return x.from(t, nodeB, udpPacket(t, src, dst, "payload")) }
+}
+
+var dropCases = []dropCase{
+	{reason: DropNoRoute, name: "leased by nobody", out: outPacket("10.9.0.1", "x"), answer: true},
+	{reason: DropOwnSubnet, name: "no such pod", out: outPacket("10.1.0.200", "x"), answer: true},
+	{reason: DropTooBig, name: "one byte", answer: true,
+		out: func(t *testing.T, _ *bench) []byte { return sized(t, "10.1.0.5", "10.2.0.5", testMTU+1) }},
+	{reason: DropMalformed, name: "one byte", out: func(*testing.T, *bench) []byte { return []byte{0x45} }},
+	{reason: DropMalformed, name: "version 7", out: func(*testing.T, *bench) []byte { return bytes.Repeat([]byte{0x75}, 40) }},
+	{reason: DropMalformed, name: "trailing byte",
+		out: func(t *testing.T, _ *bench) []byte { return append(udpPacket(t, "10.1.0.5", "10.2.0.5", "x"), 0) }},
+	{reason: DropIPv6, name: "IPv6", out: func(t *testing.T, _ *bench) []byte { return ipv6Packet(t) }},
+	{reason: DropSendFailed, name: "refused", out: func(t *testing.T, x *bench) []byte {
+		x.und.refuse = refuseDatagram(errFirewall)
+		return outPacket("10.2.0.5", marked)(t, x)
+	}},
+	{reason: DropSendBufferFull, name: "no room", out: func(t *testing.T, x *bench) []byte {
+		x.und.refuse = refuseDatagram(fmt.Errorf("sendmmsg: %w", ErrSendBufferFull))
+		return outPacket("10.2.0.5", marked)(t, x)
+	}},
+
+	{reason: DropOversized, name: "longer than the buffer", in: func(t *testing.T, x *bench) Datagram {
+		return x.from(t, nodeB, sized(t, "10.2.0.5", "10.1.0.5", jumbo+1))
+	}},
+	{reason: DropShort, name: "19 bytes", in: spoiled(func(d *Datagram) { d.Buf = d.Buf[:19] })},
+	{reason: DropShort, name: "empty", in: spoiled(func(d *Datagram) { d.Buf = nil })},
+	{reason: DropFlags, framing: "vxlan", name: "no I flag", in: spoiledByte(false, 0, 0)},
+	{reason: DropFlags, framing: "vxlan", name: "reserved byte", in: spoiledByte(false, 7, 1)},
+	{reason: DropVNI, framing: "vxlan", name: "VNI 43", in: spoiledByte(false, 6, 43)},
+	{reason: DropMAC, framing: "vxlan", name: "old MAC", in: spoiledByte(false, 13, 0x99)},
+	{reason: DropOwnMAC, framing: "vxlan", name: "our source MAC", in: spoiledByte(false, 19, 0x0a)},
+	{reason: DropVLAN, framing: "vxlan", name: "802.1Q", in: etherType(0x8100)},
+	{reason: DropARP, framing: "vxlan", name: "ARP", in: etherType(0x0806)},
+	{reason: DropNotIP, framing: "vxlan", name: "LLDP", in: etherType(0x88cc)},
+	{reason: DropInnerIPv6, name: "IPv6", in: func(t *testing.T, x *bench) Datagram { return x.from(t, nodeB, ipv6Packet(t)) }},
+	{reason: DropInnerVersion, name: "version 5", in: spoiledByte(true, 0, 0x55)},
+	{reason: DropInnerHeader, name: "IHL 4", in: spoiledByte(true, 0, 0x44)},
+	{reason: DropInnerLength, name: "total length too long", in: spoiledByte(true, 2, 0x10)},
+	{reason: DropInnerLength, name: "datagram too long", in: spoiled(func(d *Datagram) { d.Buf = append(d.Buf, 0) })},
+	{reason: DropInnerChecksum, name: "TTL changed on the way", in: spoiledByte(true, 8, 63)},
+	{reason: DropUnknownSource, name: "stranger", in: spoiled(func(d *Datagram) { d.Addr = netip.AddrPortFrom(stranger, port) })},
+	{reason: DropInnerSource, name: "another peer's", in: between("10.3.0.5", "10.1.0.5")},
+	{reason: DropInnerSource, name: "nobody's", in: between("10.9.0.5", "10.1.0.5")},
+	{reason: DropInnerSource, name: "our own", in: between("10.1.0.6", "10.1.0.5")},
+	{reason: DropInnerDestination, name: "another peer's", in: between("10.2.0.5", "10.3.0.5")},
+	{reason: DropECN, name: "CE over Not-ECT", in: spoiled(func(d *Datagram) { d.ECN = encap.CE })},
+	{reason: DropTUNWrite, name: "refused inbound", in: func(t *testing.T, x *bench) Datagram {
+		x.dev.refuse = func(p []byte) error {
+			if bytes.Contains(p, []byte(marked)) {
+				return errors.New("the device is down")
+			}
+			return nil
+		}
+		return x.from(t, nodeB, udpPacket(t, "10.2.0.5", "10.1.0.5", marked))
+	}},
+	{reason: DropSocketOverflow, name: "told by the underlay", in: func(t *testing.T, x *bench) Datagram {
+		x.und.overflow.Store(1)
+		return Datagram{} // the datagram that never came
+	}},
+}
+
+func refuseDatagram(err error) func(d *Datagram) error {
+	return func(d *Datagram) error {
+		if bytes.Contains(d.Buf, []byte(marked)) {
+			return err
+		}
+		return nil
+	}
+}
+
+// Each bad packet travels between two good ones: it is counted once, under its reason and no other, and
+// the good ones arrive.
+func TestEveryDropReason(t *testing.T) {
+	covered := map[Reason]bool{}
+	for _, c := range dropCases {
+		covered[c.reason] = true
+		for _, framing := range []string{"vxlan", "udp"} {
+			if c.framing != "" && c.framing != framing {
+				continue
+			}
+			t.Run(fmt.Sprintf("%v/%s/%s", c.reason, c.name, framing), func(t *testing.T) {
+				x := newBench(t, framing)
+				if c.out != nil {
+					checkOutboundDrop(t, x, c)
+				} else {
+					checkInboundDrop(t, x, c)
+				}
+				if got, want := x.Drops(), map[string]uint64{c.reason.String(): 1}; !maps.Equal(got, want) {
+					t.Errorf("drops %v, want %v", got, want)
+				}
+			})
+		}
+	}
+	for _, r := range Reasons() {
+		if !covered[r] {
+			t.Errorf("no case causes %v", r)
+		}
+	}
+}
+
+func checkOutboundDrop(t *testing.T, x *bench, c dropCase) {
+	bad := c.out(t, x)
+	good := [][]byte{udpPacket(t, "10.1.0.5", "10.2.0.5", "first"), udpPacket(t, "10.1.0.5", "10.3.0.5", "second")}
+	sent := x.send(t, good[0], bad, good[1])
+	if len(sent) != 2 || !bytes.HasSuffix(sent[0].Buf, good[0]) || !bytes.HasSuffix(sent[1].Buf, good[1]) {
+		t.Errorf("%d datagrams sent, want just the two good ones", len(sent))
+	}
+	answers := 0
+	if c.answer {
+		answers = 1
+	}
+	if written := x.dev.takeWritten(); len(written) != answers {
+		t.Errorf("%d packets written to the device, want %d ICMP errors", len(written), answers)
+	}
+	if n := x.b.Counters.TxPackets.Load() + x.c.Counters.TxPackets.Load(); n != 2 {
+		t.Errorf("the peers count %d packets sent, want 2", n)
+	}
+	if got := x.LastSendError(); (c.reason == DropSendFailed) != errors.Is(got, errFirewall) || c.reason != DropSendFailed && got != nil {
+		t.Errorf("LastSendError = %v", got)
+	}
+}
+
+func checkInboundDrop(t *testing.T, x *bench, c dropCase) {
+	bad := c.in(t, x)
+	good := [][]byte{udpPacket(t, "10.2.0.5", "10.1.0.5", "first"), udpPacket(t, "10.3.0.5", "10.1.0.5", "second")}
+	ds := []Datagram{x.from(t, nodeB, good[0]), bad, x.from(t, nodeC, good[1])}
+	if c.reason == DropSocketOverflow {
+		ds = slices.Delete(ds, 1, 2)
+	}
+	written := x.receive(t, ds...)
+	if len(written) != 2 || !bytes.Equal(written[0], good[0]) || !bytes.Equal(written[1], good[1]) {
+		t.Errorf("%d packets written, want just the two good ones", len(written))
+	}
+}
+
+// An ICMP error that the device refuses is counted too.
+func TestRefusedAnswerIsCounted(t *testing.T) {
+	x := newBench(t, "vxlan")
+	x.dev.refuse = func([]byte) error { return errors.New("the device is down") }
+	x.send(t, udpPacket(t, "10.1.0.5", "10.9.0.1", "x"))
+	want := map[string]uint64{"no-route": 1, "tun-write": 1}
+	if got := x.Drops(); !maps.Equal(got, want) {
+		t.Errorf("drops %v, want %v", got, want)
+	}
+}
+
+func TestNoDropsAtFirst(t *testing.T) {
+	if got := newBench(t, "udp").Drops(); len(got) != 0 {
+		t.Errorf("drops of a new VTEP: %v", got)
+	}
+}
+
+// Every fault of encap has a reason of its own.
+func TestEveryFaultHasAReason(t *testing.T) {
+	seen := map[Reason]encap.Fault{}
+	for f := encap.FaultNone + 1; f <= encap.FaultIPChecksum; f++ {
+		if int(f) >= len(inboundFault) {
+			t.Fatalf("fault %d has no reason", f)
+		}
+		r := inboundFault[f]
+		if r == DropNoRoute { // the zero value
+			t.Errorf("fault %d has no reason", f)
+		}
+		if other, twice := seen[r]; twice {
+			t.Errorf("faults %d and %d share the reason %v", f, other, r)
+		}
+		seen[r] = f
+	}
+}
+
+func TestReasonNames(t *testing.T) {
+	all := Reasons()
+	if len(all) != int(numReasons) || all[0] != DropNoRoute {
+		t.Fatalf("Reasons has %d, beginning with %v", len(all), all[0])
+	}
+	kebab := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+	names, sentences := map[string]bool{}, map[string]bool{}
+	for _, r := range all {
+		name, sentence := r.String(), r.Explain()
+		if !kebab.MatchString(name) || names[name] {
+			t.Errorf("reason %d is called %q: want kebab-case, and unique", r, name)
+		}
+		if len(sentence) < 15 || sentences[sentence] || strings.HasSuffix(sentence, ".") {
+			t.Errorf("%s is explained by %q: want a sentence of its own", name, sentence)
+		}
+		if got := ExplainDrop(name); got != sentence {
+			t.Errorf("ExplainDrop(%q) = %q, want %q", name, got, sentence)
+		}
+		names[name], sentences[sentence] = true, true
+	}
+	if got := ExplainDrop("no-such-reason"); got != "" {
+		t.Errorf("ExplainDrop of an unknown name = %q", got)
+	}
+	if got := ExplainDrop(""); got != "" {
+		t.Errorf("ExplainDrop of no name = %q", got)
+	}
+}
