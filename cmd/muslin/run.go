@@ -218,7 +218,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 	tasks := append(member.tasks(), vtep.Run, state.Run,
 		func(ctx context.Context) error { return reportDrops(ctx, d.log, vtep) },
 		func(ctx context.Context) error { return notifySystemd(ctx, d.log) })
-	return d.runTasks(ctx, tasks, func() { conn.Close(); dev.Close() })
+	return d.runTasks(ctx, tasks)
 }
 
 func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, mtu encap.InnerMTU) host.SetupConfig {
@@ -240,11 +240,9 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 	}
 }
 
-// runTasks runs all that goes on side by side, until ctx ends or one of it fails. closeData ends the data
-// path, which no context reaches in its system calls.
-func (d *daemon) runTasks(ctx context.Context, tasks []func(context.Context) error, closeData func()) error {
+// runTasks runs all that goes on side by side, until ctx ends or one of it fails.
+func (d *daemon) runTasks(ctx context.Context, tasks []func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	defer context.AfterFunc(ctx, closeData)()
 	for _, task := range tasks {
 		g.Go(func() error { return task(ctx) })
 	}

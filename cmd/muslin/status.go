@@ -22,16 +22,17 @@ import (
 // against it: fields are added, never renamed or removed (docs/configuration.md). Counters start at 0
 // with the daemon.
 type Status struct {
-	Version  string            `json:"version"`
-	State    string            `json:"state"` // "running", or what the start waits for
-	Kernel   string            `json:"kernel"`
-	Node     NodeStatus        `json:"node"`
-	Store    StoreStatus       `json:"store"`
-	Peers    []PeerStatus      `json:"peers"`
-	Drops    map[string]uint64 `json:"drops"`    // packets, by reason (tunnel/drop.go); only reasons that occurred
-	Skipped  map[string]int    `json:"skipped"`  // keys in the store that are no peer of ours, by reason (package lease)
-	Features []kernel.Feature  `json:"features"` // in the order of the packet's way
-	Warnings []string          `json:"warnings"` // sentences for the operator, the worst first
+	Version   string            `json:"version"`
+	State     string            `json:"state"` // "running", or what the start waits for
+	Kernel    string            `json:"kernel"`
+	Node      NodeStatus        `json:"node"`
+	Store     StoreStatus       `json:"store"`
+	Peers     []PeerStatus      `json:"peers"`
+	Drops     map[string]uint64 `json:"drops"`               // packets, by reason (tunnel/drop.go); only reasons that occurred
+	Skipped   map[string]int    `json:"skipped"`             // keys in the store that are no peer of ours, by reason (package lease)
+	Completed uint64            `json:"checksums_completed"` // inner packets whose sender had left the checksum to its NIC
+	Features  []kernel.Feature  `json:"features"`            // in the order of the packet's way
+	Warnings  []string          `json:"warnings"`            // sentences for the operator, the worst first
 }
 
 // NodeStatus is this node. Until it has a lease, what comes from the lease is null or empty.

@@ -49,7 +49,7 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "drops features kernel node peers skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peers skipped state store version warnings",
 				"node":  "backend iface lease_expires mtu network port public_ip subnet tun vni vtep_mac",
 				"store": "endpoints healthy kind last_error revision",
 			}

@@ -113,7 +113,7 @@ func (s *Status) fillRunning(v *viewState) {
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
 	}
-	s.Drops = v.vtep.Drops()
+	s.Drops, s.Completed = v.vtep.Drops(), v.vtep.ChecksumsCompleted()
 	for _, p := range v.vtep.Table().Peers() {
 		c := p.Counters
 		peer := PeerStatus{
