@@ -36,8 +36,9 @@ func Sum(b []byte, initial uint16) uint16 {
 	return uint16(sum)
 }
 
-// pseudoSum is the sum over the TCP and UDP pseudo-header (RFC 9293, section 3.1; RFC 768).
-func pseudoSum(p []byte, h *IPv4) uint16 {
+// PseudoSum is the sum over the pseudo-header of the TCP or UDP packet p, whose length is h.TotalLen (RFC
+// 9293, section 3.1; RFC 768).
+func PseudoSum(p []byte, h *IPv4) uint16 {
 	s := Sum(p[12:20], 0)
 	sum := uint32(s) + uint32(h.Protocol) + uint32(h.TotalLen-h.HeaderLen)
 	sum = sum>>16 + sum&0xffff
@@ -67,7 +68,7 @@ func CompletePartial(p []byte, h *IPv4) bool {
 		return false
 	}
 	field := binary.BigEndian.Uint16(t[at:])
-	if field != pseudoSum(p, h) {
+	if field != PseudoSum(p, h) {
 		return false
 	}
 	// The field is part of the sum, so the pseudo-header is already in it.

@@ -26,7 +26,8 @@ func (d *steadyDevice) Write(bufs [][]byte, _ int) (int, error) {
 	return len(bufs), nil
 }
 
-func (*steadyDevice) Close() error { return nil }
+func (*steadyDevice) Close() error     { return nil }
+func (*steadyDevice) Overflow() uint64 { return 0 }
 
 type steadyUnderlay struct {
 	datagrams []Datagram

@@ -12,7 +12,8 @@ type Reason uint8
 
 // Outbound: the packet came from the TUN device.
 const (
-	DropNoRoute        Reason = iota // no peer's subnet holds the destination
+	DropTUNOverflow    Reason = iota // the TUN device's queue was full: the kernel dropped it before us
+	DropNoRoute                      // no peer's subnet holds the destination
 	DropOwnSubnet                    // the destination is in our own subnet, but no pod route took it
 	DropTooBig                       // longer than the inner MTU
 	DropMalformed                    // the local kernel handed over something that is not an IP packet
@@ -48,6 +49,7 @@ const (
 
 // reasons holds each reason's name in status, metrics and docs, and what an operator should know.
 var reasons = [numReasons]struct{ name, explain string }{
+	DropTUNOverflow:    {"tun-overflow", "the TUN device's queue was full: senders were faster than the daemon, as in any router"},
 	DropNoRoute:        {"no-route", "no lease holds the destination; the sender got ICMP net unreachable"},
 	DropOwnSubnet:      {"own-subnet", "destination in this node's subnet, but no pod route took it: is the pod bridge up?"},
 	DropTooBig:         {"too-big", "longer than the overlay MTU; the sender got ICMP fragmentation needed"},

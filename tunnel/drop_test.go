@@ -67,6 +67,10 @@ func between(src, dst string) func(*testing.T, *bench) Datagram {
 }
 
 var dropCases = []dropCase{
+	{reason: DropTUNOverflow, name: "told by the device", out: func(t *testing.T, x *bench) []byte {
+		x.dev.overflow.Store(1)
+		return nil // the packet that never came
+	}},
 	{reason: DropNoRoute, name: "leased by nobody", out: outPacket("10.9.0.1", "x"), answer: true},
 	{reason: DropOwnSubnet, name: "no such pod", out: outPacket("10.1.0.200", "x"), answer: true},
 	{reason: DropTooBig, name: "one byte", answer: true,
@@ -167,7 +171,11 @@ func TestEveryDropReason(t *testing.T) {
 func checkOutboundDrop(t *testing.T, x *bench, c dropCase) {
 	bad := c.out(t, x)
 	good := [][]byte{udpPacket(t, "10.1.0.5", "10.2.0.5", "first"), udpPacket(t, "10.1.0.5", "10.3.0.5", "second")}
-	sent := x.send(t, good[0], bad, good[1])
+	packets := [][]byte{good[0], bad, good[1]}
+	if c.reason == DropTUNOverflow {
+		packets = good
+	}
+	sent := x.send(t, packets...)
 	if len(sent) != 2 || !bytes.HasSuffix(sent[0].Buf, good[0]) || !bytes.HasSuffix(sent[1].Buf, good[1]) {
 		t.Errorf("%d datagrams sent, want just the two good ones", len(sent))
 	}
@@ -236,7 +244,7 @@ func TestEveryFaultHasAReason(t *testing.T) {
 
 func TestReasonNames(t *testing.T) {
 	all := Reasons()
-	if len(all) != int(numReasons) || all[0] != DropNoRoute {
+	if len(all) != int(numReasons) || all[0] != DropTUNOverflow {
 		t.Fatalf("Reasons has %d, beginning with %v", len(all), all[0])
 	}
 	kebab := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)

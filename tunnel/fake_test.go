@@ -23,6 +23,8 @@ type fakeDevice struct {
 	refuse  func(p []byte) error // nil: Write takes everything
 	onWrite func(p []byte)       // p is a copy of one packet
 
+	overflow atomic.Uint64
+
 	mu      sync.Mutex
 	written [][]byte
 }
@@ -66,6 +68,8 @@ func (d *fakeDevice) Write(bufs [][]byte, offset int) (n int, err error) {
 	}
 	return n, err
 }
+
+func (d *fakeDevice) Overflow() uint64 { return d.overflow.Load() }
 
 func (d *fakeDevice) Close() error {
 	d.once.Do(func() { close(d.closed) })

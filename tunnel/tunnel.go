@@ -37,6 +37,9 @@ type Device interface {
 	// the bytes before offset may be overwritten. Both workers call it, at the same time.
 	Write(bufs [][]byte, offset int) (n int, err error)
 
+	// Overflow is how many packets the kernel dropped because the device's queue to us was full.
+	Overflow() uint64
+
 	// Close ends Read and Write with os.ErrClosed. Closing again changes nothing.
 	Close() error
 }
@@ -110,7 +113,7 @@ type Config struct {
 	Subnet   netip.Prefix   // our own lease; its base is the source of our ICMP errors
 	Port     uint16         // the overlay's UDP port, the same on every node
 	MTU      encap.InnerMTU // what is longer is answered with ICMP
-	Jumbo    int            // length of a receive buffer, bytes: what is longer is DropOversized
+	Jumbo    int            // longest datagram taken, bytes, but for TCP superpackets: else DropOversized
 
 	SourceCheck SourceCheck
 }
@@ -172,7 +175,10 @@ func (v *VTEP) Drops() map[string]uint64 {
 	all := make(map[string]uint64)
 	for r := range numReasons {
 		n := v.out.drops[r].Load() + v.in.drops[r].Load()
-		if r == DropSocketOverflow {
+		switch r {
+		case DropTUNOverflow:
+			n += v.cfg.Device.Overflow()
+		case DropSocketOverflow:
 			n += v.cfg.Underlay.Overflow()
 		}
 		if n > 0 {

@@ -1,0 +1,38 @@
+package tun
+
+import (
+	"os"
+	"strconv"
+	"strings"
+)
+
+// overflow reads how many packets the kernel could not put into the queue of the device name:
+// "drop" in the Transmit half of /proc/net/dev, which is the 12th number of the device's line (proc(5)).
+// It is 0 when that cannot be read.
+func overflow(name string) uint64 {
+	// The calling thread's network namespace, since Linux 3.17; the process's before that.
+	data, err := os.ReadFile("/proc/thread-self/net/dev")
+	if err != nil {
+		if data, err = os.ReadFile("/proc/self/net/dev"); err != nil {
+			return 0
+		}
+	}
+	const transmitDrop = 11
+	for line := range strings.Lines(string(data)) {
+		device, numbers, _ := strings.Cut(line, ":")
+		if strings.TrimSpace(device) != name {
+			continue
+		}
+		if fields := strings.Fields(numbers); len(fields) > transmitDrop {
+			n, _ := strconv.ParseUint(fields[transmitDrop], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// Overflow implements tunnel.Device.
+func (d *Device) Overflow() uint64 { return overflow(d.name) }
+
+// Overflow implements tunnel.Device.
+func (p *Portable) Overflow() uint64 { return overflow(p.name) }
