@@ -66,7 +66,7 @@ lint: ## gofmt, go vet, staticcheck, other architectures, and govulncheck where 
 .PHONY: bench
 bench: build ## Go benchmarks of the data path, and throughput through the lab (needs root)
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem ./encap ./tunnel/...
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_THROUGHPUT=1 $(GO) test -count=1 -v -run TestThroughputFloor ./bench/e2e
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_BENCH=1 $(GO) test -count=1 -v -run TestThroughputFloor ./bench/e2e
 
 .PHONY: check
 check: lint test ## What a change must pass: lint and test

@@ -63,15 +63,20 @@ func newLab(t *testing.T, cfg Config) *Lab {
 // h1 ── br0 ── h2, with a pod on each that no overlay joins.
 func TestTopology(t *testing.T) {
 	t.Parallel()
-	RequireTool(t, "ping")
 	l := newLab(t, Config{Hosts: 2, MTU: 1400, DefaultRoute: true})
 	ctx := t.Context()
-	r, err := l.Host(1).Ping(ctx, l.Host(2).Addr, 3, "-M", "do", "-s", "1372")
+	r, err := l.Host(1).Ping(ctx, l.Host(2).Addr, PingOptions{Count: 3, Size: 1400, DontFragment: true})
 	if err != nil || r.Received != 3 || r.Average == 0 {
 		t.Errorf("ping of 1400 bytes between hosts: %+v, %v; want 3 answers", r, err)
 	}
-	if r, err := l.Host(1).Ping(ctx, l.Host(2).Addr, 1, "-M", "do", "-s", "1373"); err != nil || r.Received != 0 {
+	if r, err := l.Host(1).Ping(ctx, l.Host(2).Addr, PingOptions{Count: 1, Size: 1401, DontFragment: true}); err != nil || r.Received != 0 {
 		t.Errorf("ping of 1401 bytes between hosts: %+v, %v; want no answer", r, err)
+	}
+	if r, err := l.Host(1).Ping(ctx, l.Host(2).Addr, PingOptions{Count: 2, Size: 5000}); err != nil || r.Received != 2 {
+		t.Errorf("ping in fragments: %+v, %v; want 2 answers", r, err)
+	}
+	if r, err := l.Host(1).Ping(ctx, netip.MustParseAddr("198.18.0.77"), PingOptions{Count: 2}); err != nil || r != (PingResult{Sent: 2}) {
+		t.Errorf("ping of nobody: %+v, %v; want 2 sent, none back", r, err)
 	}
 	out, err := l.Host(1).Run(ctx, "ip", "route", "show", "default")
 	if err != nil || !strings.Contains(out, "via 198.18.0.254 dev eth0") {
@@ -93,10 +98,10 @@ func TestTopology(t *testing.T) {
 		}
 	}
 	pods := l.Host(1).Pods()
-	if r, err := pods[0].Ping(ctx, pods[1].Addr, 2); err != nil || r.Received != 2 {
+	if r, err := pods[0].Ping(ctx, pods[1].Addr, PingOptions{Count: 2}); err != nil || r.Received != 2 {
 		t.Errorf("ping between pods of one host: %+v, %v", r, err)
 	}
-	if r, err := pods[0].Ping(ctx, network.Gateway.Addr(), 2); err != nil || r.Received != 2 {
+	if r, err := pods[0].Ping(ctx, network.Gateway.Addr(), PingOptions{Count: 2}); err != nil || r.Received != 2 {
 		t.Errorf("ping to the gateway: %+v, %v", r, err)
 	}
 	if value, err := l.Host(1).ReadSysctl("net/ipv4/ip_forward"); err != nil || value != "0" {
@@ -110,7 +115,7 @@ func TestTopology(t *testing.T) {
 //	p1a ── cni0 ─ h1 ─ flannel.1 ── br0 ── flannel.1 ─ h2 ─ cni0 ── p2a
 func TestKernelVXLANBesideAnotherLab(t *testing.T) {
 	t.Parallel()
-	RequireTool(t, "ping", "bridge", "iperf3")
+	RequireTool(t, "bridge", "iperf3")
 	other := newLab(t, Config{Hosts: 1})
 	l := newLab(t, Config{Hosts: 2})
 	ctx := t.Context()
@@ -138,7 +143,7 @@ func TestKernelVXLANBesideAnotherLab(t *testing.T) {
 		}
 	}
 	from, to := l.Host(1).Pods()[0], l.Host(2).Pods()[0]
-	if r, err := from.Ping(ctx, to.Addr, 5); err != nil || r.Received != 5 {
+	if r, err := from.Ping(ctx, to.Addr, PingOptions{Count: 5}); err != nil || r.Received != 5 {
 		t.Errorf("ping over the kernel's VXLAN: %+v, %v", r, err)
 	}
 	tcp, err := IperfTCP(ctx, from.Node, to.Node, to.Addr, 1)

@@ -8,52 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"strconv"
 	"time"
 )
-
-// PingResult is what ping(8) counted.
-type PingResult struct {
-	Sent, Received int
-	Average        time.Duration // of the round trips; 0 if none came back
-}
-
-var (
-	pingCounts = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
-	pingTimes  = regexp.MustCompile(`= [\d.]+/([\d.]+)/[\d.]+/[\d.]+ ms`)
-)
-
-// Ping sends count echo requests every 10 ms and waits up to a second for the last answer. Extra flags go
-// before the destination. Losses are not an error: look at Received. An error is a ping that did not say
-// how many.
-func (n *Node) Ping(ctx context.Context, to netip.Addr, count int, flags ...string) (PingResult, error) {
-	args := append([]string{"ping", "-n", "-q", "-i", "0.01", "-W", "1", "-c", strconv.Itoa(count)}, flags...)
-	out, err := n.Run(ctx, append(args, to.String())...)
-	r, parseErr := parsePing(out)
-	if parseErr == nil {
-		return r, nil
-	}
-	return r, fmt.Errorf("ping %s from %s: %w", to, n.Name, errors.Join(err, parseErr))
-}
-
-func parsePing(out string) (PingResult, error) {
-	var r PingResult
-	counts := pingCounts.FindStringSubmatch(out)
-	if counts == nil {
-		return r, fmt.Errorf("no counts in the output of ping: %q", out)
-	}
-	r.Sent, _ = strconv.Atoi(counts[1])
-	r.Received, _ = strconv.Atoi(counts[2])
-	if times := pingTimes.FindStringSubmatch(out); times != nil {
-		ms, err := strconv.ParseFloat(times[1], 64)
-		if err != nil {
-			return r, fmt.Errorf("average in the output of ping: %w", err)
-		}
-		r.Average = time.Duration(ms * float64(time.Millisecond))
-	}
-	return r, nil
-}
 
 // Flow is one iperf3 run as the receiver saw it.
 type Flow struct {

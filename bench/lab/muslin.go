@@ -37,7 +37,7 @@ type Muslin struct {
 // directory, on interface eth0, and the given flags behind these (of a flag given twice the later
 // counts). It does not wait: for daemons that are to fail. Launched again, the daemon finds its state.
 func (h *Host) LaunchMuslin(bin string, flags ...string) (*Muslin, error) {
-	m := h.muslin(bin)
+	m := h.Muslin(bin)
 	p, err := h.Start("muslin", nil, append(h.MuslinArgs(bin), flags...)...)
 	if err != nil {
 		return nil, err
@@ -46,7 +46,8 @@ func (h *Host) LaunchMuslin(bin string, flags ...string) (*Muslin, error) {
 	return m, nil
 }
 
-func (h *Host) muslin(bin string) *Muslin {
+// Muslin says where the daemon on this host has its state, without starting one: Proc is nil.
+func (h *Host) Muslin(bin string) *Muslin {
 	return &Muslin{
 		Host:       h,
 		Bin:        bin,
@@ -58,7 +59,7 @@ func (h *Host) muslin(bin string) *Muslin {
 
 // MuslinArgs is the command with the flags that LaunchMuslin gives to every daemon.
 func (h *Host) MuslinArgs(bin string) []string {
-	m := h.muslin(bin)
+	m := h.Muslin(bin)
 	return []string{
 		bin, "run",
 		"--iface", "eth0",

@@ -28,6 +28,7 @@ var packages = map[string]string{
 	"iperf3":   "iperf3",
 	"iptables": "iptables",
 	"nft":      "nftables",
+	"nstat":    "iproute2",
 	"ping":     "iputils-ping",
 	"setpriv":  "util-linux",
 	"tcpdump":  "tcpdump",

@@ -42,6 +42,9 @@ func (s *storeCommand) newConfigGet() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.run(cmd, func(ctx context.Context, store *etcd.Store) error {
 				raw, _, err := store.Config(ctx)
+				if errors.Is(err, lease.ErrNoConfig) {
+					return fmt.Errorf("%w under %s: write one with \"muslin config set\", or start the first node with --network", err, s.flags.prefix)
+				}
 				if err != nil {
 					return err
 				}

@@ -99,7 +99,7 @@ func TestHelp(t *testing.T) {
 		if cmd.Short == "" {
 			t.Errorf("%s has no help", cmd.CommandPath())
 		}
-		if cmd.HasParent() && !cmd.HasSubCommands() && cmd.Example == "" && cmd.Name() != "version" {
+		if cmd.HasParent() && !cmd.HasSubCommands() && cmd.Example == "" {
 			t.Errorf("%s has no example", cmd.CommandPath())
 		}
 		for _, sub := range cmd.Commands() {

@@ -44,7 +44,7 @@ func newDemoCommand() *cobra.Command {
 
 It starts a muslin daemon on every host, the first with an embedded etcd, measures ping times and TCP
 throughput from every pod to every other, and takes everything away again, also after Ctrl-C. Nothing
-outside these namespaces is changed. It needs root, /dev/net/tun, ip, ping and iperf3, and exits with
+outside these namespaces is changed. It needs root, /dev/net/tun, ip and iperf3, and exits with
 status 1 if any pair of pods does not reach each other.`,
 		Example: `  muslin demo
   muslin demo --backend udp --hosts 2
@@ -122,7 +122,7 @@ func (d *demo) check() error {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		bad = append(bad, fmt.Errorf("%w: load the module with `modprobe tun`, or give the container --device /dev/net/tun", err))
 	}
-	if err := lab.MissingTools("ip", "ping", "iperf3"); err != nil {
+	if err := lab.MissingTools("ip", "iperf3"); err != nil {
 		bad = append(bad, err)
 	}
 	return errors.Join(bad...)
@@ -210,7 +210,7 @@ func (d *demo) measure(ctx context.Context, l *lab.Lab) (failed, err error) {
 
 // pair measures from one pod to another, and returns two columns of the table.
 func (d *demo) pair(ctx context.Context, from, to *lab.Pod) (string, error) {
-	ping, err := from.Ping(ctx, to.Addr, demoPings)
+	ping, err := from.Ping(ctx, to.Addr, lab.PingOptions{Count: demoPings})
 	if err == nil && ping.Received != ping.Sent {
 		err = fmt.Errorf("ping from %s to %s: %d of %d came back", from.Addr, to.Addr, ping.Received, ping.Sent)
 	}

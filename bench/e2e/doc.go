@@ -1,0 +1,7 @@
+// Package e2e tests muslin from outside: the built binary, in the hosts and pods of bench/lab, against
+// the kernel's own VXLAN device, a real etcd server, tcpdump and iperf3. It never calls the daemon's own
+// packages, so that nothing but the daemon's behaviour can make a test pass.
+//
+// The tests need root and the tools that they name; without them they skip, or fail where the
+// environment variable CI is set. MUSLIN_BIN names a binary to test instead of one built from this tree.
+package e2e

@@ -1,0 +1,201 @@
+//go:build linux
+
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"muslin/bench/lab"
+)
+
+// listenUDP opens a UDP socket in a node. The test closes it at its end.
+func listenUDP(t *testing.T, n *lab.Node, at netip.AddrPort) *net.UDPConn {
+	t.Helper()
+	var conn *net.UDPConn
+	if err := n.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	// On a busy machine the test must not be the one who loses packets.
+	raw := must(conn.SyscallConn())(t)
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+	}); err != nil || failed != nil {
+		t.Fatal("set SO_RCVBUFFORCE:", err, failed)
+	}
+	return conn
+}
+
+// copyTCP sends size random bytes through one TCP connection from one pod to another, and compares the
+// SHA-256 sums of both ends.
+func copyTCP(t *testing.T, from, to *lab.Pod, size int64) {
+	t.Helper()
+	if err := tryCopyTCP(from, to, size); err != nil {
+		t.Errorf("copy %d bytes from %s to %s: %v", size, from.Name, to.Name, err)
+	}
+}
+
+func tryCopyTCP(from, to *lab.Pod, size int64) error {
+	at := netip.AddrPortFrom(to.Addr, 7000)
+	var listener *net.TCPListener
+	if err := to.Do(func() (err error) {
+		listener, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+		return err
+	}); err != nil {
+		return err
+	}
+	defer listener.Close()
+	deadline := time.Now().Add(20 * time.Second)
+	var sent, received [sha256.Size]byte
+	var g errgroup.Group
+	g.Go(func() error {
+		if err := listener.SetDeadline(deadline); err != nil {
+			return err
+		}
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+		sum := sha256.New()
+		n, err := io.Copy(sum, conn)
+		sum.Sum(received[:0])
+		if err == nil && n != size {
+			err = fmt.Errorf("received %d bytes", n)
+		}
+		return err
+	})
+	g.Go(func() error {
+		var conn net.Conn
+		if err := from.Do(func() (err error) {
+			conn, err = net.DialTimeout("tcp4", at.String(), 10*time.Second)
+			return err
+		}); err != nil {
+			listener.Close()
+			return err
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+		sum := sha256.New()
+		random := rand.NewChaCha8([32]byte{1})
+		_, err := io.CopyN(io.MultiWriter(conn, sum), random, size)
+		sum.Sum(sent[:0])
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if sent != received {
+		return fmt.Errorf("SHA-256 sent %x, received %x", sent, received)
+	}
+	return nil
+}
+
+// probe sends a numbered datagram from one pod to another every few milliseconds, so that a loss of any
+// is seen.
+type probe struct {
+	stop   chan struct{}
+	sender errgroup.Group
+	sent   uint64 // valid after the sender has ended
+	in     *net.UDPConn
+	got    atomic.Uint64
+	reader errgroup.Group
+}
+
+const probeEvery = 4 * time.Millisecond
+
+func startProbe(t *testing.T, from, to *lab.Pod) *probe {
+	t.Helper()
+	at := netip.AddrPortFrom(to.Addr, 7100)
+	p := &probe{stop: make(chan struct{}), in: listenUDP(t, to.Node, at)}
+	out := listenUDP(t, from.Node, netip.AddrPortFrom(from.Addr, 0))
+	p.reader.Go(func() error {
+		buf := make([]byte, 100)
+		var next uint64
+		for {
+			n, _, err := p.in.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if seq := binary.BigEndian.Uint64(buf[:n]); seq < next {
+				return fmt.Errorf("datagram %d after %d", seq, next-1)
+			} else {
+				next = seq + 1
+			}
+			p.got.Add(1)
+		}
+	})
+	p.sender.Go(func() error {
+		tick := time.NewTicker(probeEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-p.stop:
+				return nil
+			case <-tick.C:
+			}
+			if _, err := out.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, p.sent), at); err != nil {
+				return err
+			}
+			p.sent++
+		}
+	})
+	return p
+}
+
+// waitReceived waits until n more datagrams have arrived.
+func (p *probe) waitReceived(t *testing.T, n uint64) {
+	t.Helper()
+	from := p.got.Load()
+	eventually(t, 10*time.Second, func() error {
+		if got := p.got.Load() - from; got < n {
+			return fmt.Errorf("%d of %d probes arrived", got, n)
+		}
+		return nil
+	})
+}
+
+// expectNoLoss ends the probe.
+func (p *probe) expectNoLoss(t *testing.T) {
+	t.Helper()
+	close(p.stop)
+	if err := p.sender.Wait(); err != nil {
+		t.Errorf("send probes: %v", err)
+	}
+	for deadline := time.Now().Add(2 * time.Second); p.got.Load() < p.sent && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.in.Close()
+	if err := p.reader.Wait(); err != nil {
+		t.Errorf("receive probes: %v", err)
+	}
+	if got := p.got.Load(); p.sent == 0 || got != p.sent {
+		t.Errorf("%d of %d probes arrived", got, p.sent)
+	}
+}
