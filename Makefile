@@ -7,23 +7,39 @@ FUZZTIME ?= 15s
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the demo and the tests need beside Go, as Debian packages.
-PACKAGES := iproute2 iputils-ping iperf3 tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps gcc libc6-dev
+DEMO_PACKAGES := iproute2 iperf3
+TEST_PACKAGES := $(DEMO_PACKAGES) tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps gcc libc6-dev
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the static binary, bin/muslin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/muslin ./cmd/muslin
 
+define install
+	@if ! dpkg -s $(1) >/dev/null 2>&1; then \
+	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(1); fi
+endef
+
+.PHONY: deps-demo
+deps-demo: ## Install the Debian packages that the demo needs
+	$(call install,$(DEMO_PACKAGES))
+
+# Debian starts the etcd that it installs, on the very port that --embedded-etcd takes. The tests start their
+# own, so one that this installs does not stay on.
 .PHONY: deps
 deps: ## Install the Debian packages that demo and test need
-	@if ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
-	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); fi
+	@had=$$(dpkg -s etcd-server 2>/dev/null); $(MAKE) -s deps-test; \
+	  if [ -z "$$had" ] && [ -d /run/systemd/system ]; then $(SUDO) systemctl disable -q --now etcd; fi
+
+.PHONY: deps-test
+deps-test:
+	$(call install,$(TEST_PACKAGES))
 
 .PHONY: demo
-demo: deps build ## Three hosts on this machine: ping and throughput between all pods (needs root)
+demo: deps-demo build ## Three hosts on this machine: ping and throughput between all pods (needs root)
 	$(SUDO) bin/muslin demo
 
 .PHONY: test
@@ -42,7 +58,7 @@ test-race: ## The same under the race detector
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target over its seeds and kept corpus
-	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' ./encap ./tunnel ./lease
+	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' ./encap ./tunnel ./tunnel/gso ./lease
 
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
@@ -50,7 +66,7 @@ test-e2e: build ## End-to-end and interoperability, in network namespaces, with 
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (15s)
-	@set -e; for dir in encap tunnel lease; do \
+	@set -e; for dir in encap tunnel tunnel/gso lease; do \
 	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/func //'); do \
 	    echo "$$dir $$target"; CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$dir; done; done
 

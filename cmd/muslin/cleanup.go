@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
 )
 
 func newCleanupCommand() *cobra.Command {
@@ -20,9 +21,17 @@ stay, so that the next "muslin run" is the same node again. It refuses while a d
 		Example: "  muslin cleanup",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if p := kernel.NetAdmin(); p.Answer == kernel.No {
+				return &kernel.NotPrivilegedError{Probe: p}
+			}
 			if _, err := askStatus(cmd.Context(), control); err == nil {
 				return fmt.Errorf("a daemon runs behind %s: stop it first, it cleans up after itself", control)
 			}
+			lock, err := lockState(stateDir)
+			if err != nil {
+				return fmt.Errorf("%w: stop it first, it cleans up after itself", err)
+			}
+			defer lock.Close()
 			done, err := host.Cleanup(stateDir, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 			for _, what := range done {
 				fmt.Fprintln(cmd.OutOrStdout(), what)

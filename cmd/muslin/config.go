@@ -128,6 +128,9 @@ func newConfigValidate() *cobra.Command {
 	}
 }
 
+// flannelBackends are the types that some flannel node could use, though this version may not.
+var flannelBackends = []string{lease.BackendVXLAN, lease.BackendUDP, "host-gw", "wireguard", "ipip", "ipsec", "alloc", "extension", "tencent-vpc", "ali-vpc", "aws-vpc", "gce"}
+
 // readConfig takes the config from the argument itself, a file, or standard input, and checks it.
 // Warnings go to standard error.
 func readConfig(cmd *cobra.Command, arg string) ([]byte, error) {
@@ -152,6 +155,9 @@ func readConfig(cmd *cobra.Command, arg string) ([]byte, error) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 	}
 	if err := cfg.Supported(); err != nil {
+		if !slices.Contains(flannelBackends, cfg.Backend.Type) {
+			return nil, err // nobody's: most likely a typo
+		}
 		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err)
 	}
 	return bytes.TrimSpace(raw), nil

@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"muslin/lease"
 )
 
 func TestConfigDiff(t *testing.T) {
@@ -80,8 +83,44 @@ func TestConfigValidate(t *testing.T) {
 	if err != nil || !strings.Contains(errs, "Netwrok") {
 		t.Errorf("unknown field: %q, %v", errs, err)
 	}
+	if _, _, err := run(t, "config", "validate", `{"Network":"10.244.0.0/16","Backend":{"Type":"vxln"}}`); err == nil {
+		t.Error("a backend that nobody has is good")
+	}
+	if _, errs, err := run(t, "config", "validate", `{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}`); err != nil || !strings.Contains(errs, "host-gw") {
+		t.Errorf("host-gw: %q, %v", errs, err)
+	}
 	if _, _, err := run(t, "config", "validate", `{"Network":"10.244.0.0/29"}`); err == nil {
 		t.Error("a /29 network is good")
+	}
+}
+
+func TestWritePeersFile(t *testing.T) {
+	node := func(subnet, ip string, revision int64) lease.Lease {
+		p := netip.MustParsePrefix(subnet)
+		return lease.Lease{Key: lease.Key(p), Subnet: p, Revision: revision,
+			Attrs: lease.Attrs{PublicIP: netip.MustParseAddr(ip), BackendType: lease.BackendUDP}}
+	}
+	var out, warn bytes.Buffer
+	err := writePeersFile(&out, &warn, []lease.Lease{
+		node("10.244.1.0/24", "192.0.2.1", 9), node("10.244.2.0/24", "192.0.2.1", 5), node("10.244.3.0/24", "192.0.2.3", 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := lease.ParsePeersFile(out.Bytes())
+	if err != nil || len(entries) != 2 || entries[0].Key != "10.244.1.0-24" || entries[1].Key != "10.244.3.0-24" {
+		t.Errorf("%v, %v from %s", entries, err, out.String())
+	}
+	if !strings.Contains(warn.String(), "10.244.2.0-24") {
+		t.Errorf("warned %q", warn.String())
+	}
+	if err := writePeersFile(&out, &warn, nil); err == nil {
+		t.Error("no lease made a file")
+	}
+}
+
+func TestUnknownCommand(t *testing.T) {
+	if _, _, err := run(t, "rnu"); err == nil || !strings.Contains(err.Error(), "rnu") {
+		t.Errorf("%v", err)
 	}
 }
 

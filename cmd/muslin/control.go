@@ -27,6 +27,10 @@ func listenControl(path string) (net.Listener, error) {
 		conn.Close()
 		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
 	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		// Any file but a listening socket gives that.
+		if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("control socket %s: there is a file that is no socket; give another place with --control", path)
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove the control socket of a dead daemon: %w", err)
 		}

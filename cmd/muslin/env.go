@@ -12,7 +12,7 @@ var envPrefixes = []string{"MUSLIN_", "FLANNELD_"}
 
 // flagsFromEnv sets every flag that was not given on the command line from its environment variable:
 // --etcd-endpoints from MUSLIN_ETCD_ENDPOINTS, else from FLANNELD_ETCD_ENDPOINTS. A repeatable flag
-// takes a comma-separated list. An empty variable counts as not set.
+// takes a comma-separated list, but for a regexp, which is one. An empty variable counts as not set.
 func flagsFromEnv(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
 	var failed error
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -26,7 +26,7 @@ func flagsFromEnv(flags *pflag.FlagSet, lookup func(string) (string, bool)) erro
 				continue
 			}
 			values := []string{value}
-			if f.Value.Type() == "stringArray" {
+			if f.Value.Type() == "stringArray" && !strings.HasSuffix(f.Name, "-regex") { // a regexp may have commas
 				values = strings.Split(value, ",")
 			}
 			for _, v := range values {

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -80,7 +82,7 @@ such a key, so it is worth knowing. --output peers-file prints the good ones in 
 				if err != nil {
 					return err
 				}
-				return printLeases(ctx, cmd.OutOrStdout(), store, entries, output)
+				return printLeases(ctx, cmd, store, entries, output)
 			})
 		},
 	}
@@ -88,7 +90,8 @@ such a key, so it is worth knowing. --output peers-file prints the good ones in 
 	return cmd
 }
 
-func printLeases(ctx context.Context, w io.Writer, store *etcd.Store, entries []lease.Entry, output string) error {
+func printLeases(ctx context.Context, cmd *cobra.Command, store *etcd.Store, entries []lease.Entry, output string) error {
+	w := cmd.OutOrStdout()
 	var good []lease.Lease
 	lines := []leaseLine{}
 	for _, e := range entries {
@@ -117,12 +120,12 @@ func printLeases(ctx context.Context, w io.Writer, store *etcd.Store, entries []
 		enc.SetIndent("", "  ")
 		return enc.Encode(lines)
 	case "peers-file":
-		data, err := lease.MarshalPeersFile(good)
-		if err != nil {
-			return err
+		for _, l := range lines {
+			if l.Problem != "" {
+				fmt.Fprintf(cmd.ErrOrStderr(), "left out: %s: %s\n", l.Key, l.Problem)
+			}
 		}
-		_, err = w.Write(data)
-		return err
+		return writePeersFile(w, cmd.ErrOrStderr(), good)
 	case "text":
 		p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 		p.line("KEY\tPUBLIC IP\tBACKEND\tVTEP MAC\tEXPIRES\tPROBLEM")
@@ -132,6 +135,31 @@ func printLeases(ctx context.Context, w io.Writer, store *etcd.Store, entries []
 		return p.finish()
 	}
 	return fmt.Errorf("--output %q: want text, json or peers-file", output)
+}
+
+// writePeersFile writes one lease for each node: of two with one PublicIP the newer is the one in use.
+func writePeersFile(w, warn io.Writer, leases []lease.Lease) error {
+	newest := map[netip.Addr]lease.Lease{}
+	for _, l := range leases {
+		ip := l.Attrs.PublicIP
+		old, twice := newest[ip]
+		if twice {
+			if old.Revision > l.Revision {
+				old, l = l, old
+			}
+			fmt.Fprintf(warn, "left out: %s: %s has a newer lease, %s\n", old.Key, ip, l.Key)
+		}
+		newest[ip] = l
+	}
+	if len(newest) == 0 {
+		return errors.New("there is no lease to save")
+	}
+	data, err := lease.MarshalPeersFile(slices.Collect(maps.Values(newest)))
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
 }
 
 func (l *leaseLine) expiry() string {
@@ -180,12 +208,17 @@ func (s *storeCommand) reserve(ctx context.Context, cmd *cobra.Command, store *e
 		return s.reserveNew(ctx, cmd, store, key, ip)
 	case err != nil:
 		return err
-	case entry.Reserved:
+	}
+	l, err := lease.ParseLease(entry)
+	if err != nil {
+		return err
+	}
+	if ip.IsValid() && ip != l.Attrs.PublicIP {
+		return fmt.Errorf("%s is held by %s, not by %v: release it first, or leave --public-ip out", key, l.Attrs, ip)
+	}
+	if entry.Reserved {
 		fmt.Fprintf(cmd.OutOrStdout(), "%s is reserved already\n", key)
 		return nil
-	}
-	if _, err := lease.ParseLease(entry); err != nil {
-		return err
 	}
 	if err := confirm(cmd, s.yes, fmt.Sprintf("Make %s permanent, as it is now: %s?", key, entry.Value)); err != nil {
 		return err
@@ -247,28 +280,45 @@ runs takes its subnet again; a flannel daemon exits. It also removes a foreign k
 		Example: `  muslin leases release 10.244.5.0/24`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			key, err := leaseKey(args[0])
-			if err != nil {
-				key = args[0] // a foreign key, as it stands
-			}
 			return s.run(cmd, func(ctx context.Context, store *etcd.Store) error {
-				entry, err := findEntry(ctx, store, key)
+				entry, err := toRelease(ctx, store, args[0])
 				if err != nil {
 					return err
 				}
-				if err := confirm(cmd, s.yes, fmt.Sprintf("Delete %s: %s?", key, entry.Value)); err != nil {
+				if err := confirm(cmd, s.yes, fmt.Sprintf("Delete %s: %s?", entry.Key, entry.Value)); err != nil {
 					return err
 				}
-				if err := store.DeleteLease(ctx, key, entry.Revision); err != nil {
+				if err := store.DeleteLease(ctx, entry.Key, entry.Revision); err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s is released\n", key)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is released\n", entry.Key)
 				return nil
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&s.yes, "yes", "y", false, "do not ask")
 	return cmd
+}
+
+// toRelease finds the key that is spelled just so, which may be a foreign one, or else the lease of the
+// subnet. A foreign key that looks like a subnet must not lead to a lease.
+func toRelease(ctx context.Context, store *etcd.Store, arg string) (lease.Entry, error) {
+	literal, err := findEntry(ctx, store, arg)
+	if err != nil && !errors.Is(err, lease.ErrNotFound) {
+		return lease.Entry{}, err
+	}
+	key, keyErr := leaseKey(arg)
+	if keyErr != nil || key == arg {
+		return literal, err
+	}
+	leased, leaseErr := findEntry(ctx, store, key)
+	switch {
+	case err != nil:
+		return leased, leaseErr
+	case leaseErr == nil:
+		return lease.Entry{}, fmt.Errorf("%q is a foreign key, and %s is the lease of that subnet: delete the one or the other with etcdctl", arg, key)
+	}
+	return literal, nil
 }
 
 func findEntry(ctx context.Context, store *etcd.Store, key string) (lease.Entry, error) {

@@ -41,6 +41,7 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		Args:              cobra.NoArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return flagsFromEnv(cmd.Flags(), os.LookupEnv) },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -70,6 +70,9 @@ func (n *node) checkPeersFile(src *source) error {
 		return nil
 	}
 	own := src.static.Own()
+	if !n.network.Contains(own.Subnet.Addr()) {
+		return fmt.Errorf("peers file: our own lease %s does not lie in the network %v: give the --network that the file was written under", own.Key, n.network)
+	}
 	if own.Attrs.BackendType == n.backend && own.Attrs.VNI == n.vni {
 		return nil
 	}
@@ -98,9 +101,6 @@ func (d *daemon) vtepMAC(src *source) (encap.MAC, error) {
 	var random [6]byte
 	rand.Read(random[:]) // never fails (crypto/rand)
 	mac := encap.LocalMAC(random)
-	if err := os.MkdirAll(d.opts.flags.stateDir, 0o700); err != nil {
-		return encap.MAC{}, fmt.Errorf("state directory: %w; give another with --state-dir", err)
-	}
 	if err := os.WriteFile(path, []byte(mac.String()+"\n"), 0o644); err != nil {
 		return encap.MAC{}, fmt.Errorf("save the VtepMAC: %w; give another place with --state-dir", err)
 	}

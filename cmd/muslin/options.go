@@ -73,7 +73,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&r.embedded, "embedded-etcd", false, "run an etcd server in this process, for networks that have none; data in the state directory")
 	f.Uint16Var(&r.embeddedPort, "embedded-etcd-port", 2379, "`port` of the embedded etcd, on loopback and on the underlay interface")
 	f.StringVar(&r.network, "network", "", "the overlay's `CIDR`: written as the network's config if the store has none")
-	f.StringVar(&r.backend, "backend", "", "with --network: vxlan (the default), udp, or the config's Backend as `JSON`")
+	f.StringVar(&r.backend, "backend", "", "with --network: backend `type`, vxlan (the default) or udp, or the config's whole Backend as JSON")
 	f.StringVar(&r.netConfig, "net-config-path", "", "the network's config from a `file` instead of --network")
 	f.StringVar(&r.peersFile, "peers-file", "", "take the leases from this `file` and use no etcd at all, for when the store is gone (muslin leases list --output peers-file)")
 
@@ -153,6 +153,9 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 	o.resync = time.Duration(r.resync) * time.Second
 	if r.tunName == "" || len(r.tunName) > 15 || strings.ContainsAny(r.tunName, "/ \t%") {
 		check(fmt.Errorf("--tun-name %q: an interface name has 1 to 15 characters, none of them a slash, a space or a percent sign", r.tunName))
+	}
+	if r.embeddedPort == 0 {
+		check(errors.New("--embedded-etcd-port 0: want 1 to 65535"))
 	}
 	if r.healthPort < 0 || r.healthPort > 65535 {
 		check(fmt.Errorf("--healthz-port %d: want 0 (off) to 65535", r.healthPort))

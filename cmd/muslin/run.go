@@ -42,8 +42,8 @@ first host can run itself with --embedded-etcd.`,
   # among flannel nodes: the network's config is in etcd already
   muslin run --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem --etcd-certfile node.pem --etcd-keyfile node-key.pem
 
-  # the store is gone; the leases were saved with "muslin leases list --output peers-file"
-  muslin run --peers-file peers.json --network 10.244.0.0/16`,
+  # the store is gone; saved were "muslin leases list --output peers-file" and "muslin config get"
+  muslin run --peers-file peers.json --net-config-path net-conf.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := flags.options(cmd.ErrOrStderr())
@@ -86,36 +86,48 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	d.view.set(func(v *viewState) { v.iface = iface })
+	lock, err := lockState(d.opts.flags.stateDir)
+	if err != nil {
+		return fmt.Errorf("%w; stop it, or give this daemon its own --state-dir, --control, --tun-name and --subnet-file", err)
+	}
+	defer lock.Close()
 	control, err := listenControl(d.opts.flags.control)
 	if err != nil {
 		return err
 	}
 	defer control.Close() // removes the socket's file, too
-	g, ctx := errgroup.WithContext(ctx)
+
+	// The servers outlive the network part, so that status answers until everything is undone. One that
+	// fails ends it.
+	servers, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, failed := errgroup.WithContext(servers)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(failed, cancel)()
 	if addr := d.opts.health; addr.Port() != 0 {
 		health, err := net.Listen("tcp", addr.String())
 		if err != nil {
 			return fmt.Errorf("--healthz-port: %w", err)
 		}
-		g.Go(func() error { return serveHTTP(ctx, health, healthHandler(d.view.ready)) })
+		g.Go(func() error { return serveHTTP(servers, health, healthHandler(d.view.ready)) })
 	}
-	g.Go(func() error { return serveHTTP(ctx, control, controlHandler(d.status)) })
-	g.Go(func() error {
-		err := d.network(ctx, iface)
-		if err == nil {
-			err = errStopped
-		}
-		return err // ends the servers
-	})
-	if err := g.Wait(); !errors.Is(err, errStopped) && !errors.Is(err, context.Canceled) {
+	g.Go(func() error { return serveHTTP(servers, control, controlHandler(d.status)) })
+	err = d.network(ctx, iface)
+	stop()
+	if errors.Is(err, context.Canceled) {
+		err = nil // stopped while it waited for something
+	}
+	if err := errors.Join(err, g.Wait()); err != nil {
 		return err
 	}
-	d.log.Info("stopped; the lease stays")
+	if d.view.get().member != nil {
+		d.log.Info("stopped; the lease stays")
+	} else {
+		d.log.Info("stopped before there was a lease")
+	}
 	return nil
 }
-
-// errStopped ends the control socket when the network part has ended well.
-var errStopped = errors.New("stopped")
 
 // network joins the overlay and carries packets until ctx ends.
 func (d *daemon) network(ctx context.Context, iface host.Interface) error {
@@ -246,7 +258,7 @@ func (d *daemon) runTasks(ctx context.Context, tasks []func(context.Context) err
 	for _, task := range tasks {
 		g.Go(func() error { return task(ctx) })
 	}
-	d.view.set(func(v *viewState) { v.state, v.running = "running", true })
+	d.view.set(func(v *viewState) { v.state, v.running = stateRunning, true })
 	d.logStart()
 	return g.Wait()
 }

@@ -35,6 +35,9 @@ type Status struct {
 	Warnings  []string          `json:"warnings"`            // sentences for the operator, the worst first
 }
 
+// stateRunning is Status.State once packets are carried.
+const stateRunning = "running"
+
 // NodeStatus is this node. Until it has a lease, what comes from the lease is null or empty.
 type NodeStatus struct {
 	PublicIP     string     `json:"public_ip"`
@@ -116,7 +119,7 @@ func (s *Status) print(w io.Writer, now time.Time) error {
 	n := s.Node
 	p.line("\nnode\t%s on %s\tsubnet %s of %s\tMTU %d", dash(n.PublicIP), dash(n.Iface), dash(n.Subnet), dash(n.Network), n.MTU)
 	p.line("\t%s\tlease %s\tkernel %s", n.describeBackend(), n.describeLease(now), s.Kernel)
-	p.line("store\t%s %s\t%s\trevision %d", s.Store.Kind, strings.Join(s.Store.Endpoints, ","), healthWord(s.Store.Healthy), s.Store.Revision)
+	p.line("store\t%s %s\t%s\trevision %d", s.Store.Kind, strings.Join(s.Store.Endpoints, ","), s.healthWord(), s.Store.Revision)
 	if s.Store.LastError != "" {
 		p.line("\t%s", s.Store.LastError)
 	}
@@ -199,11 +202,14 @@ func onOff(on bool) string {
 	return "OFF"
 }
 
-func healthWord(healthy bool) string {
-	if healthy {
+func (s *Status) healthWord() string {
+	switch {
+	case s.Store.Healthy:
 		return "healthy"
+	case s.State != stateRunning:
+		return "not watched yet"
 	}
-	return "NOT REACHED: peers stay as last known"
+	return "NOT IN ORDER: peers stay as last known"
 }
 
 func ago(now time.Time, t *time.Time) string {

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +138,37 @@ func TestControlSocket(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("server: %v", err)
 	}
+}
+
+// A file of another kind under that name stays.
+func TestControlSocketIsAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenControl(path); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("%v", err)
+	}
+	if data, err := os.ReadFile(path); err != nil || string(data) != "x" {
+		t.Errorf("the file is now %q, %v", data, err)
+	}
+}
+
+func TestLockState(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	lock, err := lockState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockState(dir); !errors.Is(err, errStateInUse) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("second: %v", err)
+	}
+	lock.Close()
+	again, err := lockState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
 }
 
 // A socket that a killed daemon left is no obstacle.

@@ -30,6 +30,7 @@ func (d *daemon) openStore(ctx context.Context, iface host.Interface) (*source, 
 	src := &source{kind: "etcd", close: func() {}}
 	endpoints := d.opts.flags.store.list()
 	if d.opts.flags.embedded {
+		d.view.waiting("starting the embedded etcd")
 		server, err := d.startEmbedded(ctx, iface)
 		if err != nil {
 			return nil, err
@@ -138,8 +139,9 @@ func (m *membership) tasks() []func(context.Context) error {
 	return tasks
 }
 
-// previousSubnet is the subnet that this host had before, whose pod bridge may still be up: that of the
-// lease with our PublicIP, else the subnet file's, else none.
+// previousSubnet is the subnet that this host had before, whose pod bridge may still be up. Of the leases with
+// our PublicIP that is the one that the subnet file names, else a reserved one, else any; without one it is
+// the subnet file's, or none.
 func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Interface) netip.Prefix {
 	if src.static != nil {
 		return src.static.Own().Subnet
@@ -148,14 +150,25 @@ func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Int
 	if err != nil {
 		d.log.Warn("the leases cannot be listed for the subnet that this host had", "err", err)
 	}
-	for _, e := range entries {
-		if l, err := lease.ParseLease(e); err == nil && l.Attrs.PublicIP == iface.PublicIP {
-			return l.Subnet
-		}
-	}
 	file, err := lease.ReadSubnetFile(d.opts.flags.subnetFile)
 	if err != nil {
 		d.log.Warn("the subnet file of an earlier run cannot be read", "err", err)
+	}
+	var own lease.Lease
+	for _, e := range entries {
+		l, err := lease.ParseLease(e)
+		if err != nil || l.Attrs.PublicIP != iface.PublicIP {
+			continue
+		}
+		if l.Subnet == file.Subnet {
+			return l.Subnet
+		}
+		if !own.Subnet.IsValid() || l.Reserved && !own.Reserved {
+			own = l
+		}
+	}
+	if own.Subnet.IsValid() {
+		return own.Subnet
 	}
 	return file.Subnet
 }

@@ -70,6 +70,7 @@ func (s *storeFlags) connect(ctx context.Context, log *slog.Logger) (*etcd.Store
 func waitConnected(ctx context.Context, store *etcd.Store, log *slog.Logger) error {
 	const retry, remind = time.Second, time.Minute
 	var said time.Time
+	log.Info("connecting to etcd", "endpoints", strings.Join(store.Endpoints(), ","))
 	for {
 		err := store.CheckConnection(ctx)
 		switch {
