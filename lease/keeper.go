@@ -22,11 +22,14 @@ var (
 
 const (
 	// newcomer is how long a keeper that took over an existing lease yields to an incumbent. It covers
-	// an incumbent's first write-back (1 s after it sees the change) with room for a slow store.
+	// an incumbent's longest back-off, defendMost, with room for a slow store: else a newcomer that is
+	// started again and again would win in the end.
 	newcomer = 30 * time.Second
 
 	defendLeast = time.Second // back-off between write-backs of our lease
-	defendMost  = time.Minute
+	defendMost  = 10 * time.Second
+
+	complainEvery = time.Minute // how often a conflict that lasts is logged
 
 	renewRetryLeast = time.Second // back-off between tries to write to a store in trouble
 	renewRetryMost  = time.Minute
@@ -69,11 +72,13 @@ type Keeper struct {
 	reusedAt   time.Time // when an existing lease was taken over; zero: it is of our own making
 	next       time.Time // when to write
 	expect     int64     // the revision that the next write replaces; Absent to create
-	judged     int64     // what is not newer than this revision is old news
+	judged     int64     // the store's revision that we have judged up to: older events are old news
+	unsure     bool      // a write of ours failed without saying whether it was done
 	defend     *backoff
 	defending  bool // the next write takes back what somebody else wrote
 	retry      *backoff
-	conflictAt time.Time
+	conflictAt time.Time // of the last foreign write; zero: no conflict
+	complained time.Time
 	trouble    outage
 }
 
@@ -129,14 +134,20 @@ func (k *Keeper) took(l Lease, reused bool) {
 	if reused {
 		k.reusedAt = time.Now()
 	}
+	k.wrote(l)
+}
+
+// wrote notes our own write. Nothing older than it counts any more, whatever revision was seen before:
+// that was of a store since set back.
+func (k *Keeper) wrote(l Lease) {
+	k.judged = l.Revision
 	k.holds(l)
 }
 
 // holds records our lease as the store has it now, and when to renew it.
 func (k *Keeper) holds(l Lease) {
 	k.update(func(s *KeepStatus) { s.Lease, s.LastError = l, "" })
-	k.expect, k.defending = l.Revision, false
-	k.judged = max(k.judged, l.Revision)
+	k.expect, k.defending, k.unsure = l.Revision, false, false
 	k.next = time.Time{} // a reservation needs no renewal
 	if !l.Reserved {
 		k.next = l.Expires.Add(-k.cfg.Margin)
@@ -187,17 +198,17 @@ func (k *Keeper) Run(ctx context.Context) error {
 type observation struct {
 	entry  Entry
 	absent bool
-	asOf   int64 // of the key
-	list   int64 // of the store, when it comes from a list
+	asOf   int64 // the store's revision that this was true at
+	listed bool  // it comes from a list, which is the whole truth as of then
 }
 
 func observe(entries []Entry, key string, revision int64) observation {
 	for _, e := range entries {
 		if e.Key == key {
-			return observation{entry: e, asOf: e.Revision, list: revision}
+			return observation{entry: e, asOf: revision, listed: true}
 		}
 	}
-	return observation{absent: true, asOf: revision, list: revision}
+	return observation{absent: true, asOf: revision, listed: true}
 }
 
 // tend is the one goroutine that judges and writes.
@@ -214,7 +225,7 @@ func (k *Keeper) tend(ctx context.Context, seen <-chan observation) error {
 		select {
 		case <-ctx.Done():
 		case o := <-seen:
-			if o.list != 0 && o.list < k.judged {
+			if o.listed && o.asOf < k.judged {
 				// The list may merely be older than our last write. Or the store was set back.
 				err = k.look(ctx)
 			} else {
@@ -240,59 +251,82 @@ func (k *Keeper) tend(ctx context.Context, seen <-chan observation) error {
 func (k *Keeper) settle() {
 	if !k.conflictAt.IsZero() && time.Since(k.conflictAt) > calm {
 		k.log.Info("nobody else has written our lease for a while: the conflict is over")
-		k.conflictAt = time.Time{}
+		k.conflictAt, k.complained = time.Time{}, time.Time{}
 		k.defend.reset()
 		k.update(func(s *KeepStatus) { s.Conflict = "" })
 	}
 }
 
-// judge decides what to do about what was seen at our key. Echoes of our own writes, and anything
-// older, mean nothing.
+// judge decides what to do about what was seen at our key. An event that is not newer than what we know
+// is an echo of our own write, or old. A list that is not older than what we know is the truth: a store
+// that was made anew or restored may have lost our key, or have it at any revision.
 func (k *Keeper) judge(ctx context.Context, o observation) error {
-	if o.asOf <= k.judged {
+	if !o.listed && o.asOf <= k.judged {
 		return nil
 	}
 	k.judged = o.asOf
-	ours := k.Status().Lease
 	if o.absent {
-		if k.expect != Absent {
-			k.log.Error("our lease was deleted from the store: taking the same subnet again; traffic goes on meanwhile", "subnet", ours.Subnet)
-			k.setError(fmt.Errorf("our lease %s was deleted from the store", ours.Key))
-			k.expect, k.next = Absent, time.Now()
-		}
+		k.missing()
 		return nil
 	}
 	theirs, err := ParseLease(o.entry)
+	same := err == nil && theirs.Attrs.Equal(k.cfg.Attrs)
+	if o.entry.Revision == k.expect && (same || k.defending) {
+		return nil // what we wrote, or what we are about to write over
+	}
+	ours := k.Status().Lease
+	// A restored store has an entry of ours from the past; only what is newer was written by somebody.
+	// And that may have been us, as long as we do not know what became of a write. An operator who
+	// makes the lease a reservation, or ends one, leaves the value as it is.
+	written := o.entry.Revision > k.expect && !k.unsure && o.entry.Reserved == ours.Reserved
 	ours.Revision, ours.Reserved = o.entry.Revision, o.entry.Reserved
 	switch {
-	case err == nil && theirs.Attrs.Equal(k.cfg.Attrs):
-		// As we would have written it: our own write whose answer was lost, or an operator who made
-		// it a reservation or ended one.
+	case same && !written:
 		return k.adopt(ctx, ours)
 	case theirs.Attrs.PublicIP.IsValid() && theirs.Attrs.PublicIP != k.cfg.Attrs.PublicIP:
 		return fmt.Errorf("lease %s: %w: held by %s now. Restart to acquire another subnet", ours.Key, ErrSubnetLost, theirs.Attrs)
+	case !theirs.Attrs.PublicIP.IsValid():
+		k.contest(ours, fmt.Sprintf("somebody wrote what is not a lease (%v) over our lease %s", err, ours.Key))
+		return nil
 	}
-	what := fmt.Sprintf("somebody wrote what is not a lease (%v) over our lease %s", err, ours.Key)
-	if theirs.Attrs.PublicIP.IsValid() {
-		what = fmt.Sprintf("two hosts have PublicIP %s: our lease %s of %s was overwritten with %s; give one of the two hosts another address with --public-ip",
-			k.cfg.Attrs.PublicIP, ours.Key, k.cfg.Attrs, theirs.Attrs)
-		if !k.reusedAt.IsZero() && time.Since(k.reusedAt) < newcomer {
-			return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with --public-ip",
-				ours.Key, ErrPublicIPInUse, k.cfg.Attrs.PublicIP, theirs.Attrs, k.cfg.Attrs)
-		}
+	if o.entry.Revision > k.expect && !k.reusedAt.IsZero() && time.Since(k.reusedAt) < newcomer {
+		return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with --public-ip",
+			ours.Key, ErrPublicIPInUse, k.cfg.Attrs.PublicIP, theirs.Attrs, k.cfg.Attrs)
 	}
-	k.conflictAt = time.Now()
-	k.expect = ours.Revision
-	k.update(func(s *KeepStatus) { s.Conflict, s.Lease.Reserved = what, ours.Reserved })
-	if !k.defending { // else a write-back is due already, and a flood of foreign ones must not put it off
-		delay := k.defend.next()
-		k.log.Error(what, "writing_ours_back_in", delay)
-		k.defending, k.next = true, time.Now().Add(delay)
-	}
+	k.contest(ours, fmt.Sprintf("two hosts have PublicIP %s: our lease %s of %s was overwritten with %s; give one of the two hosts another address with --public-ip",
+		k.cfg.Attrs.PublicIP, ours.Key, k.cfg.Attrs, theirs.Attrs))
 	return nil
 }
 
-// adopt takes the store's entry as our own write.
+// missing has our lease made again.
+func (k *Keeper) missing() {
+	if k.expect == Absent {
+		return // the write is due already
+	}
+	ours := k.Status().Lease
+	k.log.Error("our lease was deleted from the store: taking the same subnet again; traffic goes on meanwhile", "subnet", ours.Subnet)
+	k.setError(fmt.Errorf("our lease %s was deleted from the store", ours.Key))
+	k.expect, k.next = Absent, time.Now()
+}
+
+// contest has our lease, which is as somebody else wrote it, written back. That is done for an equal
+// value too: it is how a newcomer learns of us.
+func (k *Keeper) contest(l Lease, what string) {
+	k.conflictAt = time.Now()
+	k.expect = l.Revision
+	k.update(func(s *KeepStatus) { s.Conflict, s.Lease.Reserved = what, l.Reserved })
+	if k.defending { // a write-back is due already, and a flood of foreign ones must not put it off
+		return
+	}
+	delay := k.defend.next()
+	k.defending, k.next = true, time.Now().Add(delay)
+	if k.complained.IsZero() || time.Since(k.complained) >= complainEvery {
+		k.complained = time.Now()
+		k.log.Error(what, "writing_ours_back_in", delay)
+	}
+}
+
+// adopt takes the store's entry as our own.
 func (k *Keeper) adopt(ctx context.Context, l Lease) error {
 	l.Expires = time.Time{}
 	if !l.Reserved {
@@ -323,17 +357,19 @@ func (k *Keeper) write(ctx context.Context) error {
 		}
 		k.retry.reset()
 		k.trouble.over()
-		k.holds(l)
+		k.wrote(l)
 		return nil
 	case errors.Is(err, ErrExists), errors.Is(err, ErrConflict):
 		// Somebody was there between what we saw and now.
 		return k.look(ctx)
 	}
+	k.unsure = true
 	k.putOff(ctx, err)
 	return nil
 }
 
-// look judges a list that is surely newer than our last write.
+// look judges a list that is surely newer than our last write. After a write that found another revision
+// than expected, the next try is never further away than the back-off.
 func (k *Keeper) look(ctx context.Context) error {
 	entries, revision, err := k.store.List(ctx)
 	if err != nil {
@@ -343,7 +379,6 @@ func (k *Keeper) look(ctx context.Context) error {
 	k.trouble.over()
 	if revision < k.judged {
 		k.log.Warn("the store's history went back: it was restored from an older copy, or made anew", "revision", revision, "seen", k.judged)
-		k.judged = 0
 	}
 	if k.expect == Absent || !k.next.IsZero() && !time.Now().Before(k.next) {
 		k.next = time.Now().Add(k.retry.next()) // unless judge knows better

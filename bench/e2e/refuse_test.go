@@ -314,7 +314,7 @@ func TestWaitsForEtcd(t *testing.T) {
 	h := l.Host(1)
 	before := snapshot(t, h.Node)
 	m := launchMuslin(t, h, "--etcd-endpoints", "http://127.0.0.1:1")
-	if err := m.WaitOutput(t.Context(), "http://127.0.0.1:1"); err != nil {
+	if err := m.WaitOutput(t.Context(), "waiting for etcd"); err != nil {
 		t.Fatal(err)
 	}
 	expectWords(t, m.Output(), "waiting for etcd", "trying again", "refused")

@@ -86,16 +86,16 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	d.view.set(func(v *viewState) { v.iface = iface })
-	lock, err := lockState(d.opts.flags.stateDir)
-	if err != nil {
-		return fmt.Errorf("%w; stop it, or give this daemon its own --state-dir, --control, --tun-name and --subnet-file", err)
-	}
-	defer lock.Close()
 	control, err := listenControl(d.opts.flags.control)
 	if err != nil {
 		return err
 	}
 	defer control.Close() // removes the socket's file, too
+	lock, err := lockState(d.opts.flags.stateDir)
+	if err != nil {
+		return fmt.Errorf("%w; stop it, or give this daemon its own --state-dir, --control, --tun-name and --subnet-file", err)
+	}
+	defer lock.Close()
 
 	// The servers outlive the network part, so that status answers until everything is undone. One that
 	// fails ends it.
