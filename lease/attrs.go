@@ -99,7 +99,7 @@ func (a Attrs) String() string {
 }
 
 // DecodeAttrs reads a lease's value. It is strict about what flannel's nodes are strict about, and
-// about what would be put on the wire: a missing or bad PublicIP, a VNI of more than 24 bits, a MAC that
+// about what would be put on the wire: a missing or bad PublicIP, one that is not a node's (loopback, multicast, broadcast), a VNI of more than 24 bits, a MAC that
 // cannot be one VTEP's. Unknown fields are ignored. After an error Attrs still holds the PublicIP, if
 // that much could be read.
 func DecodeAttrs(value []byte) (Attrs, error) {
@@ -122,7 +122,7 @@ func decodeAttrs(value []byte) (Attrs, error) {
 	if !a.PublicIP.IsValid() {
 		return a, fmt.Errorf("PublicIP is missing or null: want the node's IPv4 address, such as \"192.0.2.1\"")
 	}
-	if a.PublicIP.IsUnspecified() || a.PublicIP.IsMulticast() {
+	if ip := a.PublicIP; ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return a, fmt.Errorf("PublicIP %s is not the address of one node", a.PublicIP)
 	}
 	if a.PublicIPv6, err = o.addr("PublicIPv6", 6); err != nil {

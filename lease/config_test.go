@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -235,6 +236,66 @@ func TestEnsureConfig(t *testing.T) {
 	if gw(``).Means(gw(`,"X":1`)) || !gw(`,"X":1`).Means(gw(`, "X": 1`)) {
 		t.Error("Means does not look into a backend of another type")
 	}
+}
+
+// deaf does a write, or not, and does not answer.
+type deaf struct {
+	*MemStore
+	does  bool
+	times int
+}
+
+func (d *deaf) PutConfig(ctx context.Context, value []byte, revision int64) error {
+	if d.times == 0 {
+		return d.MemStore.PutConfig(ctx, value, revision)
+	}
+	d.times--
+	if d.does {
+		_ = d.MemStore.PutConfig(ctx, value, revision)
+	}
+	return ErrUnavailable
+}
+
+func TestEnsureConfigWaitsForTheStore(t *testing.T) {
+	const text = `{"Network":"10.244.0.0/16"}`
+	t.Run("no answer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			m := NewMemStore()
+			m.Fail(ErrUnavailable)
+			time.AfterFunc(time.Hour, func() { m.Fail(nil) })
+			if created, err := EnsureConfig(t.Context(), m, []byte(text)); err != nil || !created {
+				t.Errorf("%v, %v", created, err)
+			}
+		})
+	})
+	for _, does := range []bool{true, false} {
+		t.Run(fmt.Sprintf("answer lost, written: %v", does), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := NewMemStore()
+				if created, err := EnsureConfig(t.Context(), &deaf{m, does, 1}, []byte(text)); err != nil || !created {
+					t.Errorf("%v, %v", created, err)
+				}
+				if raw, _, err := m.Config(t.Context()); err != nil || string(raw) != text {
+					t.Errorf("%s, %v", raw, err)
+				}
+			})
+		})
+	}
+	t.Run("ends", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			m := NewMemStore()
+			m.Fail(ErrUnavailable)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if _, err := EnsureConfig(ctx, m, []byte(text)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+			m.Fail(ErrDenied)
+			if _, err := EnsureConfig(t.Context(), m, []byte(text)); !errors.Is(err, ErrDenied) {
+				t.Errorf("got %v", err)
+			}
+		})
+	})
 }
 
 func TestWaitConfig(t *testing.T) {

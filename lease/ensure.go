@@ -1,34 +1,56 @@
 package lease
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 )
 
+// ensureRetry is the pause between two tries while the store does not answer.
+const ensureRetry = time.Second
+
 // EnsureConfig writes the network config if the store has none, and reports whether it did. A config
-// that is there and means the same is fine; one that means something else is an error, and stays.
+// that is there and means the same is fine; one that means something else is an error, and stays. It
+// tries every second for as long as the store does not answer. Errors besides those: ErrDenied, or ctx's
+// cause.
 func EnsureConfig(ctx context.Context, store Store, want []byte) (created bool, err error) {
 	wanted, err := ParseConfig(want)
 	if err != nil {
 		return false, err
 	}
+	unsure := false // a write of ours failed without saying whether it was done
 	for {
 		have, _, err := store.Config(ctx)
-		switch {
-		case errors.Is(err, ErrNoConfig):
-			err := store.PutConfig(ctx, want, Absent)
+		doing := "get"
+		if errors.Is(err, ErrNoConfig) {
+			doing = "write"
+			err = store.PutConfig(ctx, want, Absent)
+			if err == nil {
+				return true, nil
+			}
 			if errors.Is(err, ErrExists) {
-				continue // somebody was faster: see what they wrote
+				continue // somebody was faster, or our own write was done: see what is there
 			}
-			if err != nil {
-				return false, fmt.Errorf("write network config: %w", err)
+			unsure = true
+		}
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return false, fmt.Errorf("%s network config: %w", doing, context.Cause(ctx))
+		case errors.Is(err, ErrUnavailable):
+			if err := pause(ctx, ensureRetry); err != nil {
+				return false, fmt.Errorf("%s network config: %w", doing, err)
 			}
+			continue
+		default:
+			return false, fmt.Errorf("%s network config: %w", doing, err)
+		}
+		if unsure && bytes.Equal(have, want) {
 			return true, nil
-		case err != nil:
-			return false, fmt.Errorf("get network config: %w", err)
 		}
 		present, err := ParseConfig(have)
 		if err != nil {

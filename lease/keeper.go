@@ -293,8 +293,11 @@ func (k *Keeper) judge(ctx context.Context, o observation) error {
 		return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with --public-ip",
 			ours.Key, ErrPublicIPInUse, k.cfg.Attrs.PublicIP, theirs.Attrs, k.cfg.Attrs)
 	}
-	k.contest(ours, fmt.Sprintf("two hosts have PublicIP %s: our lease %s of %s was overwritten with %s; give one of the two hosts another address with --public-ip",
-		k.cfg.Attrs.PublicIP, ours.Key, k.cfg.Attrs, theirs.Attrs))
+	did := fmt.Sprintf("our lease %s of %s was overwritten with %s", ours.Key, k.cfg.Attrs, theirs.Attrs)
+	if same {
+		did = fmt.Sprintf("somebody else wrote our lease %s, with the very same %s", ours.Key, theirs.Attrs)
+	}
+	k.contest(ours, fmt.Sprintf("two hosts have PublicIP %s: %s; give one of the two hosts another address with --public-ip", k.cfg.Attrs.PublicIP, did))
 	return nil
 }
 

@@ -21,7 +21,7 @@ var (
 
 // Entry is one key below the leases, as the store has it: it may be foreign or broken.
 type Entry struct {
-	Key      string // what follows "<prefix>/subnets/"
+	Key      string // what follows "<prefix>/subnets/"; "../subnets-old" for a foreign "<prefix>/subnets-old"
 	Value    []byte // owned by whoever received the Entry
 	Revision int64  // of the last change of this key
 	Reserved bool   // no time to live is attached: a reservation
@@ -55,7 +55,8 @@ type Store interface {
 	// ErrConflict), or Absent (otherwise ErrExists), or Any.
 	PutConfig(ctx context.Context, value []byte, revision int64) error
 
-	// List returns every key below the leases, foreign ones too, and the revision of the answer.
+	// List returns every key below "<prefix>/subnets/", foreign ones too, and those beside it that begin
+	// with "<prefix>/subnets", since flannel takes them for leases; and the revision of the answer.
 	List(ctx context.Context) (entries []Entry, revision int64, err error)
 
 	// Watch calls changed for every change from the revision from on, in order, until ctx ends (then

@@ -30,9 +30,19 @@ func (l *Lab) addNode(ctx context.Context, name string) (*Node, error) {
 	if _, err := l.run(ctx, []string{"ip", "netns", "add", n.NetNS}); err != nil {
 		return nil, err
 	}
-	// No duplicate address detection: it would change the links' addresses a second after their creation.
-	if err := n.Sysctl("net/ipv6/conf/default/accept_dad", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	for _, path := range []string{
+		// No duplicate address detection: it would change the links' addresses a second after their
+		// creation.
+		"net/ipv6/conf/default/accept_dad",
+		// Bridges that are bridges. Where br_netfilter is there, it takes every frame through the IP
+		// firewall, the switch's included; a fresh Debian has not loaded it.
+		"net/bridge/bridge-nf-call-iptables",
+		"net/bridge/bridge-nf-call-ip6tables",
+		"net/bridge/bridge-nf-call-arptables",
+	} {
+		if err := n.Sysctl(path, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
 	return n, n.ip(ctx, "link set lo up")
 }

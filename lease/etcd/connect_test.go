@@ -240,6 +240,14 @@ func TestDialRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", test.name, err, test.want)
 		}
 	}
+	for _, endpoint := range []string{
+		"http://user:pa55@a:1", "user:pa55@a", "http://pa55@a:1", "https://user:pa55/word@a:1", "http://user:p@pa55@a:1", "ftp://user:pa55@", "http://user:pa55%@a:1",
+	} {
+		_, err := etcd.Dial(etcd.Config{Endpoints: []string{"http://b:1", endpoint}})
+		if err == nil || !strings.Contains(err.Error(), "--etcd-username") || strings.Contains(err.Error(), "pa55") || strings.Contains(err.Error(), "user:") {
+			t.Errorf("%s: got %v", endpoint, err)
+		}
+	}
 	s, err := etcd.Dial(etcd.Config{Endpoints: []string{"10.0.0.1", "h:99"}})
 	if err != nil || strings.Join(s.Endpoints(), " ") != "http://10.0.0.1:2379 http://h:99" {
 		t.Errorf("bare hosts: %v, %v", s, err)

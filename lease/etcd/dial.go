@@ -114,6 +114,10 @@ func parseEndpoints(texts []string, secure bool) ([]endpoint, error) {
 	var out []endpoint
 	for _, text := range texts {
 		text = strings.TrimSpace(text)
+		if at := strings.LastIndexByte(text, '@'); at >= 0 {
+			// What stands before it may be a password, and is not for any log.
+			return nil, fmt.Errorf("etcd endpoint …@%s: a user name in a URL is not used: give it with --etcd-username, and the password with --etcd-password", text[at+1:])
+		}
 		if !strings.Contains(text, "://") {
 			if secure {
 				text = "https://" + text

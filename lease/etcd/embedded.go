@@ -115,9 +115,10 @@ func startEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 		finished = true
 	}()
 	abandon := func() {
+		e.closing.Store(true)
 		go func() {
 			if s := <-result; s.server != nil {
-				s.server.Close()
+				stop(s.server)
 			}
 		}()
 	}
@@ -151,7 +152,21 @@ func startEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
-	return nil, errors.Join(fmt.Errorf("data directory %s: %w", cfg.Dir, err), e.Close())
+	if err := e.Close(); err != nil {
+		cfg.Logger.Warn("the embedded etcd, which did not get ready, does not stop either", "err", err)
+	}
+	return nil, fmt.Errorf("data directory %s: %w", cfg.Dir, err)
+}
+
+// stop ends a server in whatever state it is. One that is not ready must be stopped before it is closed:
+// Close waits for its listeners, and they wait for it to get ready.
+func stop(server *embed.Etcd) {
+	select {
+	case <-server.Server.ReadyNotify():
+	default:
+		server.Server.HardStop()
+	}
+	server.Close()
 }
 
 func (e *Embedded) embedConfig(cfg EmbeddedConfig) *embed.Config {
@@ -204,7 +219,7 @@ func (e *Embedded) Close() error {
 	e.once.Do(func() {
 		go func() {
 			defer close(e.closed)
-			e.server.Close()
+			stop(e.server)
 		}()
 	})
 	late := time.NewTimer(closeTimeout)

@@ -13,13 +13,13 @@ import (
 type zapCore struct {
 	zapcore.LevelEnabler
 	log   *slog.Logger
-	level func(zapcore.Level) slog.Level
+	level func(zapcore.Entry) slog.Level
 }
 
 // clientLog is for the client: everything it says is detail, since every failure also comes back as an
 // error.
 func clientLog(log *slog.Logger) *zap.Logger {
-	return zap.New(&zapCore{zapcore.WarnLevel, log, func(zapcore.Level) slog.Level { return slog.LevelDebug }})
+	return zap.New(&zapCore{zapcore.WarnLevel, log, func(zapcore.Entry) slog.Level { return slog.LevelDebug }})
 }
 
 // serverLog is for the embedded server; once it is closing, what it says of its listeners' end is detail.
@@ -27,17 +27,24 @@ func clientLog(log *slog.Logger) *zap.Logger {
 // disk. That must not take the data path down with it: the goroutine ends, and fatal is called with the
 // message.
 func serverLog(log *slog.Logger, closing func() bool, fatal func(message string)) *zap.Logger {
-	level := func(l zapcore.Level) slog.Level {
+	level := func(e zapcore.Entry) slog.Level {
 		switch {
-		case closing():
+		case closing(), chatter[e.Message]:
 			return slog.LevelDebug
-		case l >= zapcore.ErrorLevel:
+		case e.Level >= zapcore.ErrorLevel:
 			return slog.LevelError
 		}
 		return slog.LevelWarn
 	}
 	hook := fatalHook(fatal)
 	return zap.New(&zapCore{zapcore.WarnLevel, log, level}, zap.WithFatalHook(hook), zap.WithPanicHook(hook))
+}
+
+// chatter is what etcd warns of at each start of a server that is set up as ours on purpose: one port, and
+// no users for whom it would sign anything.
+var chatter = map[string]bool{
+	"simple token is not cryptographically signed":                                         true,
+	"Running http and grpc server on single port. This is not recommended for production.": true,
 }
 
 type fatalHook func(message string)
@@ -68,7 +75,7 @@ func (c *zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.LogAttrs(context.Background(), c.level(e.Level), "etcd: "+e.Message, attrs(fields)...)
+	c.log.LogAttrs(context.Background(), c.level(e), "etcd: "+e.Message, attrs(fields)...)
 	return nil
 }
 

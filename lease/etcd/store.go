@@ -20,8 +20,32 @@ var _ lease.Store = (*Store)(nil)
 
 func (s *Store) configKey() string { return s.cfg.Prefix + "/config" }
 
-// subnets ends in a slash, so that sibling keys such as <prefix>/subnets-old are not ours to see.
-func (s *Store) subnets() string { return s.cfg.Prefix + "/subnets/" }
+// subnets is what List and Watch look for. It does not end in a slash, because flannel's does not either:
+// a key beside the leases, such as <prefix>/subnets-old, costs flannel nodes their peers as well.
+func (s *Store) subnets() string { return s.cfg.Prefix + "/subnets" }
+
+// beside starts the Key of an Entry that does not lie below <prefix>/subnets/ but beside it: the path from
+// there. It is never a lease key.
+const beside = "../subnets"
+
+// shortKey makes an Entry's Key of one in etcd: "10.244.1.0-24" of <prefix>/subnets/10.244.1.0-24, and
+// "../subnets-old" of <prefix>/subnets-old. No two are the same: what lies below subnets/ and begins with
+// "../" is spelled as if it lay beside it.
+func (s *Store) shortKey(full string) string {
+	rest := strings.TrimPrefix(full, s.subnets())
+	if below, ok := strings.CutPrefix(rest, "/"); ok && !strings.HasPrefix(below, "../") {
+		return below
+	}
+	return beside + rest
+}
+
+// fullKey is the inverse of shortKey.
+func (s *Store) fullKey(key string) string {
+	if rest, ok := strings.CutPrefix(key, beside); ok {
+		return s.subnets() + rest
+	}
+	return s.subnets() + "/" + key
+}
 
 // do runs one request under the Store's timeout.
 func (s *Store) do(ctx context.Context, request func(context.Context, *clientv3.Client) error) error {
@@ -102,7 +126,7 @@ func (s *Store) List(ctx context.Context) (entries []lease.Entry, revision int64
 
 func (s *Store) entry(kv *mvccpb.KeyValue) lease.Entry {
 	return lease.Entry{
-		Key:      strings.TrimPrefix(string(kv.Key), s.subnets()),
+		Key:      s.shortKey(string(kv.Key)),
 		Value:    kv.Value,
 		Revision: kv.ModRevision,
 		Reserved: kv.Lease == 0,
@@ -126,10 +150,12 @@ func (s *Store) Watch(ctx context.Context, key string, from int64, changed func(
 	defer func() { cancel(); <-dead }()
 
 	options := []clientv3.OpOption{clientv3.WithRev(from), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify()}
+	what := s.fullKey(key)
 	if key == "" {
+		what = s.subnets()
 		options = append(options, clientv3.WithPrefix())
 	}
-	answers := c.Watch(clientv3.WithRequireLeader(inner), s.subnets()+key, options...)
+	answers := c.Watch(clientv3.WithRequireLeader(inner), what, options...)
 	created := time.NewTimer(s.cfg.Timeout)
 	defer created.Stop()
 	seen := from - 1
@@ -210,7 +236,7 @@ func (s *Store) PutLease(ctx context.Context, key string, value []byte, ttl time
 		return lease.Entry{}, err
 	}
 	e := lease.Entry{Key: key, Value: slices.Clone(value), Reserved: ttl == lease.Permanent}
-	full := s.subnets() + key
+	full := s.fullKey(key)
 	done := false
 	id := clientv3.NoLease
 	err := s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
@@ -282,7 +308,7 @@ func (s *Store) revokeOne(ctx context.Context, key string, id clientv3.LeaseID) 
 
 // DeleteLease implements lease.Store.
 func (s *Store) DeleteLease(ctx context.Context, key string, revision int64) error {
-	full := s.subnets() + key
+	full := s.fullKey(key)
 	var done, there bool
 	err := s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
 		r, err := c.Txn(ctx).If(condition(full, revision)...).Then(clientv3.OpDelete(full)).Else(clientv3.OpGet(full)).Commit()
@@ -310,7 +336,7 @@ func (s *Store) DeleteLease(ctx context.Context, key string, revision int64) err
 
 // TimeToLive implements lease.Store.
 func (s *Store) TimeToLive(ctx context.Context, key string) (left time.Duration, err error) {
-	full := s.subnets() + key
+	full := s.fullKey(key)
 	there := false
 	err = s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
 		r, err := c.Get(ctx, full)
