@@ -276,7 +276,8 @@ func (s *storeCommand) newRelease() *cobra.Command {
 		Use:   "release SUBNET|KEY",
 		Short: "Delete a lease, a reservation or a foreign key",
 		Long: `release deletes one key from where the leases lie. All nodes drop the peer at once. A muslin daemon that
-runs takes its subnet again; a flannel daemon exits. It also removes a foreign key that list shows.`,
+runs takes its subnet again; a flannel daemon exits. It also removes a foreign key that list shows, also one
+beside the leases such as "../subnets-old".`,
 		Example: `  muslin leases release 10.244.5.0/24`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
