@@ -13,5 +13,6 @@ var skipMeans = map[string]string{
 	SkipVNI:      "a lease of another VXLAN network: compare the VNI in the config of both nodes",
 	SkipPublicIP: "a lease with this node's PublicIP but another subnet: an old one of ours, or another host's",
 	SkipReserved: "a reservation that no node has taken up yet",
+	SkipCircular: "a PublicIP inside the overlay: that node must be started with a --public-ip of the underlay",
 	SkipDouble:   "the same subnet under another key, which is newer",
 }

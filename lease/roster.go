@@ -23,6 +23,7 @@ const (
 	SkipVNI      = "other-vni"       // of another VXLAN network
 	SkipPublicIP = "own-public-ip"   // has our PublicIP, but another subnet
 	SkipReserved = "reserved"        // vxlan: a reservation that no node has taken up yet
+	SkipCircular = "circular"        // its PublicIP lies inside the overlay
 	SkipDouble   = "same-subnet"     // the same subnet under another key, which is newer
 )
 
@@ -167,6 +168,9 @@ func (r *roster) judge(l Lease, err error) (why string, level slog.Level, text s
 		return SkipIPv6, slog.LevelInfo, "a lease has no IPv4 subnet: skipped", nil
 	case n.Network.IsValid() && (l.Subnet.Bits() < n.Network.Bits() || !n.Network.Contains(l.Subnet.Addr())):
 		return SkipOutside, level, "a lease lies outside the network: skipped", []any{"subnet", l.Subnet, "network", n.Network}
+	case n.Network.IsValid() && n.Network.Contains(l.Attrs.PublicIP):
+		return SkipCircular, slog.LevelError, "a lease's PublicIP lies inside the overlay: skipped, since its datagrams would be routed into the overlay again, and again; start that node with a --public-ip of the underlay",
+			[]any{"subnet", l.Subnet, "public_ip", l.Attrs.PublicIP, "network", n.Network}
 	case l.Attrs.PublicIP == n.PublicIP:
 		return SkipPublicIP, slog.LevelError, "a lease for another subnet has our PublicIP: skipped; if another host uses that address, give one of the two its own with --public-ip",
 			[]any{"subnet", l.Subnet, "public_ip", n.PublicIP}

@@ -48,8 +48,9 @@ func (u *steadyUnderlay) Receive(ds []Datagram) (int, error) {
 	return len(u.datagrams), nil
 }
 
-func (*steadyUnderlay) Overflow() uint64 { return 0 }
-func (*steadyUnderlay) Close() error     { return nil }
+func (*steadyUnderlay) Overflow() uint64     { return 0 }
+func (*steadyUnderlay) SendOverflow() uint64 { return 0 }
+func (*steadyUnderlay) Close() error         { return nil }
 
 // steady is a VTEP with full batches waiting on both sides; bad of each batch are dropped.
 func steady(t testing.TB, framing string, size, bad int) (*VTEP, *steadyDevice, *steadyUnderlay) {

@@ -23,7 +23,7 @@ const (
 
 	// Inbound: the datagram came from the underlay.
 
-	DropOversized        // longer than the receive buffer
+	DropOversized        // longer than Config.Jumbo, and no TCP superpacket
 	DropShort            // shorter than its framing and an IP header
 	DropFlags            // VXLAN flags or reserved bits are not what flannel sends
 	DropVNI              // another VXLAN network

@@ -87,14 +87,15 @@ func (d *fakeDevice) takeWritten() [][]byte {
 
 // fakeUnderlay is an Underlay in memory, like fakeDevice.
 type fakeUnderlay struct {
-	in       chan []Datagram
-	fail     chan error
-	closed   chan struct{}
-	once     sync.Once
-	refuse   func(d *Datagram) error
-	onSend   func(d Datagram) // d.Buf is a copy
-	overflow atomic.Uint64
-	sent     []Datagram // with Buf copied; one writer, and no reader beside it
+	in           chan []Datagram
+	fail         chan error
+	closed       chan struct{}
+	once         sync.Once
+	refuse       func(d *Datagram) error
+	onSend       func(d Datagram) // d.Buf is a copy
+	sendOverflow atomic.Uint64
+	overflow     atomic.Uint64
+	sent         []Datagram // with Buf copied; one writer, and no reader beside it
 }
 
 func newFakeUnderlay() *fakeUnderlay {
@@ -142,6 +143,8 @@ func (u *fakeUnderlay) Receive(ds []Datagram) (int, error) {
 }
 
 func (u *fakeUnderlay) Overflow() uint64 { return u.overflow.Load() }
+
+func (u *fakeUnderlay) SendOverflow() uint64 { return u.sendOverflow.Load() }
 
 func (u *fakeUnderlay) Close() error {
 	u.once.Do(func() { close(u.closed) })

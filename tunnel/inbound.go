@@ -103,6 +103,8 @@ func (in *inbound) accept(table *fib.Table, d *Datagram) (Reason, bool) {
 	switch {
 	case cfg.Subnet.Contains(h.Src): // nobody else may speak for our own, whatever the check
 		return DropInnerSource, false
+	case cfg.Network.IsValid() && !cfg.Network.Contains(h.Src): // as this host's own other addresses
+		return DropInnerSource, false
 	case cfg.SourceCheck == SourceCheckOff:
 	case peer == nil:
 		return DropInnerSource, false

@@ -25,12 +25,15 @@ func TestSourceCheck(t *testing.T) {
 		{"peer and our own packet", nodeB.public, "10.1.0.6", DropInnerSource, DropInnerSource, DropInnerSource},
 		{"stranger and our own packet", stranger, "10.1.0.6", DropUnknownSource, DropUnknownSource, DropInnerSource},
 		{"stranger and a peer's packet", stranger, "10.2.0.5", DropUnknownSource, DropUnknownSource, ok},
+		{"peer and a packet from outside the network", nodeB.public, "192.0.2.77", DropInnerSource, DropInnerSource, DropInnerSource},
 		{"stranger and nobody's packet", stranger, "10.9.0.5", DropUnknownSource, DropUnknownSource, ok},
 	} {
 		for check, want := range map[SourceCheck]Reason{SourceCheckStrict: c.strict, SourceCheckPeers: c.peers, SourceCheckOff: c.open} {
 			for _, framing := range []string{"vxlan", "udp"} {
 				t.Run(c.name+"/"+check.String()+"/"+framing, func(t *testing.T) {
-					x := newBench(t, framing, func(cfg *Config) { cfg.SourceCheck = check })
+					x := newBench(t, framing, func(cfg *Config) {
+						cfg.SourceCheck, cfg.Network = check, netip.MustParsePrefix("10.0.0.0/8")
+					})
 					p := udpPacket(t, c.inner, "10.1.0.5", "payload")
 					d := x.from(t, node{public: c.outer, mac: nodeB.mac}, p)
 					written := x.receive(t, d)

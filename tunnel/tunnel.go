@@ -24,8 +24,8 @@ import (
 // beyond.
 const BatchSize = 64
 
-// Device is the inner side. Its Read and Write have the shape of golang.zx2c4.com/wireguard/tun, so that
-// package's devices serve as one.
+// Device is the inner side. Its Read and Write have the shape of golang.zx2c4.com/wireguard/tun, on which
+// one of its implementations rests.
 type Device interface {
 	// Read blocks until there is a packet, then fills as many of bufs as there are packets waiting:
 	// packet i at bufs[i][offset:], its length in sizes[i]. len(sizes) >= len(bufs). After Close it
@@ -72,6 +72,10 @@ type Underlay interface {
 	// Overflow is how many datagrams the kernel dropped because the receive buffer was full.
 	Overflow() uint64
 
+	// SendOverflow is how many datagrams the kernel took and then dropped because the outgoing
+	// interface's queue was full. They were counted as sent before.
+	SendOverflow() uint64
+
 	// Close ends Send and Receive with os.ErrClosed. Closing again changes nothing.
 	Close() error
 }
@@ -86,7 +90,7 @@ const (
 	// SourceCheckPeers: the outer source is some peer's PublicIP and the inner source is in some
 	// peer's subnet. For hosts that answer from another of their addresses.
 	SourceCheckPeers
-	// SourceCheckOff: any outer and inner source. For peers behind NAT, on an underlay that is
+	// SourceCheckOff: any outer source, and any inner one in the Network that is not ours. For peers behind NAT, on an underlay that is
 	// trusted.
 	SourceCheckOff
 )
@@ -110,6 +114,7 @@ type Config struct {
 	Device   Device
 	Underlay Underlay
 	Framing  encap.Framing
+	Network  netip.Prefix   // the whole overlay: no inner source lies elsewhere; zero: anywhere
 	Subnet   netip.Prefix   // our own lease; its base is the source of our ICMP errors
 	Port     uint16         // the overlay's UDP port, the same on every node
 	MTU      encap.InnerMTU // what is longer is answered with ICMP
@@ -178,6 +183,8 @@ func (v *VTEP) Drops() map[string]uint64 {
 		switch r {
 		case DropTUNOverflow:
 			n += v.cfg.Device.Overflow()
+		case DropSendBufferFull:
+			n += v.cfg.Underlay.SendOverflow()
 		case DropSocketOverflow:
 			n += v.cfg.Underlay.Overflow()
 		}

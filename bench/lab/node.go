@@ -157,7 +157,8 @@ func (n *Node) Snapshot(ctx context.Context) (string, error) {
 		if MissingTools(args[0]) != nil {
 			continue // what is not installed cannot have been used
 		}
-		out, err := n.Run(ctx, args...)
+		// Standard output only: ip warns of what goes away while it looks, in another namespace even.
+		out, err := n.Output(ctx, args...)
 		if err != nil {
 			return "", fmt.Errorf("snapshot of %s: %w", n.Name, err)
 		}

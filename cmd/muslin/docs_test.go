@@ -270,7 +270,7 @@ func TestDocsListEverySkipReason(t *testing.T) {
 		inDocs = append(inDocs, quoted(row[0])...)
 	}
 	same(t, "skip reason", inDocs, []string{lease.SkipKey, lease.SkipValue, lease.SkipIPv6, lease.SkipOutside,
-		lease.SkipBackend, lease.SkipVNI, lease.SkipPublicIP, lease.SkipReserved, lease.SkipDouble})
+		lease.SkipBackend, lease.SkipVNI, lease.SkipPublicIP, lease.SkipReserved, lease.SkipCircular, lease.SkipDouble})
 }
 
 // TestDocsReferenceConfig: the reference config is read without a warning, says nothing but the defaults

@@ -33,6 +33,12 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		return nil, err
 	}
 	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI}
+	for _, addr := range []netip.Addr{iface.PublicIP, iface.Addr} {
+		if cfg.Network.Contains(addr) {
+			return nil, fmt.Errorf("%v, the address of this node on the underlay (%s), lies inside the overlay's Network %v: its datagrams would be routed into the overlay again; give another --public-ip or --iface, or choose another Network",
+				addr, iface.Name, cfg.Network)
+		}
+	}
 	if err := n.checkPeersFile(src); err != nil {
 		return nil, err
 	}
@@ -45,6 +51,10 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		n.framing = encap.NewVXLAN(n.vni, n.mac)
 	}
 	outer := encap.OuterMTU(iface.MTU)
+	if cfg.Backend.MTU > outer {
+		cfg.Warnings = append(cfg.Warnings, fmt.Sprintf("Backend.MTU %d is above the %d of %s: full packets go out as fragments; lower the one or raise the other",
+			cfg.Backend.MTU, outer, iface.Name))
+	}
 	if cfg.Backend.MTU != 0 {
 		outer = cfg.Backend.MTU
 	}

@@ -151,8 +151,8 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 		check(fmt.Errorf("--iptables-resync %d: want at least 1 second", r.resync))
 	}
 	o.resync = time.Duration(r.resync) * time.Second
-	if r.tunName == "" || len(r.tunName) > 15 || strings.ContainsAny(r.tunName, "/ \t%") {
-		check(fmt.Errorf("--tun-name %q: an interface name has 1 to 15 characters, none of them a slash, a space or a percent sign", r.tunName))
+	if n := r.tunName; n == "" || len(n) > 15 || n == "." || n == ".." || strings.ContainsAny(n, "/: \t%") {
+		check(fmt.Errorf("--tun-name %q: an interface name has 1 to 15 characters, none of them a slash, a colon, a space or a percent sign", n))
 	}
 	if r.embeddedPort == 0 {
 		check(errors.New("--embedded-etcd-port 0: want 1 to 65535"))

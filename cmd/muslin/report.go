@@ -28,7 +28,7 @@ func reportDrops(ctx context.Context, log *slog.Logger, vtep *tunnel.VTEP) error
 		}
 		now := vtep.Drops()
 		for _, reason := range slices.Sorted(maps.Keys(now)) {
-			if now[reason] == before[reason] {
+			if now[reason] <= before[reason] { // a kernel's counter may wrap
 				continue
 			}
 			attrs := []any{"reason", reason, "new", now[reason] - before[reason], "total", now[reason], "means", tunnel.ExplainDrop(reason)}

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -50,6 +52,8 @@ first host can run itself with --embedded-etcd.`,
 			if err != nil {
 				return err
 			}
+			// Whoever read our log may go away; the daemon stays, and undoes its changes at its end.
+			signal.Ignore(syscall.SIGPIPE)
 			return newDaemon(opts).run(cmd.Context())
 		},
 	}
@@ -201,6 +205,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		Device:      dev,
 		Underlay:    conn,
 		Framing:     node.framing,
+		Network:     node.network,
 		Subnet:      subnet,
 		Port:        node.port,
 		MTU:         node.mtu,

@@ -29,7 +29,7 @@ type Peer struct {
 type Counters struct {
 	TxPackets, TxBytes atomic.Uint64
 	RxPackets, RxBytes atomic.Uint64
-	LastRx             atomic.Int64 // Unix nanoseconds, 0: never. Written once a batch, not once a packet.
+	LastRx             atomic.Int64 // Unix nanoseconds, 0: never. The same for all of a batch.
 }
 
 // Table answers the two questions of the data path: which peer holds this inner address, and does this

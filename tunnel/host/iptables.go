@@ -79,12 +79,12 @@ func ipTablesRule(r rule, randomFully bool) []string {
 
 func (t *ipTables) apply() error {
 	for i := range t.chains {
-		if c := &t.chains[i]; len(c.rules) > 0 {
-			if err := t.put(c); err != nil {
-				return fmt.Errorf("put in iptables chain %s: %w", c.name, err)
-			}
-		} else if _, err := t.drop(*c); err != nil {
-			return fmt.Errorf("take out iptables chain %s: %w", c.name, err)
+		c := &t.chains[i]
+		if len(c.rules) == 0 {
+			continue // nor is its table touched, which this kernel may not have
+		}
+		if err := t.put(c); err != nil {
+			return fmt.Errorf("put in iptables chain %s: %w", c.name, err)
 		}
 	}
 	return nil
@@ -144,10 +144,13 @@ func (t *ipTables) remove() (bool, error) {
 	return any, errors.Join(failed...)
 }
 
-// drop looks before it deletes: listing a chain leaves no trace, while the nft variant of iptables
+// drop looks before it deletes: listing a chain leaves no trace with the nft variant of iptables, which
 // makes its tables for every command that changes something.
 func (t *ipTables) drop(c ipChain) (bool, error) {
 	found, err := t.cmd.ListChains(c.table)
+	if none := new(iptables.Error); errors.As(err, &none) && none.ExitStatus() == 3 {
+		return false, nil // the kernel has no such table
+	}
 	if err != nil {
 		return false, err
 	}

@@ -61,6 +61,9 @@ func (s *State) Run(ctx context.Context) error {
 				did = append(did, more...)
 			}
 		}
+		if ctx.Err() != nil {
+			return nil // what is missing now was taken away on purpose
+		}
 		for _, what := range did {
 			s.log.Warn("put back what something removed", "tun", s.config.TUN, "what", what)
 		}

@@ -71,8 +71,9 @@ func forwardingSysctls() (main, along []sysctl, err error) {
 // before the packet came here, so the loose check (2) loses nothing.
 //
 // accept_local: our ICMP errors come in through the TUN with the TUN's own address as their source, as a
-// router's do. Without this the kernel takes them for martians. Packets from the network cannot use it:
-// an inner source in our own subnet never gets past the source check.
+// router's do. Without this the kernel takes them for martians. Packets from the network cannot use it: an
+// inner source in our own subnet, or outside the overlay, never gets past the VTEP, whatever the source
+// check.
 //
 // disable_ipv6: the overlay carries IPv4 only, and without this the kernel gives the TUN a link-local
 // address and sends router solicitations and MLD reports into it.

@@ -54,13 +54,15 @@ type Conn struct {
 	packets []*ipv4.PacketConn // over senders
 	out     sendState
 
+	sndbufErrors uint64 // at Open
+
 	ecn      atomic.Bool // outer ECN can be set on sending
 	features []kernel.Feature
 }
 
 // Open binds the sockets. An error that is syscall.EADDRINUSE means the port is taken.
 func Open(cfg Config) (*Conn, error) {
-	c := &Conn{cfg: cfg, log: cfg.Logger}
+	c := &Conn{cfg: cfg, log: cfg.Logger, sndbufErrors: sndbufErrors()}
 	if err := c.listen(); err != nil {
 		c.Close()
 		return nil, err
