@@ -3,7 +3,8 @@
 // Package kernel says what this kernel can do for the daemon, and why not.
 //
 // Every answer comes from trying, on file descriptors that are closed at once; a version number is for
-// people to read and decides nothing. The package keeps no state and changes nothing.
+// people to read and decides nothing. The package keeps no state and leaves nothing behind; a TUN device that
+// it tries lives for a moment.
 package kernel
 
 import (
@@ -44,21 +45,8 @@ type Probe struct {
 	Err    error  // the system's error behind No and Unknown; may be nil
 }
 
-// Feature is the probe as `muslin status` shows it.
-func (p Probe) Feature() Feature {
-	return Feature{Name: p.Name, On: p.Answer == Yes, Reason: p.Reason}
-}
-
 // TUNPath is the device that every TUN is made through (networking/tuntap.rst in the kernel).
 const TUNPath = "/dev/net/tun"
-
-// probeBuffer is the socket buffer that is asked for, in bytes: the 8 MiB that the underlay wants.
-const probeBuffer = 8 << 20
-
-// Probes asks everything.
-func Probes() []Probe {
-	return []Probe{NetAdmin(), TUNDevice(TUNPath), TUNCreate(TUNPath), ForceBuffers()}
-}
 
 // NetAdmin asks whether this thread may change the network: CAP_NET_ADMIN in its effective set. In a
 // user namespace that says nothing of the host's network.
@@ -141,28 +129,6 @@ func TUNCreate(path string) Probe {
 		return p
 	}
 	p.Answer, p.Reason = Yes, "a TUN device can be made"
-	return p
-}
-
-// ForceBuffers asks whether a socket's buffers may exceed net.core.rmem_max and wmem_max.
-func ForceBuffers() Probe {
-	p := Probe{Name: "force-buffers"}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		p.Err, p.Reason = err, fmt.Sprintf("open a UDP socket: %v", err)
-		return p
-	}
-	defer unix.Close(fd)
-	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, probeBuffer)
-	switch {
-	case err == nil:
-		p.Answer, p.Reason = Yes, "SO_RCVBUFFORCE is allowed"
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOPROTOOPT):
-		p.Err, p.Answer = err, No
-		p.Reason = fmt.Sprintf("SO_RCVBUFFORCE: %v: raise net.core.rmem_max and net.core.wmem_max to %d, or give CAP_NET_ADMIN of the host", err, probeBuffer)
-	default:
-		p.Err, p.Reason = err, fmt.Sprintf("SO_RCVBUFFORCE: %v", err)
-	}
 	return p
 }
 
