@@ -80,8 +80,9 @@ func TestEtcdWithTLS(t *testing.T) {
 	store, ca := startTLSEtcd(t, l.Host(1))
 	store.config(t, vxlanConfig)
 	m := startMuslin(t, l.Host(1), "--etcd-endpoints", "https://127.0.0.1:2379", "--etcd-cafile", ca)
-	if s := status(t, m).Store; !s.Healthy || len(s.Endpoints) != 1 {
-		t.Errorf("store %+v, want healthy", s)
+	waitHealthy(t, m, true)
+	if s := status(t, m).Store; len(s.Endpoints) != 1 {
+		t.Errorf("store %+v, want one endpoint", s)
 	}
 }
 
