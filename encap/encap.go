@@ -49,6 +49,9 @@ func Overhead(f Framing) int { return OuterIPv4Len + OuterUDPLen + f.Headroom() 
 // mistaken for an OuterMTU.
 type InnerMTU int
 
+// MinInnerMTU is what every IPv4 link must carry (RFC 791, section 3.2).
+const MinInnerMTU InnerMTU = 68
+
 // OuterMTU is the largest outer IP packet, in bytes: the MTU of the underlay interface.
 type OuterMTU int
 

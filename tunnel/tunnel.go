@@ -138,8 +138,8 @@ func New(cfg Config) (*VTEP, error) {
 	if !cfg.Subnet.Addr().Is4() {
 		return nil, fmt.Errorf("VTEP subnet %v: not IPv4", cfg.Subnet)
 	}
-	if cfg.MTU < 68 {
-		return nil, fmt.Errorf("VTEP MTU %d: IPv4 needs at least 68 (RFC 791)", cfg.MTU)
+	if cfg.MTU < encap.MinInnerMTU {
+		return nil, fmt.Errorf("VTEP MTU %d: IPv4 needs at least %d (RFC 791)", cfg.MTU, encap.MinInnerMTU)
 	}
 	v := &VTEP{cfg: cfg}
 	v.table.Store(fib.New(nil))

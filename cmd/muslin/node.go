@@ -59,15 +59,12 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		outer = cfg.Backend.MTU
 	}
 	n.mtu = outer.Inner(n.framing)
-	if n.mtu < minInnerMTU {
+	if n.mtu < encap.MinInnerMTU {
 		return nil, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: IPv4 needs %d; raise the interface's MTU or the config's Backend.MTU",
-			outer, iface.Name, n.mtu, n.backend, minInnerMTU)
+			outer, iface.Name, n.mtu, n.backend, encap.MinInnerMTU)
 	}
 	return n, nil
 }
-
-// minInnerMTU is what every IPv4 link must carry (RFC 791, section 3.2).
-const minInnerMTU = 68
 
 // attrs is what we publish in our lease.
 func (n *node) attrs() lease.Attrs {

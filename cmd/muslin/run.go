@@ -167,7 +167,6 @@ type device interface {
 	tunnel.Device
 	Name() string
 	Features() []kernel.Feature
-	Close() error
 }
 
 func (d *daemon) openTUN() (device, error) {

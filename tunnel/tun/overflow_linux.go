@@ -1,21 +1,19 @@
 package tun
 
 import (
-	"os"
 	"strconv"
 	"strings"
+
+	"muslin/tunnel/kernel"
 )
 
 // overflow reads how many packets the kernel could not put into the queue of the device name:
 // "drop" in the Transmit half of /proc/net/dev, which is the 12th number of the device's line (proc(5)).
 // It is 0 when that cannot be read.
 func overflow(name string) uint64 {
-	// The calling thread's network namespace, since Linux 3.17; the process's before that.
-	data, err := os.ReadFile("/proc/thread-self/net/dev")
+	data, err := kernel.ReadNet("dev")
 	if err != nil {
-		if data, err = os.ReadFile("/proc/self/net/dev"); err != nil {
-			return 0
-		}
+		return 0
 	}
 	const transmitDrop = 11
 	for line := range strings.Lines(string(data)) {

@@ -1,9 +1,10 @@
 package underlay
 
 import (
-	"os"
 	"strconv"
 	"strings"
+
+	"muslin/tunnel/kernel"
 )
 
 // A socket without IP_RECVERR is told that its datagram was sent also when the outgoing queue dropped it
@@ -13,11 +14,9 @@ import (
 // sndbufErrors reads SndbufErrors of UDP from /proc/net/snmp: for all sockets of this network namespace, since
 // it was made. It is 0 when that cannot be read.
 func sndbufErrors() uint64 {
-	data, err := os.ReadFile("/proc/thread-self/net/snmp") // the thread's namespace, since Linux 3.17
+	data, err := kernel.ReadNet("snmp")
 	if err != nil {
-		if data, err = os.ReadFile("/proc/self/net/snmp"); err != nil {
-			return 0
-		}
+		return 0
 	}
 	var names []string
 	for line := range strings.Lines(string(data)) {
