@@ -139,10 +139,12 @@ func (s *Static) reload() {
 func (s *Static) publish() {
 	s.mu.Lock()
 	t, skipped := s.roster.table()
+	s.mu.Unlock()
+	s.cfg.OnTable(t)
+	s.cfg.Logger.Info("peers read from file", "path", s.cfg.Path, "peers", len(t.Peers()), "skipped", describe(skipped))
+	s.mu.Lock() // last: who sees this file's status finds its table in use
 	s.status = WatchStatus{Healthy: true, Revision: s.status.Revision + 1, Peers: len(t.Peers()), Skipped: skipped}
 	s.mu.Unlock()
-	s.cfg.Logger.Info("peers read from file", "path", s.cfg.Path, "peers", len(t.Peers()), "skipped", describe(skipped))
-	s.cfg.OnTable(t)
 }
 
 // stamp changes whenever the file does: editors change the time or the size, a rename the inode.
