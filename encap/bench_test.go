@@ -1,6 +1,10 @@
 package encap
 
-import "testing"
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+)
 
 // benchPacket is a datagram of an inner packet of 1448 bytes payload, and its parts.
 func benchPacket(b *testing.B) (f *VXLAN, d, inner []byte, h IPv4) {
@@ -10,6 +14,8 @@ func benchPacket(b *testing.B) (f *VXLAN, d, inner []byte, h IPv4) {
 	p := tcpPacket(b, 1000, 80)
 	copy(inner, p)
 	inner[2], inner[3] = 1500>>8, 1500&0xff
+	binary.BigEndian.PutUint16(inner[10:], 0)
+	binary.BigEndian.PutUint16(inner[10:], ^Sum(inner[:20], 0))
 	NewVXLAN(mustVNI(b, 1), peerMAC).Encode(d, ourMAC)
 	h = parse(b, inner)
 	return f, d, inner, h
@@ -52,10 +58,29 @@ func BenchmarkFlowHash(b *testing.B) {
 	}
 }
 
-func BenchmarkSum1448(b *testing.B) {
-	_, _, inner, _ := benchPacket(b)
-	b.SetBytes(1448)
+func BenchmarkVerifyHeader(b *testing.B) {
+	_, _, inner, h := benchPacket(b)
+	b.ReportAllocs()
 	for b.Loop() {
-		Sum(inner[:1448], 0)
+		if !VerifyHeader(inner, &h) {
+			b.Fatal("wrong checksum")
+		}
 	}
+}
+
+func BenchmarkSum(b *testing.B) {
+	// Two bytes off, as what follows an Ethernet header is.
+	buf := make([]byte, 2+65000)[2:]
+	for _, n := range []int{20, 64, 1400, 65000} {
+		b.Run(fmt.Sprintf("%d_bytes", n), func(b *testing.B) {
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				Sum(buf[:n], 0)
+			}
+		})
+	}
+}
+
+func BenchmarkSumWithoutWide(b *testing.B) {
+	withoutWide(b, func() { BenchmarkSum(b) })
 }

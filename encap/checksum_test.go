@@ -27,31 +27,72 @@ func slowSum(b []byte, initial uint16) uint16 {
 	return uint16(sum)
 }
 
-func TestSumAgainstTwin(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	random := make([]byte, 300)
-	for i := range random {
-		random[i] = byte(rng.Uint32())
+// sumsTo checks Sum of b on every path that this processor has.
+func sumsTo(t *testing.T, b []byte, initial, want uint16) {
+	t.Helper()
+	if got := Sum(b, initial); got != want {
+		t.Fatalf("Sum(%d bytes: %x, %#x) = %#x, want %#x", len(b), b[:min(len(b), 600)], initial, got, want)
 	}
-	for name, data := range map[string][]byte{
+	withoutWide(t, func() {
+		if got := Sum(b, initial); got != want {
+			t.Fatalf("without sumWide: Sum(%d bytes: %x, %#x) = %#x, want %#x", len(b), b[:min(len(b), 600)], initial, got, want)
+		}
+	})
+}
+
+// sumData is n bytes of each kind that a sum may go wrong with. What lies behind a part of it is not 0, so
+// that reading past its end shows.
+func sumData(n int) map[string][]byte {
+	random := make([]byte, n)
+	rand.NewChaCha8([32]byte{1, 2}).Read(random)
+	return map[string][]byte{
 		"random": random,
-		"zeros":  make([]byte, 300),
-		"ones":   bytes.Repeat([]byte{0xff}, 300),
-		"carry":  bytes.Repeat([]byte{0xff, 0xfe, 0, 1}, 75),
-	} {
-		for align := range 16 {
-			for n := range 201 {
+		"zeros":  make([]byte, n),
+		"ones":   bytes.Repeat([]byte{0xff}, n),
+		"carry":  bytes.Repeat([]byte{0xff, 0xfe, 0, 1}, n/4+1)[:n],
+	}
+}
+
+func TestSumAgainstTwin(t *testing.T) {
+	const longest = 2*wideMin + 5*64 // twice through every loop
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, data := range sumData(longest + 32) {
+		for align := range 32 {
+			for n := range longest {
 				b := data[align : align+n]
-				for _, initial := range []uint16{0, 1, 0x8000, 0xfffe, 0xffff} {
-					if got, want := Sum(b, initial), slowSum(b, initial); got != want {
-						t.Fatalf("Sum(%s[%d:%d], %#x) = %#x, want %#x", name, align, align+n, initial, got, want)
-					}
-				}
+				initial := []uint16{0, 1, 0x8000, 0xfffe, 0xffff, uint16(rng.Uint32())}[rng.IntN(6)]
+				sumsTo(t, b, initial, slowSum(b, initial))
 			}
 		}
 	}
-	if got := Sum(nil, 0); got != 0 {
-		t.Errorf("Sum of nothing = %#x", got)
+	sumsTo(t, nil, 0, 0)
+}
+
+// Packets of all sizes, and more than a packet: no lane may run over.
+func TestSumOfLong(t *testing.T) {
+	for _, data := range sumData(1<<20 + 7) {
+		for _, n := range []int{1400, 1447, 1448, 1500, 8960, 32768, 65000, 65535, 65536, 65549, len(data)} {
+			for _, initial := range []uint16{0, 0xfffe} {
+				b := data[len(data)-n:]
+				sumsTo(t, b, initial, slowSum(b, initial))
+			}
+		}
+	}
+}
+
+// Of the two ways to write zero Sum gives 0 for zeros alone: callers compare with 0xffff.
+func TestSumOfZero(t *testing.T) {
+	for n := range 400 {
+		sumsTo(t, make([]byte, n), 0, 0)
+		sumsTo(t, make([]byte, n), 0xffff, 0xffff)
+		if n >= 2 {
+			b := make([]byte, n)
+			b[0], b[1] = 0xff, 0xff
+			sumsTo(t, b, 0, 0xffff)
+			b[n-1] ^= 0x80
+			initial := ^slowSum(b, 0)
+			sumsTo(t, b, initial, 0xffff)
+		}
 	}
 }
 
@@ -64,14 +105,15 @@ func TestSumOfRFC1071(t *testing.T) {
 }
 
 func FuzzSum(f *testing.F) {
-	f.Add([]byte{}, uint16(0), uint8(0))
-	f.Add([]byte{1}, uint16(0xffff), uint8(1))
-	f.Add(bytes.Repeat([]byte{0xff}, 67), uint16(0xffff), uint8(3))
-	f.Fuzz(func(t *testing.T, data []byte, initial uint16, skip uint8) {
+	f.Add([]byte{}, uint16(0), uint8(0), uint8(0))
+	f.Add([]byte{1}, uint16(0xffff), uint8(1), uint8(200))
+	f.Add(bytes.Repeat([]byte{0xff}, 67), uint16(0xffff), uint8(3), uint8(0))
+	f.Add(bytes.Repeat([]byte{0xff, 0xfe, 0, 1}, 65), uint16(1), uint8(33), uint8(3))
+	// The data comes times over, so that it gets long enough for every path.
+	f.Fuzz(func(t *testing.T, data []byte, initial uint16, skip, times uint8) {
+		data = bytes.Repeat(data, int(times)+1)
 		b := data[min(int(skip), len(data)):]
-		if got, want := Sum(b, initial), slowSum(b, initial); got != want {
-			t.Fatalf("Sum(%x, %#x) = %#x, want %#x", b, initial, got, want)
-		}
+		sumsTo(t, b, initial, slowSum(b, initial))
 	})
 }
 

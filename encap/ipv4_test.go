@@ -2,6 +2,8 @@ package encap
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"testing"
@@ -70,6 +72,28 @@ func TestParseIPv4AgainstGopacket(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Carries run to and fro in headers of words that are nearly all ones.
+func TestVerifyHeaderAgainstTwin(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 10))
+	for range 20_000 {
+		p := make([]byte, []int{20, 24, 60}[rng.IntN(3)])
+		for at := 0; at < len(p); at += 2 {
+			word := []uint16{0, 1, 0x8000, 0xfffe, 0xffff, 0xffff, uint16(rng.Uint32())}[rng.IntN(7)]
+			binary.BigEndian.PutUint16(p[at:], word)
+		}
+		h := IPv4{HeaderLen: len(p), TotalLen: len(p)}
+		if got, want := VerifyHeader(p, &h), slowSum(p, 0) == 0xffff; got != want {
+			t.Fatalf("VerifyHeader(%x) = %v, want %v", p, got, want)
+		}
+		at := rng.IntN(len(p)/2) * 2
+		binary.BigEndian.PutUint16(p[at:], 0)
+		binary.BigEndian.PutUint16(p[at:], ^slowSum(p, 0))
+		if !VerifyHeader(p, &h) {
+			t.Fatalf("VerifyHeader(%x) = false, but its words add up to 0xffff", p)
+		}
 	}
 }
 

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 
-	"github.com/gaissmai/bart"
-
 	"muslin/encap"
 )
 
@@ -33,36 +31,67 @@ type Counters struct {
 }
 
 // Table answers the two questions of the data path: which peer holds this inner address, and does this
-// outer address belong to a peer at all.
+// outer address belong to a peer at all. It knows IPv4 alone, as the overlay does.
 type Table struct {
-	inner bart.Table[*Peer]
-	outer map[netip.Addr]struct{}
+	inner []length // the longest prefix first
+	outer index    // by PublicIP
 	peers []*Peer
+}
+
+// length holds the peers whose subnets have one prefix length. Leases of one network mostly all do.
+type length struct {
+	mask uint32
+	index
 }
 
 // New builds a table. It keeps the peers. Of two peers with the same subnet the later wins.
 func New(peers []*Peer) *Table {
-	t := &Table{outer: make(map[netip.Addr]struct{}, len(peers)), peers: peers}
+	t := &Table{outer: newIndex(len(peers)), peers: peers}
+	var count [33]int
 	for _, p := range peers {
 		if p.Counters == nil {
 			p.Counters = new(Counters)
 		}
-		t.inner.Insert(p.Subnet, p)
-		t.outer[p.PublicIP] = struct{}{}
+		if p.PublicIP.Is4() {
+			t.outer.put(number(p.PublicIP), p)
+		}
+		if p.Subnet.Addr().Is4() {
+			count[p.Subnet.Bits()]++
+		}
+	}
+	for bits := 32; bits >= 0; bits-- {
+		if count[bits] == 0 {
+			continue
+		}
+		l := length{mask: ^uint32(0) << (32 - bits), index: newIndex(count[bits])}
+		for _, p := range peers {
+			if p.Subnet.Addr().Is4() && p.Subnet.Bits() == bits {
+				l.put(number(p.Subnet.Addr()), p)
+			}
+		}
+		t.inner = append(t.inner, l)
 	}
 	return t
 }
 
 // Lookup returns the peer whose subnet holds the inner address, or nil.
 func (t *Table) Lookup(inner netip.Addr) *Peer {
-	p, _ := t.inner.Lookup(inner)
-	return p
+	if !inner.Is4() {
+		return nil
+	}
+	n := number(inner)
+	for i := range t.inner {
+		l := &t.inner[i]
+		if p := l.get(n & l.mask); p != nil {
+			return p
+		}
+	}
+	return nil
 }
 
 // KnowsOuter reports whether any peer has this PublicIP.
 func (t *Table) KnowsOuter(outer netip.Addr) bool {
-	_, ok := t.outer[outer]
-	return ok
+	return outer.Is4() && t.outer.get(number(outer)) != nil
 }
 
 // Peers is the table's content in the order given to New. Not to be changed.

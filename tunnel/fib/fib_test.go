@@ -174,26 +174,159 @@ func TestLookupDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func BenchmarkFIBLookup(b *testing.B) {
+func TestEdgesOfTheAddressSpace(t *testing.T) {
+	all, first, last := peer("0.0.0.0/0", "0.0.0.0"), peer("0.0.0.0/32", "192.0.2.1"), peer("255.255.255.255/32", "192.0.2.2")
+	for _, c := range []struct {
+		peers []*Peer
+		want  [3]*Peer // for 0.0.0.0, 10.0.0.1, 255.255.255.255
+	}{
+		{[]*Peer{all}, [3]*Peer{all, all, all}},
+		{[]*Peer{first, last}, [3]*Peer{first, nil, last}},
+		{[]*Peer{first, all, last}, [3]*Peer{first, all, last}},
+	} {
+		table := New(c.peers)
+		for i, a := range []netip.Addr{addr4(0), addr4(0x0a000001), addr4(1<<32 - 1)} {
+			if got := table.Lookup(a); got != c.want[i] {
+				t.Errorf("Lookup(%v) among %d = %+v, want %+v", a, len(c.peers), got, c.want[i])
+			}
+		}
+	}
+	if New([]*Peer{first}).KnowsOuter(addr4(0)) || !New([]*Peer{all}).KnowsOuter(addr4(0)) {
+		t.Error("KnowsOuter(0.0.0.0) is wrong")
+	}
+}
+
+// What is not IPv4 is in the list, but nobody's: not even where an IPv6 address maps one of IPv4.
+func TestIPv4Alone(t *testing.T) {
+	six := peer("fd00::/64", "fd01::1")
+	table := New([]*Peer{six, peer("10.1.0.0/24", "192.0.2.1"), {Subnet: netip.MustParsePrefix("10.2.0.0/24")}})
+	for _, a := range []string{"fd00::1", "::ffff:10.1.0.1", "::", "::10.1.0.1"} {
+		if p := table.Lookup(netip.MustParseAddr(a)); p != nil {
+			t.Errorf("Lookup(%s) = %+v", a, p)
+		}
+	}
+	for _, a := range []netip.Addr{netip.MustParseAddr("fd01::1"), netip.MustParseAddr("::ffff:192.0.2.1"), {}} {
+		if table.KnowsOuter(a) {
+			t.Errorf("KnowsOuter(%v)", a)
+		}
+	}
+	if table.Lookup(netip.Addr{}) != nil {
+		t.Error("Lookup of no address finds somebody")
+	}
+	if table.Lookup(netip.MustParseAddr("10.1.0.1")) == nil || table.Lookup(netip.MustParseAddr("10.2.0.1")) == nil {
+		t.Error("a peer of another family hides those of IPv4")
+	}
+	if six.Counters == nil || len(table.Peers()) != 3 {
+		t.Error("Peers lacks one, or its counters")
+	}
+}
+
+// The layouts that leases have, in sizes at which an index is as full as it gets.
+func TestIndexSpreads(t *testing.T) {
+	const n = 1<<16 - 1
+	rng := rand.New(rand.NewPCG(11, 12))
+	random := rng.Perm(1 << 20)
+	for name, key := range map[string]func(i uint32) uint32{
+		"/24s side by side":          func(i uint32) uint32 { return 0x0a000000 + i<<8 },
+		"/28s side by side":          func(i uint32) uint32 { return 0x0a000000 + i<<4 },
+		"/24s one in four":           func(i uint32) uint32 { return 0x0a000000 + i<<10 },
+		"/16s":                       func(i uint32) uint32 { return i << 16 },
+		"/28s at random":             func(i uint32) uint32 { return 0x0a000000 + uint32(random[i])<<4 },
+		"single addresses":           func(i uint32) uint32 { return 0xc0a80000 + i },
+		"the last in each /24":       func(i uint32) uint32 { return 0x0afffffe + i<<8 },
+		"ten hosts in each of many ": func(i uint32) uint32 { return 0xac100000 + i/10<<8 + i%10 },
+	} {
+		x, p := newIndex(n), new(Peer)
+		for i := range uint32(n) {
+			x.put(key(i), p)
+		}
+		total, run, longest := 0, 0, 0
+		for at, s := range append(x.slots, x.slots...) { // twice, for the run that goes round the end
+			if s.peer == nil {
+				run = 0
+				continue
+			}
+			run++
+			longest = max(longest, run)
+			if at < len(x.slots) {
+				total += (at - x.home(s.key)) & (len(x.slots) - 1)
+			}
+		}
+		// Four slots are a cache line. Random keys are 0.5 from home on average, regular ones
+		// 0 to 4.
+		if mean := float64(total) / n; mean > 5 || longest > 64 {
+			t.Errorf("%s: %.2f slots from home on average, %d in a row", name, mean, longest)
+		}
+	}
+}
+
+// benchTable has n /28s spread over 10.0.0.0/9, in no order, and the packets that its peers send: as an inner
+// and an outer source each. With few of them these are four, as with a few flows at a time; else uniformly
+// random over all.
+func benchTable(n int, few bool) (table *Table, inner, outer []netip.Addr) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	peers := make([]*Peer, n)
+	for i, at := range rng.Perm(1 << 19)[:n] {
+		peers[i] = &Peer{Subnet: netip.PrefixFrom(addr4(0x0a000000|uint32(at)<<4), 28), PublicIP: addr4(0xac100000 | uint32(i))}
+	}
+	const packets = 1 << 17
+	for i := range packets {
+		p := peers[rng.IntN(n)]
+		if few {
+			p = peers[i%4*(n/5)]
+		}
+		inner = append(inner, addr4(number(p.Subnet.Addr())|1+rng.Uint32N(14)))
+		outer = append(outer, p.PublicIP)
+	}
+	return New(peers), inner, outer
+}
+
+func eachBenchTable(b *testing.B, f func(b *testing.B, table *Table, inner, outer []netip.Addr)) {
 	for _, n := range []int{10, 1_000, 100_000} {
-		peers := make([]*Peer, n)
-		for i := range peers { // /28s side by side from 10.0.0.0 on
-			peers[i] = &Peer{Subnet: netip.PrefixFrom(addr4(0x0a000000|uint32(i)<<4), 28), PublicIP: addr4(0xac100000 | uint32(i))}
+		for _, senders := range []string{"few", "all"} {
+			table, inner, outer := benchTable(n, senders == "few")
+			b.Run(fmt.Sprintf("peers=%d/senders=%s", n, senders), func(b *testing.B) {
+				b.ReportAllocs()
+				f(b, table, inner, outer)
+			})
 		}
-		table := New(peers)
-		rng := rand.New(rand.NewPCG(7, 8))
-		probes := make([]netip.Addr, 1024)
-		for i := range probes {
-			probes[i] = addr4(0x0a000000 | rng.Uint32N(uint32(n)<<4))
+	}
+}
+
+// The lookup and the strict source check. A lookup waits for the one before, as it would for a packet's work.
+func BenchmarkFIBLookup(b *testing.B) {
+	eachBenchTable(b, func(b *testing.B, table *Table, inner, outer []netip.Addr) {
+		i := 0
+		for b.Loop() {
+			p := table.Lookup(inner[i])
+			if p == nil || p.PublicIP != outer[i] {
+				b.Fatal("miss")
+			}
+			i = (i + 1 + int(p.MAC[0])) & (len(inner) - 1)
 		}
-		b.Run(fmt.Sprintf("%d_peers", n), func(b *testing.B) {
+	})
+}
+
+func BenchmarkFIBKnowsOuter(b *testing.B) {
+	eachBenchTable(b, func(b *testing.B, table *Table, _, outer []netip.Addr) {
+		i := 0
+		for b.Loop() {
+			if !table.KnowsOuter(outer[i]) {
+				b.Fatal("miss")
+			}
+			i = (i + 1) & (len(outer) - 1)
+		}
+	})
+}
+
+// What a change of a lease costs.
+func BenchmarkFIBNew(b *testing.B) {
+	for _, n := range []int{10, 1_000, 100_000} {
+		table, _, _ := benchTable(n, true)
+		b.Run(fmt.Sprintf("peers=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
-			i := 0
 			for b.Loop() {
-				if table.Lookup(probes[i&1023]) == nil {
-					b.Fatal("miss")
-				}
-				i++
+				New(table.Peers())
 			}
 		})
 	}
