@@ -4,59 +4,92 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/gopacket/layers"
+
+	"muslin/encap"
 	"muslin/tunnel/fib"
+	"muslin/tunnel/gso"
 )
 
 // steadyDevice and steadyUnderlay give the same batch for ever and swallow what they get, without an
 // allocation of their own.
 type steadyDevice struct {
-	packets [][]byte
+	packets []inner
 	written int
+	replies int
 }
 
-func (d *steadyDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	for i, p := range d.packets {
-		sizes[i] = copy(bufs[i][offset:], p)
+func (d *steadyDevice) Queues() []DeviceQueue { return []DeviceQueue{d} }
+
+func (d *steadyDevice) Read(slab []byte, ps []Packet, headroom int) (int, error) {
+	at := 0
+	for i := range d.packets {
+		end := at + headroom + copy(slab[at+headroom:], d.packets[i].p)
+		ps[i] = Packet{Buf: slab[at:end], Info: d.packets[i].info}
+		at = end
 	}
 	return len(d.packets), nil
 }
 
-func (d *steadyDevice) Write(bufs [][]byte, _ int) (int, error) {
-	d.written += len(bufs)
-	return len(bufs), nil
+func (d *steadyDevice) Write(runs []gso.Run) (taken int, err error) {
+	for i := range runs {
+		taken += runs[i].Segments
+	}
+	d.written += taken
+	return taken, nil
 }
 
-func (*steadyDevice) Close() error     { return nil }
-func (*steadyDevice) Overflow() uint64 { return 0 }
+func (d *steadyDevice) Reply([]byte, int) error {
+	d.replies++
+	return nil
+}
+
+func (*steadyDevice) Joins() (tcp, udp bool) { return true, true }
+func (*steadyDevice) Close() error           { return nil }
+func (*steadyDevice) Overflow() uint64       { return 0 }
 
 type steadyUnderlay struct {
 	datagrams []Datagram
 	sent      int
 }
 
-func (u *steadyUnderlay) Send(ds []Datagram) error {
-	u.sent += len(ds)
+func (u *steadyUnderlay) Queues() []UnderlayQueue { return []UnderlayQueue{u} }
+
+func (u *steadyUnderlay) Send(ms []Message) error {
+	for i := range ms {
+		u.sent += ms[i].Segments
+	}
 	return nil
 }
 
+func (u *steadyUnderlay) MaxSegments() int { return 127 }
+
 func (u *steadyUnderlay) Receive(ds []Datagram) (int, error) {
-	for i := range u.datagrams {
+	n := min(len(u.datagrams), len(ds))
+	for i := range n {
 		from, to := &u.datagrams[i], &ds[i]
 		to.Buf = to.Buf[:copy(to.Buf, from.Buf)]
-		to.Addr, to.ECN, to.Truncated = from.Addr, from.ECN, false
+		to.Size, to.Addr, to.ECN, to.Truncated = from.Size, from.Addr, from.ECN, false
 	}
-	return len(u.datagrams), nil
+	return n, nil
 }
 
 func (*steadyUnderlay) Overflow() uint64     { return 0 }
 func (*steadyUnderlay) SendOverflow() uint64 { return 0 }
 func (*steadyUnderlay) Close() error         { return nil }
 
-// steady is a VTEP with full batches waiting on both sides; bad of each batch are dropped.
-func steady(t testing.TB, framing string, size, bad int) (*VTEP, *steadyDevice, *steadyUnderlay) {
+// load is what waits on both sides for ever.
+type load struct {
+	name              string
+	out               []inner
+	in                []Datagram
+	sent, got, answer int // packets that come of a batch, and of out ICMP errors
+}
+
+// smallLoad is full batches of packets of size bytes, of 64 flows; bad of each are dropped.
+func smallLoad(t testing.TB, x *bench, size, bad int) load {
 	t.Helper()
-	dev, und := &steadyDevice{}, &steadyUnderlay{}
-	x := newBench(t, framing)
+	l := load{name: fmt.Sprintf("%d bytes, %d bad", size, bad), sent: BatchSize - bad, got: BatchSize - bad, answer: bad}
 	for i := range BatchSize {
 		remote := fmt.Sprintf("10.2.0.%d", i)
 		if i < bad {
@@ -64,11 +97,67 @@ func steady(t testing.TB, framing string, size, bad int) (*VTEP, *steadyDevice, 
 		}
 		in := sized(t, remote, "10.1.0.5", size)
 		if i%2 == 0 {
-			leavePartial(in)
+			in = unfinished(in).p
 		}
-		dev.packets = append(dev.packets, sized(t, "10.1.0.5", remote, size))
-		und.datagrams = append(und.datagrams, x.from(t, nodeB, in))
+		l.out = append(l.out, inner{p: sized(t, "10.1.0.5", remote, size)})
+		l.in = append(l.in, x.from(t, nodeB, in))
 	}
+	return l
+}
+
+// streamLoad is superpackets outbound, and joined datagrams inbound, of one flow.
+func streamLoad(t testing.TB, x *bench, udp bool) load {
+	t.Helper()
+	const size, n = 1398, 44 // as many as one buffer holds
+	packet := func(src, dst string, i, segments int) []byte {
+		if udp {
+			return udpPacket(t, src, dst, string(numbered(segments*size)), func(ip *layers.IPv4) { ip.Flags = layers.IPv4DontFragment })
+		}
+		return tcpPacket(t, src, dst, uint32(i*size), numbered(segments*size), setDF)
+	}
+	l := load{name: fmt.Sprintf("superpackets, UDP %v", udp), sent: slabPackets * n, got: fewDatagrams * n}
+	for i := range slabPackets {
+		l.out = append(l.out, superpacket(packet("10.1.0.5", "10.2.0.5", i*n, n), size))
+	}
+	for i := range fewDatagrams {
+		var ds []Datagram
+		for k := range n {
+			ds = append(ds, x.from(t, nodeB, packet("10.2.0.5", "10.1.0.5", i*n+k, 1)))
+		}
+		l.in = append(l.in, joined(ds...))
+	}
+	return l
+}
+
+// mixedLoad is packets of all kinds from both peers: superpackets of a kernel peer, joined and single ones.
+func mixedLoad(t testing.TB, x *bench) load {
+	t.Helper()
+	l := load{name: "mixed"}
+	tr := newTraffic(1, 20, []string{"10.1.0.%d"}, []string{"10.2.0.%d", "10.3.0.%d"})
+	for length := 0; ; {
+		packet := tr.next(t, tr.flows[len(l.out)%len(tr.flows)])
+		if length += len(packet.p) + PacketRoom(0) - maxPacket; length > (slabPackets-1)*maxPacket || len(l.out) == BatchSize {
+			break
+		}
+		l.out = append(l.out, packet)
+		l.sent += len(cut(packet.p, packet.info))
+	}
+	for i := range fewDatagrams / 2 {
+		from, address := nodeB, "10.2.0.5"
+		if i%2 == 0 {
+			from, address = nodeC, "10.3.0.5"
+		}
+		super := x.from(t, from, superpacket(tcpPacket(t, address, "10.1.0.5", uint32(i), numbered(40*(testMTU-40))), 1000).p)
+		single := x.from(t, from, udpPacket(t, address, "10.1.0.5", string(numbered(i*100))))
+		l.in = append(l.in, super, joined(single, single, single))
+		l.got += 40 + 3
+	}
+	return l
+}
+
+func steady(t testing.TB, framing string, l load) (*VTEP, *steadyDevice, *steadyUnderlay) {
+	t.Helper()
+	dev, und := &steadyDevice{packets: l.out}, &steadyUnderlay{datagrams: l.in}
 	v := newVTEP(t, nodeA, framing, dev, und)
 	v.SetTable(fib.New([]*fib.Peer{nodeB.peer(), nodeC.peer()}))
 	return v, dev, und
@@ -78,25 +167,32 @@ func TestNoAllocation(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	for _, framing := range []string{"vxlan", "udp"} {
-		for _, bad := range []int{0, 16} { // drops and ICMP errors cost no memory either
-			v, dev, und := steady(t, framing, 1400, bad)
+	for _, framing := range framingNames {
+		x := newBench(t, framing)
+		for _, l := range []load{
+			smallLoad(t, x, 1400, 0), smallLoad(t, x, 1400, 16), smallLoad(t, x, 92, 0), // drops and ICMP errors cost no memory either
+			streamLoad(t, x, false), streamLoad(t, x, true), mixedLoad(t, x),
+		} {
+			v, dev, und := steady(t, framing, l)
+			for range 3 { // until as many datagrams are received at once as always will be
+				must(t, v.in[0].batch())
+			}
+			dev.written = 0
 			const runs = 50
-			if n := testing.AllocsPerRun(runs, func() { must(t, v.out.batch()) }); n != 0 {
-				t.Errorf("%s, %d of %d bad: %v allocations a batch outbound", framing, bad, BatchSize, n)
+			if n := testing.AllocsPerRun(runs, func() { must(t, v.out[0].batch()) }); n != 0 {
+				t.Errorf("%s, %s: %v allocations a batch outbound", framing, l.name, n)
 			}
-			if want := (runs + 1) * (BatchSize - bad); und.sent != want {
-				t.Errorf("%s, %d bad: %d datagrams sent, want %d", framing, bad, und.sent, want)
+			if want := (runs + 1) * l.sent; und.sent != want {
+				t.Errorf("%s, %s: %d datagrams sent, want %d", framing, l.name, und.sent, want)
 			}
-			answers := dev.written
-			if n := testing.AllocsPerRun(runs, func() { must(t, v.in.batch()) }); n != 0 {
-				t.Errorf("%s, %d of %d bad: %v allocations a batch inbound", framing, bad, BatchSize, n)
+			if n := testing.AllocsPerRun(runs, func() { must(t, v.in[0].batch()) }); n != 0 {
+				t.Errorf("%s, %s: %v allocations a batch inbound", framing, l.name, n)
 			}
-			if want := (runs + 1) * (BatchSize - bad); dev.written-answers != want {
-				t.Errorf("%s, %d bad: %d packets delivered, want %d", framing, bad, dev.written-answers, want)
+			if want := (runs + 1) * l.got; dev.written != want {
+				t.Errorf("%s, %s: %d packets delivered, want %d", framing, l.name, dev.written, want)
 			}
-			if bad > 0 && answers < icmpBurst {
-				t.Errorf("%s: %d ICMP errors, want %d at least", framing, answers, icmpBurst)
+			if l.answer > 0 && dev.replies < icmpBurst {
+				t.Errorf("%s, %s: %d ICMP errors, want %d at least", framing, l.name, dev.replies, icmpBurst)
 			}
 		}
 	}
@@ -108,24 +204,40 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// Both are per batch of 64 packets; MB/s is inner packets.
-func benchmarkBatch(b *testing.B, batch func(v *VTEP) error) {
-	for _, framing := range []string{"vxlan", "udp"} {
-		b.Run(framing, func(b *testing.B) {
-			v, _, _ := steady(b, framing, 1448, 0)
-			b.ReportAllocs()
-			b.SetBytes(BatchSize * 1448)
-			for b.Loop() {
-				must(b, batch(v))
-			}
-		})
+// Both are per batch: 64 packets of one flow each, or four superpackets outbound and eight joined buffers
+// inbound. MB/s is inner packets.
+func benchmarkBatch(b *testing.B, batch func(v *VTEP) error, bytes func(v *VTEP, l *load) int) {
+	for _, framing := range framingNames {
+		x := newBench(b, framing)
+		for _, l := range []load{smallLoad(b, x, 92, 0), smallLoad(b, x, 1448, 0), streamLoad(b, x, false), streamLoad(b, x, true)} {
+			b.Run(framing+"/"+l.name, func(b *testing.B) {
+				v, _, _ := steady(b, framing, l)
+				b.ReportAllocs()
+				b.SetBytes(int64(bytes(v, &l)))
+				for b.Loop() {
+					must(b, batch(v))
+				}
+			})
+		}
 	}
 }
 
 func BenchmarkOutboundBatch(b *testing.B) {
-	benchmarkBatch(b, func(v *VTEP) error { return v.out.batch() })
+	benchmarkBatch(b, func(v *VTEP) error { return v.out[0].batch() }, func(_ *VTEP, l *load) (n int) {
+		for _, packet := range l.out {
+			n += len(packet.p)
+		}
+		return n
+	})
 }
 
 func BenchmarkInboundBatch(b *testing.B) {
-	benchmarkBatch(b, func(v *VTEP) error { return v.in.batch() })
+	benchmarkBatch(b, func(v *VTEP) error { return v.in[0].batch() }, func(v *VTEP, l *load) (n int) {
+		var h encap.IPv4
+		for _, d := range l.in {
+			encap.ParseIPv4(d.Buf[v.cfg.Framing.Headroom():], len(d.Buf), &h)
+			n += h.TotalLen * l.got / len(l.in)
+		}
+		return n
+	})
 }

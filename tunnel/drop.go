@@ -126,3 +126,5 @@ var inboundFault = [...]Reason{
 type drops [numReasons]atomic.Uint64
 
 func (d *drops) count(r Reason) { d[r].Add(1) }
+
+func (d *drops) add(r Reason, packets int) { d[r].Add(uint64(packets)) }

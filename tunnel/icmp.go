@@ -32,7 +32,7 @@ const (
 	// icmpHeadroom is left in front of the message, as before every packet to a Device.
 	icmpHeadroom = 32
 
-	// A stuck sender must not turn us into a flood: 100 messages a second, 20 at once.
+	// A stuck sender must not turn us into a flood: from each queue 100 messages a second, 20 at once.
 	icmpRate  = 100
 	icmpBurst = 20
 )
@@ -43,7 +43,6 @@ type icmpSender struct {
 	limiter *rate.Limiter
 	now     func() time.Time
 	buf     []byte
-	out     [][]byte
 	id      uint16
 }
 
@@ -52,14 +51,13 @@ func (s *icmpSender) init(source netip.Addr, now func() time.Time) {
 	s.now = now
 	s.limiter = rate.NewLimiter(icmpRate, icmpBurst)
 	s.buf = make([]byte, icmpHeadroom+576)
-	s.out = make([][]byte, 1)
 }
 
 // build makes the message about packet p, or returns nil where none may be sent: about another ICMP
 // error, a fragment other than the first, a packet to many or from nobody in particular (RFC 1812,
 // section 4.3.2.7), or over the rate limit. mtu goes into a "fragmentation needed" (RFC 1191,
-// section 4). The result is one buffer with icmpHeadroom in front, good until the next call.
-func (s *icmpSender) build(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) [][]byte {
+// section 4). The result has icmpHeadroom in front and is good until the next call.
+func (s *icmpSender) build(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) []byte {
 	if !answerable(p, h) || !s.limiter.AllowN(s.now(), 1) {
 		return nil
 	}
@@ -86,8 +84,7 @@ func (s *icmpSender) build(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) [
 	copy(c[icmpHeaderLen:], quote)
 	binary.BigEndian.PutUint16(c[2:], ^encap.Sum(c, 0))
 
-	s.out[0] = s.buf[:icmpHeadroom+total]
-	return s.out
+	return s.buf[:icmpHeadroom+total]
 }
 
 func answerable(p []byte, h *encap.IPv4) bool {

@@ -51,8 +51,8 @@ func TestICMPAnswers(t *testing.T) {
 		x := newBench(t, "vxlan") // one sender for all, so one buffer that every message leaves dirty
 		for _, length := range []int{1400, 28, 29, 547, 548, 549} {
 			p := sized(t, "10.1.0.5", c.dst, length)
-			x.send(t, p)
-			written := x.dev.takeWritten()
+			x.sendPlain(t, p)
+			written := x.dev.takeReplies()
 			if len(written) != 1 {
 				t.Fatalf("%s, %d bytes: %d answers", c.name, length, len(written))
 			}
@@ -98,8 +98,8 @@ func TestICMPIsSilentAbout(t *testing.T) {
 		{"from loopback", udpPacket(t, "127.0.0.1", "10.9.0.1", "x"), false},
 	} {
 		x := newBench(t, "udp")
-		x.send(t, c.p)
-		if written := x.dev.takeWritten(); (len(written) == 1) != c.answer || len(written) > 1 {
+		x.sendPlain(t, c.p)
+		if written := x.dev.takeReplies(); (len(written) == 1) != c.answer || len(written) > 1 {
 			t.Errorf("%s: %d answers, want one: %v", c.name, len(written), c.answer)
 		}
 		if n := x.Drops()["no-route"]; n != 1 {
@@ -111,12 +111,12 @@ func TestICMPIsSilentAbout(t *testing.T) {
 func TestICMPRateLimit(t *testing.T) {
 	x := newBench(t, "udp")
 	now := time.Unix(1_000_000, 0)
-	x.out.icmp.init(nodeA.subnet.Addr(), func() time.Time { return now })
+	x.out[0].icmp.init(nodeA.subnet.Addr(), func() time.Time { return now })
 	p := udpPacket(t, "10.1.0.5", "10.9.0.1", "x")
 	answers := func(packets int) (n int) {
 		for range packets {
-			x.send(t, p)
-			n += len(x.dev.takeWritten())
+			x.sendPlain(t, p)
+			n += len(x.dev.takeReplies())
 		}
 		return n
 	}

@@ -1,11 +1,11 @@
 package tunnel
 
 import (
+	"runtime"
 	"sync/atomic"
 	"time"
 
 	"muslin/encap"
-	"muslin/tunnel/fib"
 	"muslin/tunnel/gso"
 )
 
@@ -13,45 +13,60 @@ import (
 // in the order in which it meets them:
 //
 //  1. run      receives a batch
-//  2. accept   unframes and checks one datagram: framing, outer source, inner header, inner source,
-//     inner destination; merges ECN, finishes a checksum left to the NIC
-//  3. split    cuts a TCP superpacket that no NIC has cut
-//  4. flush    writes the batch to the TUN device and counts
+//  2. unpack   takes apart what the kernel has joined
+//  3. accept   unframes and checks one datagram: framing, outer source, inner header, inner source,
+//     inner destination; merges ECN
+//  4. queue    joins its packet to those before it in the same flow (gso.Coalescer)
+//  5. flush    writes the runs to the TUN device
+//
+// A packet stays in the buffer that it was received into until the kernel has taken it.
 type inbound struct {
-	v         *VTEP
-	drops     drops
-	completed atomic.Uint64
+	v          *VTEP
+	dev        DeviceQueue
+	out        UnderlayQueue
+	drops      drops
+	unfinished atomic.Uint64
 
-	ds   []Datagram
-	full [][]byte // the receive buffers at their full length, to restore ds[i].Buf
+	ds    []Datagram
+	full  [][]byte // the receive buffers at their full length, to restore ds[i].Buf
+	want  int      // how many of ds to fill next time
+	join  *gso.Coalescer
+	tally tally
 
-	// Accepted packets: the datagram cut to the end of the inner packet, and what to count.
-	bufs [][]byte
-	from []*fib.Peer // nil with SourceCheckOff and an inner source that nobody leases
-
-	segments [][]byte // room for a superpacket's segments; reused after each flush
-	cut      int      // how many of segments are in bufs
+	known sourceCache
 }
 
-// maxDatagram is the longest UDP payload over IPv4, 65,507 bytes, and some.
-const maxDatagram = 1<<16 - 1
+const (
+	// fewDatagrams is how many are received at once while they come joined, 64 KiB each: more would
+	// leave the processor's cache before they are written.
+	fewDatagrams = 8
 
-func (in *inbound) init(v *VTEP) {
-	in.v = v
-	in.ds = make([]Datagram, BatchSize)
-	in.full = make([][]byte, BatchSize)
+	// stagger keeps the buffers' beginnings out of each other's cache sets.
+	stagger = 64 * 19
+)
+
+func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue) *inbound {
+	in := &inbound{
+		v: v, dev: dev, out: out,
+		ds:   make([]Datagram, BatchSize),
+		full: make([][]byte, BatchSize),
+		want: BatchSize,
+		join: gso.NewCoalescer(joinPackets),
+	}
+	slab := make([]byte, BatchSize*(maxPacket+1+stagger))
 	for i := range in.full {
-		in.full[i] = make([]byte, maxDatagram)
+		at := i * (maxPacket + 1 + stagger)
+		in.full[i] = slab[at : at+maxPacket : at+maxPacket]
 	}
-	in.bufs = make([][]byte, 0, BatchSize)
-	in.from = make([]*fib.Peer, 0, BatchSize)
-	in.segments = make([][]byte, BatchSize)
-	for i := range in.segments {
-		in.segments[i] = make([]byte, v.cfg.Framing.Headroom()+int(v.cfg.MTU))
-	}
+	return in
 }
+
+// joinPackets is how many packets are gathered before they are written: more than eight buffers of 64 KiB
+// hold at the usual MTU.
+const joinPackets = 512
 
 func (in *inbound) run() error {
+	runtime.LockOSThread()
 	for {
 		if err := in.batch(); err != nil {
 			return err
@@ -61,35 +76,73 @@ func (in *inbound) run() error {
 
 // batch carries what is waiting at the socket, at least one datagram.
 func (in *inbound) batch() error {
-	for i := range in.ds {
-		in.ds[i].Buf = in.full[i]
+	ds := in.ds[:in.want]
+	for i := range ds {
+		ds[i].Buf = in.full[i]
 	}
-	n, err := in.v.cfg.Underlay.Receive(in.ds)
+	n, err := in.out.Receive(ds)
 	if err != nil {
 		return err
 	}
-	table := in.v.table.Load()
+	in.known.renew(in.v.table.Load())
+	in.join.TCP, in.join.UDP = in.dev.Joins()
+	bytes := 0
 	for i := range n {
-		if reason, ok := in.accept(table, &in.ds[i]); !ok {
-			in.drops.count(reason)
-		}
+		bytes += len(ds[i].Buf)
+		in.unpack(&ds[i])
+	}
+	in.want = BatchSize
+	if bytes/n > maxPacket/4 {
+		in.want = fewDatagrams
 	}
 	in.flush()
+	in.tally.settle(time.Now())
 	return nil
 }
 
-// accept checks one datagram and queues its inner packet, or says why not.
-func (in *inbound) accept(table *fib.Table, d *Datagram) (Reason, bool) {
-	cfg := &in.v.cfg
+// unpack takes the datagrams out of what was received: several in one buffer where the kernel joined them
+// (UDP_GRO). A kernel VXLAN device over a virtual link sends superpackets that look just so: one datagram
+// whose inner UDP packet has segments of this Size.
+func (in *inbound) unpack(d *Datagram) {
 	if d.Truncated {
-		return DropOversized, false
+		in.drops.count(DropOversized)
+		return
 	}
-	p, fault := cfg.Framing.Decode(d.Buf)
+	rest, size := d.Buf, d.Size
+	if size == 0 || size >= len(rest) || in.whole(rest) {
+		in.datagram(rest, d, size)
+		return
+	}
+	for len(rest) > 0 {
+		one := rest[:min(size, len(rest))]
+		rest = rest[len(one):]
+		in.datagram(one, d, 0)
+	}
+}
+
+// whole reports whether b is a single datagram, by the inner packet's own length. Whom it is for is looked
+// at later.
+func (in *inbound) whole(b []byte) bool {
+	head := in.v.cfg.Framing.Headroom()
+	var h encap.IPv4
+	return len(b) > head && encap.ParseIPv4(b[head:], 0, &h) == encap.FaultNone
+}
+
+func (in *inbound) datagram(b []byte, d *Datagram, udpSize int) {
+	if reason, ok := in.accept(b, d, udpSize); !ok {
+		in.drops.count(reason)
+	}
+}
+
+// accept checks one datagram and queues its inner packet, or says why not.
+func (in *inbound) accept(b []byte, d *Datagram, udpSize int) (Reason, bool) {
+	cfg := &in.v.cfg
+	p, fault := cfg.Framing.Decode(b)
 	if fault != encap.FaultNone {
 		return inboundFault[fault], false
 	}
 	outer := d.Addr.Addr()
-	if cfg.SourceCheck != SourceCheckOff && !table.KnowsOuter(outer) {
+	if cfg.SourceCheck != SourceCheckOff && !in.known.outer(outer) {
 		return DropUnknownSource, false
 	}
 	var h encap.IPv4
@@ -99,7 +152,7 @@ func (in *inbound) accept(table *fib.Table, d *Datagram) (Reason, bool) {
 	if !encap.VerifyHeader(p, &h) {
 		return DropInnerChecksum, false
 	}
-	peer := table.Lookup(h.Src)
+	peer := in.known.inner(h.Src)
 	switch {
 	case cfg.Subnet.Contains(h.Src): // nobody else may speak for our own, whatever the check
 		return DropInnerSource, false
@@ -118,72 +171,47 @@ func (in *inbound) accept(table *fib.Table, d *Datagram) (Reason, bool) {
 	if !encap.MergeECN(p, &h, d.ECN) {
 		return DropECN, false
 	}
-	if in.split(p, &h, peer) {
-		return 0, true
+	var info gso.Info
+	segments := 1
+	if mtu := int(in.v.MTU()); len(p) > mtu || udpSize > 0 {
+		super, ok := gso.Superpacket(p, mtu, udpSize)
+		if !ok && len(b) > cfg.Jumbo {
+			return DropOversized, false
+		}
+		if ok {
+			info, segments = super, super.Segments(len(p))
+		}
 	}
-	if len(d.Buf) > cfg.Jumbo {
-		return DropOversized, false
+	if info.Kind == gso.None {
+		var unfinished bool
+		if info, unfinished = gso.Partial(p); unfinished {
+			in.unfinished.Add(1)
+		}
 	}
-	if encap.CompletePartial(p, &h) {
-		in.completed.Add(1)
-	}
-	in.queue(d.Buf[:cfg.Framing.Headroom()+h.TotalLen], peer)
+	in.queue(p, info)
+	in.tally.count(peer, segments, len(p))
 	return 0, true
 }
 
-// split queues the segments of a TCP superpacket, and reports false for any other packet. As it is, it would
-// not fit the pods' links.
-func (in *inbound) split(p []byte, h *encap.IPv4, peer *fib.Peer) bool {
-	if h.TotalLen <= int(in.v.cfg.MTU) {
-		return false
-	}
-	s, ok := gso.SplitTCP(p, h, int(in.v.cfg.MTU))
-	if !ok {
-		return false
-	}
-	head := in.v.cfg.Framing.Headroom()
-	for s.More() {
-		in.makeRoom() // may make all of segments free, so before one is taken
-		buf := in.segments[in.cut]
-		in.cut++
-		in.queue(buf[:head+s.Next(buf[head:])], peer)
-	}
-	return true
-}
-
-// makeRoom flushes when the queue is full. There are as many segments as places in the queue, so then one
-// of those is free, too.
-func (in *inbound) makeRoom() {
-	if len(in.bufs) == cap(in.bufs) {
+// queue takes a packet for the next write.
+func (in *inbound) queue(p []byte, info gso.Info) {
+	if !in.join.Add(p, info) {
 		in.flush()
+		in.join.Add(p, info)
 	}
-}
-
-// queue takes a packet, with its headroom in front, for the next write.
-func (in *inbound) queue(buf []byte, peer *fib.Peer) {
-	in.makeRoom()
-	in.bufs = append(in.bufs, buf)
-	in.from = append(in.from, peer)
 }
 
 func (in *inbound) flush() {
-	if len(in.bufs) == 0 {
+	runs := in.join.Runs()
+	if len(runs) == 0 {
 		return
 	}
-	head := in.v.cfg.Framing.Headroom()
-	n, _ := in.v.cfg.Device.Write(in.bufs, head)
-	if refused := len(in.bufs) - n; refused > 0 {
-		in.drops[DropTUNWrite].Add(uint64(refused))
+	packets := 0
+	for i := range runs {
+		packets += runs[i].Segments
 	}
-	now := time.Now().UnixNano()
-	for i, peer := range in.from {
-		if peer == nil {
-			continue
-		}
-		c := peer.Counters
-		c.RxPackets.Add(1)
-		c.RxBytes.Add(uint64(len(in.bufs[i]) - head))
-		c.LastRx.Store(now)
+	if taken, _ := in.dev.Write(runs); taken < packets {
+		in.drops.add(DropTUNWrite, packets-taken)
 	}
-	in.bufs, in.from, in.cut = in.bufs[:0], in.from[:0], 0
+	in.join.Reset()
 }

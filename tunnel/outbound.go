@@ -3,49 +3,61 @@ package tunnel
 import (
 	"errors"
 	"net/netip"
-	"sync/atomic"
+	"runtime"
 	"time"
 
 	"muslin/encap"
 	"muslin/tunnel/fib"
+	"muslin/tunnel/gso"
 )
 
 // Outbound flow, TUN to UDP. The functions stand in the order in which a packet meets them:
 //
-//  1. run      reads a batch from the TUN device, each packet behind its framing's headroom
+//  1. run      reads what waits in the TUN device into one slab, each packet behind its headroom
 //  2. route    parses the inner header, looks the peer up, and answers with ICMP what cannot go on
-//  3. frame    writes the framing over the headroom, in place
-//  4. flush    sends the batch and counts
+//  3. frame    writes the framing over the headroom, in place; of a superpacket, over each segment's
+//  4. add      puts the datagram to others of its length, peer and source port (messages.go)
+//  5. send     sends and counts
+//
+// A packet's payload stays where it was read until the kernel has taken the datagram.
 type outbound struct {
 	v     *VTEP
+	dev   DeviceQueue
 	drops drops
 	icmp  icmpSender
 
-	bufs  [][]byte // read buffers; each has the headroom in front
-	sizes []int
-	ds    []Datagram // what is to be sent
-	peers []*fib.Peer
+	slab    []byte
+	packets []Packet
+	split   gso.Splitter
+	heads   []byte // what is in front of the payload of each segment: headroom, IP and transport header
+	headed  int    // how much of heads is in use
 
-	sendErr atomic.Pointer[error] // the last reason of DropSendFailed, for LastSendError
+	msgs messages
 }
 
-// readBuffer is the largest IP packet. The TUN device's MTU can be raised by hand to nearly that, and a
-// packet that did not fit would be cut without a word.
-const readBuffer = 65535
+const (
+	// slabPackets is how many superpackets the slab has room for. They go out in one batch, so that what
+	// the one leaves of its last message fills up with the next.
+	slabPackets = 4
 
-func (o *outbound) init(v *VTEP) {
-	o.v = v
-	o.bufs = make([][]byte, BatchSize)
-	for i := range o.bufs {
-		o.bufs[i] = make([]byte, v.cfg.Framing.Headroom()+readBuffer)
+	// headBytes has room for the headers of such superpackets at the usual MTU.
+	headBytes = 64 << 10
+)
+
+func newOutbound(v *VTEP, dev DeviceQueue, out UnderlayQueue) *outbound {
+	o := &outbound{
+		v: v, dev: dev,
+		slab:    make([]byte, slabPackets*PacketRoom(v.cfg.Framing.Headroom())),
+		packets: make([]Packet, BatchSize),
+		heads:   make([]byte, headBytes),
 	}
-	o.sizes = make([]int, BatchSize)
-	o.ds = make([]Datagram, 0, BatchSize)
-	o.peers = make([]*fib.Peer, 0, BatchSize)
+	o.msgs.init(out)
 	o.icmp.init(v.cfg.Subnet.Addr(), time.Now)
+	return o
 }
 
 func (o *outbound) run() error {
+	runtime.LockOSThread() // a worker keeps its thread, and so its place in the caches
 	for {
 		if err := o.batch(); err != nil {
 			return err
@@ -56,24 +68,29 @@ func (o *outbound) run() error {
 // batch carries what is waiting in the TUN device, at least one packet.
 func (o *outbound) batch() error {
 	head := o.v.cfg.Framing.Headroom()
-	n, err := o.v.cfg.Device.Read(o.bufs, o.sizes, head)
+	n, err := o.dev.Read(o.slab, o.packets, head)
 	if err != nil {
 		return err
 	}
 	table := o.v.table.Load()
 	for i := range n {
-		buf := o.bufs[i][:head+o.sizes[i]]
+		p := &o.packets[i]
 		var h encap.IPv4
-		if peer := o.route(table, buf[head:], &h); peer != nil {
-			o.frame(buf, peer, &h)
+		peer := o.route(table, p, head, &h)
+		if peer == nil {
+			continue
+		}
+		if err := o.frame(p, head, peer, &h); err != nil {
+			return err
 		}
 	}
-	return o.flush()
+	return o.send()
 }
 
 // route finds the peer that an inner packet goes to, or drops the packet and returns nil.
-func (o *outbound) route(table *fib.Table, p []byte, h *encap.IPv4) *fib.Peer {
-	switch encap.ParseIPv4(p, 0, h) {
+func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.IPv4) *fib.Peer {
+	ip := p.Buf[head:]
+	switch encap.ParseIPv4(ip, 0, h) {
 	case encap.FaultNone:
 	case encap.FaultIPv6:
 		o.drops.count(DropIPv6)
@@ -82,16 +99,27 @@ func (o *outbound) route(table *fib.Table, p []byte, h *encap.IPv4) *fib.Peer {
 		o.drops.count(DropMalformed)
 		return nil
 	}
+	longest, segments := h.TotalLen, 1
+	if p.Info.Kind != gso.None {
+		if !o.split.Reset(ip, p.Info) {
+			o.drops.count(DropMalformed)
+			return nil
+		}
+		longest, segments = o.split.SegmentLen(), o.split.Segments()
+	} else if p.Info.NeedsCsum && !gso.Complete(ip, p.Info) {
+		o.drops.count(DropMalformed)
+		return nil
+	}
 	peer := table.Lookup(h.Dst)
 	if peer == nil {
 		reason, code := o.unroutable(h.Dst)
-		o.drops.count(reason)
-		o.reply(p, h, code, 0)
+		o.drops.add(reason, segments)
+		o.reply(ip, h, code, 0)
 		return nil
 	}
-	if len(p) > int(o.v.cfg.MTU) {
-		o.drops.count(DropTooBig)
-		o.reply(p, h, icmpFragNeeded, uint16(o.v.cfg.MTU))
+	if mtu := o.v.MTU(); longest > int(mtu) {
+		o.drops.add(DropTooBig, segments)
+		o.reply(ip, h, icmpFragNeeded, uint16(mtu))
 		return nil
 	}
 	return peer
@@ -108,57 +136,81 @@ func (o *outbound) unroutable(dst netip.Addr) (Reason, icmpCode) {
 // reply sends an ICMP error about p back into the TUN device, when one may be sent (see icmp.go).
 func (o *outbound) reply(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) {
 	if msg := o.icmp.build(p, h, code, mtu); msg != nil {
-		if n, _ := o.v.cfg.Device.Write(msg, icmpHeadroom); n == 0 {
+		if o.dev.Reply(msg, icmpHeadroom) != nil {
 			o.drops.count(DropTUNWrite)
 		}
 	}
 }
 
-func (o *outbound) frame(buf []byte, peer *fib.Peer, h *encap.IPv4) {
-	head := o.v.cfg.Framing.Headroom()
-	flow := encap.FlowHash(buf[head:], h)
-	o.v.cfg.Framing.Encode(buf, peer.MAC)
-	o.ds = append(o.ds, Datagram{
-		Buf:  buf,
-		Addr: netip.AddrPortFrom(peer.PublicIP, o.v.cfg.Port),
-		Flow: flow,
-		ECN:  encap.OuterECN(h.TOS),
-	})
-	o.peers = append(o.peers, peer)
-}
-
-func (o *outbound) flush() error {
-	if len(o.ds) == 0 {
+// frame makes a datagram of a packet, or one of each segment of a superpacket that route has prepared. The
+// error is Send's.
+func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.IPv4) error {
+	to := destination{
+		peer: peer,
+		addr: netip.AddrPortFrom(peer.PublicIP, o.v.cfg.Port),
+		port: uint8(encap.FlowHash(p.Buf[head:], h) % SourcePorts),
+		ecn:  encap.OuterECN(h.TOS),
+	}
+	if p.Info.Kind == gso.None {
+		if o.msgs.full() {
+			if err := o.send(); err != nil {
+				return err
+			}
+		}
+		o.v.cfg.Framing.Encode(p.Buf, peer.MAC)
+		o.msgs.add(&to, p.Buf, nil)
 		return nil
 	}
-	err := o.v.cfg.Underlay.Send(o.ds)
-	head := o.v.cfg.Framing.Headroom()
-	for i := range o.ds {
-		d := &o.ds[i]
-		if d.Err != nil {
-			o.countFailure(d.Err)
-			continue
+	length := head + o.split.HeaderLen()
+	for {
+		if len(o.heads)-o.headed < length || o.msgs.full() {
+			if err := o.send(); err != nil {
+				return err
+			}
 		}
-		c := o.peers[i].Counters
-		c.TxPackets.Add(1)
-		c.TxBytes.Add(uint64(len(d.Buf) - head))
+		front := o.heads[o.headed : o.headed+length]
+		payload, ok := o.split.Next(front[head:])
+		if !ok {
+			return nil
+		}
+		o.headed += length
+		o.v.cfg.Framing.Encode(front, peer.MAC)
+		o.msgs.add(&to, front, payload)
 	}
-	o.ds, o.peers = o.ds[:0], o.peers[:0]
+}
+
+// send sends everything that was added, and counts. The slab and heads are free then.
+func (o *outbound) send() error {
+	err := o.msgs.send()
+	head := o.v.cfg.Framing.Headroom()
+	for i := range o.msgs.n {
+		m, c := &o.msgs.all[i], o.msgs.peers[i].Counters
+		sent := m.Segments
+		if m.Failed > 0 {
+			sent -= m.Failed
+			o.countFailure(m)
+		}
+		c.TxPackets.Add(uint64(sent))
+		c.TxBytes.Add(uint64((m.Len - head*m.Segments) * sent / m.Segments))
+	}
+	o.msgs.reset()
+	o.headed = 0
 	return err
 }
 
-func (o *outbound) countFailure(err error) {
-	if errors.Is(err, ErrSendBufferFull) {
-		o.drops.count(DropSendBufferFull)
+func (o *outbound) countFailure(m *Message) {
+	if errors.Is(m.Err, ErrSendBufferFull) {
+		o.drops.add(DropSendBufferFull, m.Failed)
 		return
 	}
-	o.drops.count(DropSendFailed)
-	o.sendErr.Store(&err)
+	o.drops.add(DropSendFailed, m.Failed)
+	err := m.Err
+	o.v.sendErr.Store(&err)
 }
 
 // LastSendError is why the last datagram under DropSendFailed was refused, or nil.
 func (v *VTEP) LastSendError() error {
-	if p := v.out.sendErr.Load(); p != nil {
+	if p := v.sendErr.Load(); p != nil {
 		return *p
 	}
 	return nil

@@ -3,16 +3,30 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"testing"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
-	"muslin/encap"
+	"muslin/tunnel/gso"
 )
 
 // Packets come from gopacket, which is also what they are checked with.
+
+// inner is an inner packet as a TUN device hands it over.
+type inner struct {
+	p    []byte
+	info gso.Info
+}
+
+func plain(packets ...[]byte) (all []inner) {
+	for _, p := range packets {
+		all = append(all, inner{p: p})
+	}
+	return all
+}
 
 func serialize(t testing.TB, all ...gopacket.SerializableLayer) []byte {
 	t.Helper()
@@ -59,6 +73,43 @@ func sized(t testing.TB, src, dst string, bytes int) []byte {
 	return p
 }
 
+// tcpPacket is a TCP packet with an ACK, which edit may change.
+func tcpPacket(t testing.TB, src, dst string, seq uint32, payload []byte, edit ...func(*layers.IPv4, *layers.TCP)) []byte {
+	t.Helper()
+	ip := ipLayer(src, dst, layers.IPProtocolTCP)
+	tcp := &layers.TCP{SrcPort: 4000, DstPort: 5000, Seq: seq, Ack: 99, ACK: true, Window: 100}
+	for _, f := range edit {
+		f(ip, tcp)
+	}
+	return serialize(t, ip, tcp, gopacket.Payload(payload))
+}
+
+// setDF lets packets with any identification be joined.
+func setDF(ip *layers.IPv4, _ *layers.TCP) { ip.Flags = layers.IPv4DontFragment }
+
+// superpacket is p, whole and sound, as a sender hands it over that leaves it to a NIC to segment.
+func superpacket(p []byte, size int) inner {
+	p = bytes.Clone(p)
+	info := infoOf(p, size)
+	binary.BigEndian.PutUint16(p[info.CsumStart+info.CsumOffset:], pseudoSum(p))
+	return inner{p, info}
+}
+
+// unfinished is p as a sender hands it over that leaves its checksum to a NIC.
+func unfinished(p []byte) inner {
+	super := superpacket(p, 0)
+	return inner{super.p, gso.Info{NeedsCsum: true, CsumStart: super.info.CsumStart, CsumOffset: super.info.CsumOffset}}
+}
+
+// numbered is a payload of just that many bytes of which no two parts are alike.
+func numbered(length int) []byte {
+	b := make([]byte, length+4)
+	for i := 0; i < length; i += 4 {
+		binary.BigEndian.PutUint32(b[i:], uint32(i)*2654435761)
+	}
+	return b[:length]
+}
+
 func ipv6Packet(t testing.TB) []byte {
 	t.Helper()
 	return serialize(t, &layers.IPv6{
@@ -71,14 +122,7 @@ func setECN(codepoint uint8) func(*layers.IPv4) {
 	return func(l *layers.IPv4) { l.TOS = 0x48 | codepoint }
 }
 
-// leavePartial puts the pseudo-header's sum where the checksum of a UDP packet is.
-func leavePartial(p []byte) {
-	length := len(p) - 20
-	pseudo := append(bytes.Clone(p[12:20]), 0, p[9], byte(length>>8), byte(length))
-	binary.BigEndian.PutUint16(p[26:], encap.Sum(pseudo, 0))
-}
-
-// checkSound fails when gopacket finds p's headers at fault, or its checksums other than its own.
+// checkSound fails when gopacket finds p's headers at fault, or writes it otherwise: lengths, checksums.
 func checkSound(t testing.TB, p []byte) (*layers.IPv4, gopacket.Packet) {
 	t.Helper()
 	decoded := gopacket.NewPacket(p, layers.LayerTypeIPv4, gopacket.Default)
@@ -89,8 +133,182 @@ func checkSound(t testing.TB, p []byte) (*layers.IPv4, gopacket.Packet) {
 	if int(ip.Length) != len(p) {
 		t.Errorf("total length %d in a packet of %d bytes", ip.Length, len(p))
 	}
-	if encap.Sum(p[:int(ip.IHL)*4], 0) != 0xffff {
-		t.Errorf("header checksum wrong in %x", p)
+	written := *ip
+	all := []gopacket.SerializableLayer{&written}
+	switch transport := decoded.TransportLayer().(type) {
+	case *layers.TCP:
+		l := *transport
+		l.Padding = nil // as many as the options need come anew
+		all = append(all, &l, gopacket.Payload(transport.Payload))
+	case *layers.UDP:
+		l := *transport
+		all = append(all, &l, gopacket.Payload(transport.Payload))
+	default:
+		all = append(all, gopacket.Payload(ip.Payload))
+	}
+	if again := serialize(t, all...); !bytes.Equal(again, p) {
+		t.Errorf("gopacket writes otherwise:\n%x\n%x", again, p)
 	}
 	return ip, decoded
+}
+
+// What follows is the slow, obvious twin of what the kernel and package gso do, for IPv4.
+
+// slowSum is the one's complement sum of 16-bit words.
+func slowSum(b []byte, sum uint32) uint16 {
+	for ; len(b) >= 2; b = b[2:] {
+		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	sum = sum>>16 + sum&0xffff
+	return uint16(sum>>16 + sum)
+}
+
+// pseudoSum is the sum over the pseudo-header of a whole IPv4 packet.
+func pseudoSum(p []byte) uint16 {
+	return slowSum(p[12:20], uint32(p[9])+uint32(len(p)-headerLen(p)))
+}
+
+func headerLen(p []byte) int { return int(p[0]&15) * 4 }
+
+// infoOf is the Info of a superpacket p with segments of size bytes.
+func infoOf(p []byte, size int) gso.Info {
+	transport := headerLen(p)
+	i := gso.Info{NeedsCsum: true, Size: uint16(size), CsumStart: uint16(transport)}
+	switch p[9] {
+	case 6:
+		i.Kind, i.CsumOffset, i.HeaderLen = gso.TCPv4, 16, uint16(transport+int(p[transport+12]>>4)*4)
+		i.ECN = p[transport+13]&0x80 != 0
+	case 17:
+		i.Kind, i.CsumOffset, i.HeaderLen = gso.UDP, 6, uint16(transport+8)
+	default:
+		panic(fmt.Sprintf("no superpacket of protocol %d", p[9]))
+	}
+	return i
+}
+
+// mend puts right checksums into an IPv4 packet; in the transport header just where transport says so.
+func mend(p []byte, transport bool) {
+	at := headerLen(p)
+	p[10], p[11] = 0, 0
+	binary.BigEndian.PutUint16(p[10:], ^slowSum(p[:at], 0))
+	if !transport {
+		return
+	}
+	field := p[at+int(infoOf(p, 0).CsumOffset):]
+	field[0], field[1] = 0, 0
+	sum := ^slowSum(p[at:], uint32(pseudoSum(p)))
+	if sum == 0 && p[9] == 17 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(field, sum)
+}
+
+// cut returns the packets that p stands for, in copies.
+func cut(p []byte, info gso.Info) (all [][]byte) {
+	p = bytes.Clone(p)
+	if info.Kind == gso.None {
+		if info.NeedsCsum {
+			mend(p, true)
+		}
+		return append(all, p)
+	}
+	at := headerLen(p)
+	header := int(infoOf(p, 0).HeaderLen)
+	payload := p[header:]
+	for i := 0; i == 0 || len(payload) > 0; i++ {
+		n := min(int(info.Size), len(payload))
+		s := append(bytes.Clone(p[:header]), payload[:n]...)
+		payload = payload[n:]
+		binary.BigEndian.PutUint16(s[2:], uint16(len(s)))
+		binary.BigEndian.PutUint16(s[4:], binary.BigEndian.Uint16(p[4:])+uint16(i))
+		if s[9] == 17 {
+			binary.BigEndian.PutUint16(s[at+4:], uint16(len(s)-at))
+		} else {
+			binary.BigEndian.PutUint32(s[at+4:], binary.BigEndian.Uint32(p[at+4:])+uint32(i*int(info.Size)))
+			if i > 0 {
+				s[at+13] &^= 0x80 // CWR is for the first
+			}
+			if len(payload) > 0 {
+				s[at+13] &^= 0x09 // FIN, PSH for the last
+			}
+		}
+		mend(s, true)
+		all = append(all, s)
+	}
+	return all
+}
+
+func cutAll(all []inner) (packets [][]byte) {
+	for _, i := range all {
+		packets = append(packets, cut(i.p, i.info)...)
+	}
+	return packets
+}
+
+// flow is what keeps its order. Fragments have one of their own.
+type flow struct {
+	src, dst     netip.Addr
+	protocol     byte
+	sport, dport uint16 // TCP and UDP, but for fragments
+}
+
+func flowOf(p []byte) flow {
+	f := flow{src: netip.AddrFrom4([4]byte(p[12:])), dst: netip.AddrFrom4([4]byte(p[16:])), protocol: p[9]}
+	if at := headerLen(p); binary.BigEndian.Uint16(p[6:])&0x3fff == 0 && len(p) >= at+4 && (p[9] == 6 || p[9] == 17) {
+		f.sport, f.dport = binary.BigEndian.Uint16(p[at:]), binary.BigEndian.Uint16(p[at+2:])
+	}
+	return f
+}
+
+// normal is p without what joining and cutting may change: the identification of a packet that must not
+// be fragmented (RFC 6864, section 4.1), and with it the header's checksum.
+func normal(t testing.TB, p []byte) []byte {
+	t.Helper()
+	if slowSum(p[:headerLen(p)], 0) != 0xffff {
+		t.Fatalf("header checksum wrong in %x", p)
+	}
+	if p[6]&0x40 == 0 {
+		return p
+	}
+	p = bytes.Clone(p)
+	p[4], p[5] = 0, 0
+	mend(p, false)
+	return p
+}
+
+// byFlow sorts packets into flows.
+func byFlow(t testing.TB, packets [][]byte) map[flow][][]byte {
+	t.Helper()
+	flows := map[flow][][]byte{}
+	for _, p := range packets {
+		f := flowOf(p)
+		flows[f] = append(flows[f], normal(t, p))
+	}
+	return flows
+}
+
+// checkFlows fails unless every flow of want came as it was: nothing lost, nothing doubled, in order.
+func checkFlows(t testing.TB, got, want [][]byte) {
+	t.Helper()
+	came, sent := byFlow(t, got), byFlow(t, want)
+	for f, packets := range sent {
+		for i, p := range packets {
+			switch {
+			case i >= len(came[f]):
+				t.Fatalf("%+v: %d packets came, want %d", f, len(came[f]), len(packets))
+			case !bytes.Equal(came[f][i], p):
+				t.Fatalf("%+v: packet %d came as\n%.64x, want\n%.64x", f, i, came[f][i], p)
+			}
+		}
+		if n := len(came[f]); n > len(packets) {
+			t.Fatalf("%+v: %d packets came, want %d", f, n, len(packets))
+		}
+		delete(came, f)
+	}
+	for f, packets := range came {
+		t.Fatalf("%+v: %d packets came of a flow that was not sent", f, len(packets))
+	}
 }

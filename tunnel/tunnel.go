@@ -2,8 +2,8 @@
 // through the FIB, both ways.
 //
 // How a packet leaves is outbound.go, how one arrives is inbound.go, why one was dropped is drop.go.
-// Each direction is one worker that carries a batch from read to write without a channel, a lock, an
-// allocation or a log line. The package makes no system call of its own and knows nothing of etcd.
+// Each queue has two workers, one for each direction, that carry a batch from read to write without a
+// channel, a lock, an allocation or a log line. The package makes no system call of its own and knows nothing of etcd.
 package tunnel
 
 import (
@@ -18,67 +18,127 @@ import (
 
 	"muslin/encap"
 	"muslin/tunnel/fib"
+	"muslin/tunnel/gso"
 )
 
-// BatchSize is how many packets a worker takes in one go. The prototype gained up to 64 and nothing
-// beyond.
+// BatchSize is how many packets, or datagrams, a worker takes in one go. The prototype gained up to 64 and
+// nothing beyond.
 const BatchSize = 64
 
-// Device is the inner side. Its Read and Write have the shape of golang.zx2c4.com/wireguard/tun, on which
-// one of its implementations rests.
+// SourcePorts is how many outer source ports the inner flows are spread over: enough for the hash of an
+// ECMP group or of a NIC's queues to find its spread. Every peer sees the same ports.
+const SourcePorts = 16
+
+// Device is the inner side: a TUN device with one or more queues.
 type Device interface {
-	// Read blocks until there is a packet, then fills as many of bufs as there are packets waiting:
-	// packet i at bufs[i][offset:], its length in sizes[i]. len(sizes) >= len(bufs). After Close it
-	// returns an error that is os.ErrClosed.
-	Read(bufs [][]byte, sizes []int, offset int) (n int, err error)
+	// Queues are the device's, always the same. Each has its own two workers.
+	Queues() []DeviceQueue
 
-	// Write hands bufs[i][offset:] to the kernel, each an IP packet. It goes on after a refused packet
-	// and returns how many were taken, with the first error. bufs are borrowed until it returns, and
-	// the bytes before offset may be overwritten. Both workers call it, at the same time.
-	Write(bufs [][]byte, offset int) (n int, err error)
-
-	// Overflow is how many packets the kernel dropped because the device's queue to us was full.
+	// Overflow is how many packets the kernel dropped because the device's queues to us were full.
 	Overflow() uint64
 
-	// Close ends Read and Write with os.ErrClosed. Closing again changes nothing.
+	// Close ends Read and Write of every queue with os.ErrClosed. Closing again changes nothing.
 	Close() error
 }
 
-// Datagram is an outer datagram on its way in or out.
-type Datagram struct {
-	Buf  []byte         // payload; borrowed by Send until it returns, filled by Receive up to its length
-	Addr netip.AddrPort // outer destination (Send) or source (Receive)
-	Flow uint32         // Send: encap.FlowHash of the inner packet; one flow keeps one source port
-	ECN  uint8          // outer ECN codepoint, both ways
+// DeviceQueue moves inner packets. Read is for one goroutine, Write for one other.
+type DeviceQueue interface {
+	// Read blocks until there is a packet, then takes what is waiting, as far as ps and slab have room:
+	// one packet behind the other in slab, each with headroom bytes in front of it. A packet needs
+	// PacketRoom(headroom) bytes of slab, however short it turns out; slab has room for at least one.
+	// After Close it returns an error that is os.ErrClosed.
+	Read(slab []byte, ps []Packet, headroom int) (n int, err error)
 
-	Truncated bool  // Receive: the datagram was longer than Buf
-	Err       error // Send: why this datagram was not sent
+	// Write hands runs to the kernel. What the kernel does not take as a superpacket is cut first. It
+	// goes on after a refused run, and returns how many packets (Segments) were taken, with the first
+	// error. The runs are borrowed until it returns, and their bytes may be changed.
+	Write(runs []gso.Run) (taken int, err error)
+
+	// Reply hands over the one plain packet buf[offset:], where offset >= gso.InfoLen, and may
+	// overwrite what lies before it. It may be called beside Write.
+	Reply(buf []byte, offset int) error
+
+	// Joins says for which kinds it is worth joining packets before Write. It may change at any time.
+	Joins() (tcp, udp bool)
 }
 
-// ErrSendBufferFull is a Datagram's Err when the outgoing queue had no room.
-var ErrSendBufferFull = errors.New("underlay interface queue is full")
+// maxPacket is the largest IP packet, in bytes, superpackets included.
+const maxPacket = 65535
+
+// PacketRoom is how much of a slab must be free for Read to read one more packet, in bytes.
+func PacketRoom(headroom int) int { return max(headroom, gso.InfoLen) + maxPacket }
+
+// Packet is an inner packet on its way out.
+type Packet struct {
+	Buf  []byte   // headroom, then the IP packet; in the slab
+	Info gso.Info // a superpacket, or one whose checksum is not finished
+}
 
 // Underlay is the outer side.
 type Underlay interface {
-	// Send sends every datagram that the kernel will take, datagrams of one flow in order, and sets
-	// Err of the others. It returns an error (os.ErrClosed) only when the underlay was closed.
-	Send(ds []Datagram) error
+	// Queues are as many as the Device's, always the same.
+	Queues() []UnderlayQueue
 
-	// Receive blocks until there is a datagram, then takes what is waiting, at most len(ds). ds[i].Buf
-	// must have its full length before each call and is cut to the datagram. After Close it returns
-	// os.ErrClosed.
-	Receive(ds []Datagram) (n int, err error)
-
-	// Overflow is how many datagrams the kernel dropped because the receive buffer was full.
+	// Overflow is how many datagrams the kernel dropped because a receive buffer was full.
 	Overflow() uint64
 
 	// SendOverflow is how many datagrams the kernel took and then dropped because the outgoing
 	// interface's queue was full. They were counted as sent before.
 	SendOverflow() uint64
 
-	// Close ends Send and Receive with os.ErrClosed. Closing again changes nothing.
+	// Close ends Send and Receive of every queue with os.ErrClosed. Closing again changes nothing.
 	Close() error
 }
+
+// UnderlayQueue moves outer datagrams. Send is for one goroutine, Receive for one other.
+type UnderlayQueue interface {
+	// Send sends every datagram that the kernel will take, those of one source port in order, and
+	// counts the others in Failed. Messages that the kernel does not cut are cut first. It returns an
+	// error (os.ErrClosed) only when the underlay was closed.
+	Send(ms []Message) error
+
+	// MaxSegments is how many datagrams a Message may hold, at least 1. It may change at any time.
+	MaxSegments() int
+
+	// Receive blocks until there is a datagram, then takes what is waiting, at most len(ds). ds[i].Buf
+	// must have its full length before each call and is cut to what came. After Close it returns
+	// os.ErrClosed.
+	Receive(ds []Datagram) (n int, err error)
+}
+
+// MaxPayload is the longest UDP payload over IPv4, bytes: 65,535 less both headers. All of a Message's
+// datagrams together are no longer either: for the kernel they are one until it cuts them (UDP_SEGMENT,
+// udp(7)).
+const MaxPayload = 1<<16 - 1 - encap.OuterIPv4Len - encap.OuterUDPLen
+
+// MaxBuffers is how many pieces a Message may consist of.
+const MaxBuffers = 256
+
+// Message is outer datagrams of equal length that go to one peer from one source port.
+type Message struct {
+	Bufs     [][]byte       // the datagrams one behind the other, in pieces; borrowed until Send returns
+	Len      int            // bytes over all Bufs, at most MaxPayload
+	Size     int            // bytes of each datagram but the last, which may be shorter
+	Segments int            // how many datagrams
+	Addr     netip.AddrPort // outer destination
+	Port     uint8          // source port: below SourcePorts; a flow keeps its own
+	ECN      uint8          // outer ECN codepoint
+
+	Failed int   // set by Send: how many of the datagrams were not sent
+	Err    error // why
+}
+
+// Datagram is an outer datagram as it was received, or several of one sender one behind the other.
+type Datagram struct {
+	Buf       []byte         // payload, filled by Receive up to its length
+	Size      int            // bytes of each datagram in Buf but the last; 0: there is one
+	Addr      netip.AddrPort // outer source
+	ECN       uint8          // outer ECN codepoint
+	Truncated bool           // it was longer than Buf
+}
+
+// ErrSendBufferFull is a Message's Err when the outgoing queue had no room.
+var ErrSendBufferFull = errors.New("underlay interface queue is full")
 
 // SourceCheck is how far a datagram's sender is checked.
 type SourceCheck uint8
@@ -117,8 +177,8 @@ type Config struct {
 	Network  netip.Prefix   // the whole overlay: no inner source lies elsewhere; zero: anywhere
 	Subnet   netip.Prefix   // our own lease; its base is the source of our ICMP errors
 	Port     uint16         // the overlay's UDP port, the same on every node
-	MTU      encap.InnerMTU // what is longer is answered with ICMP
-	Jumbo    int            // longest datagram taken, bytes, but for TCP superpackets: else DropOversized
+	MTU      encap.InnerMTU // at first (SetMTU); what is longer is answered with ICMP
+	Jumbo    int            // longest datagram taken, bytes, but for superpackets: else DropOversized
 
 	SourceCheck SourceCheck
 }
@@ -127,9 +187,12 @@ type Config struct {
 type VTEP struct {
 	cfg   Config
 	table atomic.Pointer[fib.Table]
+	mtu   atomic.Int32
 
-	out outbound
-	in  inbound
+	sendErr atomic.Pointer[error] // see LastSendError
+
+	out []*outbound // one of each for each queue
+	in  []*inbound
 }
 
 // New makes a VTEP that has no peers yet. It allocates all buffers of the data path. cfg.Device and
@@ -141,10 +204,17 @@ func New(cfg Config) (*VTEP, error) {
 	if cfg.MTU < encap.MinInnerMTU {
 		return nil, fmt.Errorf("VTEP MTU %d: IPv4 needs at least %d (RFC 791)", cfg.MTU, encap.MinInnerMTU)
 	}
+	inner, outer := cfg.Device.Queues(), cfg.Underlay.Queues()
+	if len(inner) != len(outer) {
+		return nil, fmt.Errorf("VTEP: %d queues on the TUN device, %d on the underlay", len(inner), len(outer))
+	}
 	v := &VTEP{cfg: cfg}
+	v.SetMTU(cfg.MTU)
 	v.table.Store(fib.New(nil))
-	v.out.init(v)
-	v.in.init(v)
+	for i := range inner {
+		v.out = append(v.out, newOutbound(v, inner[i], outer[i]))
+		v.in = append(v.in, newInbound(v, inner[i], outer[i]))
+	}
 	return v, nil
 }
 
@@ -154,12 +224,20 @@ func (v *VTEP) SetTable(t *fib.Table) { v.table.Store(t) }
 // Table is the peers as they are now.
 func (v *VTEP) Table() *fib.Table { return v.table.Load() }
 
+// SetMTU changes the inner MTU, as when the underlay's has changed.
+func (v *VTEP) SetMTU(mtu encap.InnerMTU) { v.mtu.Store(int32(mtu)) }
+
+// MTU is the inner MTU as it is now.
+func (v *VTEP) MTU() encap.InnerMTU { return encap.InnerMTU(v.mtu.Load()) }
+
 // Run carries packets until ctx is cancelled, which gives nil, or until Device or Underlay fails, which is
 // returned. Either way it closes both: no context reaches a worker that waits in one of them.
 func (v *VTEP) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return ended(ctx, v.out.run()) })
-	g.Go(func() error { return ended(ctx, v.in.run()) })
+	for i := range v.out {
+		g.Go(func() error { return ended(ctx, v.out[i].run()) })
+		g.Go(func() error { return ended(ctx, v.in[i].run()) })
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		return errors.Join(v.cfg.Device.Close(), v.cfg.Underlay.Close())
@@ -179,7 +257,10 @@ func ended(ctx context.Context, err error) error {
 func (v *VTEP) Drops() map[string]uint64 {
 	all := make(map[string]uint64)
 	for r := range numReasons {
-		n := v.out.drops[r].Load() + v.in.drops[r].Load()
+		var n uint64
+		for i := range v.out {
+			n += v.out[i].drops[r].Load() + v.in[i].drops[r].Load()
+		}
 		switch r {
 		case DropTUNOverflow:
 			n += v.cfg.Device.Overflow()
@@ -195,6 +276,13 @@ func (v *VTEP) Drops() map[string]uint64 {
 	return all
 }
 
-// ChecksumsCompleted is how many inner packets arrived with a checksum that their sender had left to
-// its NIC, and were finished here (see encap.CompletePartial).
-func (v *VTEP) ChecksumsCompleted() uint64 { return v.in.completed.Load() }
+// ChecksumsUnfinished is how many inner packets arrived with a checksum that their sender had left to its
+// NIC (see gso.Partial). They are handed on in that state, or finished here where the TUN device does not
+// take them so.
+func (v *VTEP) ChecksumsUnfinished() uint64 {
+	var n uint64
+	for _, in := range v.in {
+		n += in.unfinished.Load()
+	}
+	return n
+}

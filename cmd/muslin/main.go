@@ -54,6 +54,7 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
 	root.AddCommand(
 		newRunCommand(),
 		newStatusCommand(),
+		newFeaturesCommand(),
 		newLeasesCommand(),
 		newConfigCommand(),
 		newDemoCommand(),

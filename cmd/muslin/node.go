@@ -24,7 +24,9 @@ type node struct {
 	vni     encap.VNI // vxlan
 	mac     encap.MAC // vxlan
 	framing encap.Framing
-	mtu     encap.InnerMTU
+	mtu     encap.InnerMTU // at the start (see mtuFollower)
+
+	fixedMTU encap.OuterMTU // the config's, 0: as the underlay
 }
 
 func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
@@ -50,18 +52,14 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		}
 		n.framing = encap.NewVXLAN(n.vni, n.mac)
 	}
-	outer := encap.OuterMTU(iface.MTU)
-	if cfg.Backend.MTU > outer {
-		cfg.Warnings = append(cfg.Warnings, fmt.Sprintf("Backend.MTU %d is above the %d of %s: full packets go out as fragments; lower the one or raise the other",
-			cfg.Backend.MTU, outer, iface.Name))
+	n.fixedMTU = cfg.Backend.MTU
+	if warning := n.warnMTU(encap.OuterMTU(iface.MTU)); warning != "" {
+		cfg.Warnings = append(cfg.Warnings, warning)
 	}
-	if cfg.Backend.MTU != 0 {
-		outer = cfg.Backend.MTU
-	}
-	n.mtu = outer.Inner(n.framing)
-	if n.mtu < encap.MinInnerMTU {
-		return nil, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: IPv4 needs %d; raise the interface's MTU or the config's Backend.MTU",
-			outer, iface.Name, n.mtu, n.backend, encap.MinInnerMTU)
+	var err error
+	n.mtu, err = n.innerMTU(encap.OuterMTU(iface.MTU))
+	if err != nil {
+		return nil, err
 	}
 	return n, nil
 }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
 )
 
 // Where things are unless a flag says otherwise.
@@ -26,14 +26,8 @@ const (
 	defaultTUN      = "muslin0"
 )
 
-// The rungs of --data-path, the fastest first. To go down one rules the one above out.
-const (
-	pathAuto     = "auto"
-	pathBatch    = "batch"
-	pathPortable = "portable"
-)
-
-var dataPaths = []string{pathAuto, pathBatch, pathPortable}
+// maxQueues is more than any machine gains from: the workers of a queue carry some ten Gb/s.
+const maxQueues = 16
 
 // runFlags are the flags of "run" as given; options are what they mean.
 type runFlags struct {
@@ -56,7 +50,8 @@ type runFlags struct {
 	publicIP     string
 	publicIPv6   string
 	sourceCheck  string
-	dataPath     string
+	features     string
+	queues       int
 	ipMasq       bool
 	noRandom     bool
 	resync       int
@@ -90,7 +85,8 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&r.tunName, "tun-name", defaultTUN, "`name` of the TUN device")
 
 	f.StringVar(&r.sourceCheck, "source-check", "strict", "how far the sender of a datagram is checked: strict, peers or off")
-	f.StringVar(&r.dataPath, "data-path", pathAuto, "auto: the fastest that this kernel gives; batch: without the TUN device's NAPI; portable: one packet a call through plain library code")
+	f.StringVar(&r.features, "features", "auto", "which features of the kernel to use: auto or none, then -`NAME` to leave one out, NAME to take it in (muslin features lists them)")
+	f.IntVar(&r.queues, "queues", 0, "`number` of queues, each with two workers; 0: by the number of processors")
 	f.BoolVar(&r.ipMasq, "ip-masq", false, "masquerade what leaves the overlay")
 	f.BoolVar(&r.noRandom, "ip-masq-fully-random-disable", false, "do not randomise the ports of masqueraded connections fully")
 	f.IntVar(&r.resync, "iptables-resync", int(host.DefaultResync/time.Second), "look after firewall rules and routes every this many `seconds`")
@@ -109,6 +105,7 @@ type options struct {
 
 	iface       host.InterfaceOptions
 	sourceCheck tunnel.SourceCheck
+	features    kernel.Features // wanted
 	renewMargin time.Duration
 	resync      time.Duration
 	health      netip.AddrPort // zero port: off
@@ -132,8 +129,10 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 	if err != nil {
 		check(fmt.Errorf("--source-check: %w", err))
 	}
-	if !slices.Contains(dataPaths, r.dataPath) {
-		check(fmt.Errorf("--data-path %q: want one of %s", r.dataPath, strings.Join(dataPaths, ", ")))
+	o.features, err = kernel.ParseFeatures(r.features)
+	check(err)
+	if r.queues < 0 || r.queues > maxQueues {
+		check(fmt.Errorf("--queues %d: want 1 to %d, or 0 to choose by the number of processors", r.queues, maxQueues))
 	}
 	o.iface = host.InterfaceOptions{Iface: r.iface, IfaceRegex: r.ifaceRegex}
 	o.iface.CanReach, err = optionalIPv4("--iface-can-reach", r.canReach)

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"muslin/tunnel"
+	"muslin/tunnel/kernel"
 )
 
 // parse reads a command line of "run" as cobra would, with an environment.
@@ -56,7 +57,11 @@ func TestOptionsRefusals(t *testing.T) {
 		want string
 	}{
 		{"source check", "--source-check=lax", "--source-check"},
-		{"data path", "--data-path=fast", "auto, batch, portable"},
+		{"feature", "--features=-udp-gso,fast", `"fast": want auto or none first`},
+		{"features none late", "--features=-udp-gso,none", `"none": want auto or none first`},
+		{"features empty", "--features=", "of mmsg, source-ports"},
+		{"queues below", "--queues=-1", "1 to 16"},
+		{"queues above", "--queues=17", "1 to 16"},
 		{"public ip", "--public-ip=host", `--public-ip "host"`},
 		{"public ip IPv6", "--public-ip=2001:db8::1", "not an IPv4 address"},
 		{"public ipv6", "--public-ipv6=2001:db8::1", "IPv4 only"},
@@ -84,6 +89,71 @@ func TestOptionsRefusals(t *testing.T) {
 			_, err := parse(t, nil, strings.Fields(c.args)...)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestOptionsFeatures(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		env  map[string]string
+		args []string
+		on   []string
+		off  []string
+	}{
+		{"default", nil, nil, kernel.FeatureNames(), nil},
+		{"none", nil, []string{"--features=none"}, nil, kernel.FeatureNames()},
+		{"one left out, and what needs it", nil, []string{"--features=-tun-tso"},
+			[]string{kernel.TUNVnet, kernel.TUNTCPGRO, kernel.UDPGSO}, []string{kernel.TUNTSO, kernel.TUNUSO}},
+		{"one alone, and what it needs", nil, []string{"--features=none,tun-tcp-gro"},
+			[]string{kernel.TUNTCPGRO, kernel.TUNVnet, kernel.TUNDrain}, []string{kernel.TUNTSO, kernel.MMsg, kernel.TUNNAPI}},
+		{"variable", map[string]string{"MUSLIN_FEATURES": "-udp-gso,-udp-gro"}, nil,
+			[]string{kernel.MMsg, kernel.TUNVnet}, []string{kernel.UDPGSO, kernel.UDPGRO}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o, err := parse(t, c.env, c.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range c.on {
+				if !o.features.On(name) {
+					t.Errorf("%s is off: %s", name, o.features.Why(name))
+				}
+			}
+			for _, name := range c.off {
+				if o.features.On(name) {
+					t.Errorf("%s is on", name)
+				}
+			}
+		})
+	}
+}
+
+func TestOptionsQueues(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		want int // 0: by the number of processors
+	}{
+		{"default", nil, 0},
+		{"automatic", []string{"--queues=0"}, 0},
+		{"one", []string{"--queues=1"}, 1},
+		{"most", []string{"--queues=16"}, 16},
+		{"without multi-queue", []string{"--queues=4", "--features=-multi-queue"}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o, err := parse(t, nil, c.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := newDaemon(o).queueCount(o.features)
+			if c.want == 0 {
+				if got < 1 || got > 8 {
+					t.Errorf("%d queues, want 1 to 8", got)
+				}
+			} else if got != c.want {
+				t.Errorf("%d queues, want %d", got, c.want)
 			}
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 
@@ -169,26 +170,47 @@ type device interface {
 	Features() []kernel.Feature
 }
 
-func (d *daemon) openTUN() (device, error) {
-	name := d.opts.flags.tunName
-	switch d.opts.flags.dataPath {
-	case pathPortable:
-		return tun.OpenPortable(name)
-	case pathBatch:
-		return tun.OpenPlain(name)
+func openTUN(cfg tun.Config) (device, error) {
+	if !cfg.Features.On(kernel.TUNDrain) {
+		return tun.OpenPortable(cfg)
 	}
-	return tun.Open(name)
+	return tun.Open(cfg)
+}
+
+// queueCount is --queues, or what this machine gains from: each queue keeps two threads busy, and one carries
+// some ten Gb/s.
+func (d *daemon) queueCount(features kernel.Features) int {
+	if !features.On(kernel.MultiQueue) {
+		return 1
+	}
+	if n := d.opts.flags.queues; n != 0 {
+		return n
+	}
+	return min(max(1, runtime.NumCPU()/4), 8)
+}
+
+// keepProcessors gives the Go runtime more processors than there are workers. A worker in a system call keeps
+// its processor only while another one is idle; with none to spare the runtime's monitor takes it away every
+// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md).
+func keepProcessors(queues int) {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.NumCPU() + 2*queues)
+	}
 }
 
 // carry opens both sides, takes the lease, and runs everything until ctx ends or something fails.
 func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix) error {
+	d.view.waiting("trying out the kernel's features")
+	features, _ := kernel.Examine(ctx, d.opts.features)
+	queues := d.queueCount(features)
+	keepProcessors(queues)
 	conn, err := underlay.Open(underlay.Config{
-		Local: node.iface.Addr, Port: node.port, Logger: d.log, Portable: d.opts.flags.dataPath == pathPortable})
+		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(), Logger: d.log})
 	if err != nil {
 		return host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}
 	defer conn.Close()
-	dev, err := d.openTUN()
+	dev, err := openTUN(tun.Config{Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log})
 	if err != nil {
 		return err
 	}
@@ -231,7 +253,8 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		v.member, v.vtep, v.conn, v.dev, v.host = member, vtep, conn, dev, state
 	})
 	member.onTable = vtep.SetTable
-	tasks := append(member.tasks(), vtep.Run, state.Run,
+	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
+	tasks := append(member.tasks(), vtep.Run, state.Run, mtu.run,
 		func(ctx context.Context) error { return reportDrops(ctx, d.log, vtep) },
 		func(ctx context.Context) error { return notifySystemd(ctx, d.log) })
 	return d.runTasks(ctx, tasks)

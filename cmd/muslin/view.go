@@ -94,7 +94,7 @@ func (n *NodeStatus) fill(node *node) {
 func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence}, s.Warnings...) }
 
 func (s *Status) fillRunning(v *viewState) {
-	s.Node.TUN, s.Node.Subnet = v.dev.Name(), v.member.subnet.String()
+	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.dev.Name(), v.member.subnet.String(), int(v.vtep.MTU())
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()
 		if !k.Lease.Reserved && !k.Lease.Expires.IsZero() {
@@ -113,7 +113,7 @@ func (s *Status) fillRunning(v *viewState) {
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
 	}
-	s.Drops, s.Completed = v.vtep.Drops(), v.vtep.ChecksumsCompleted()
+	s.Drops, s.Completed = v.vtep.Drops(), v.vtep.ChecksumsUnfinished()
 	for _, p := range v.vtep.Table().Peers() {
 		c := p.Counters
 		peer := PeerStatus{

@@ -3,238 +3,258 @@ package gso
 import (
 	"bytes"
 	"encoding/binary"
-	"math/rand/v2"
-	"net/netip"
+	"fmt"
 	"testing"
 
-	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
-
-	"muslin/encap"
 )
 
-// superpacket is a TCP packet from gopacket, with options and a right checksum.
-func superpacket(t testing.TB, payload []byte, edit ...func(*layers.IPv4, *layers.TCP)) []byte {
+// segmentsOf is what s comes to in segments of size bytes, each made by gopacket.
+func segmentsOf(t testing.TB, s spec, size int) (all [][]byte) {
 	t.Helper()
-	ip := &layers.IPv4{
-		Version: 4, TTL: 61, Id: 65534, TOS: 0x02, Flags: layers.IPv4DontFragment, Protocol: layers.IPProtocolTCP,
-		SrcIP: netip.MustParseAddr("10.2.0.7").AsSlice(), DstIP: netip.MustParseAddr("10.1.0.5").AsSlice(),
-	}
-	tcp := &layers.TCP{
-		SrcPort: 40000, DstPort: 80, Seq: 0xfffffff0, Ack: 77, Window: 512, ACK: true, PSH: true, FIN: true, CWR: true,
-		Options: []layers.TCPOption{{OptionType: layers.TCPOptionKindNop}, {OptionType: layers.TCPOptionKindNop},
-			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: []byte{1, 2, 3, 4, 5, 6, 7, 8}}},
-	}
-	for _, f := range edit {
-		f(ip, tcp)
-	}
-	if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
-		t.Fatal(err)
-	}
-	buf := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ip, tcp, gopacket.Payload(payload)); err != nil {
-		t.Fatal(err)
-	}
-	return bytes.Clone(buf.Bytes())
-}
-
-func parse(t testing.TB, p []byte) encap.IPv4 {
-	t.Helper()
-	var h encap.IPv4
-	if fault := encap.ParseIPv4(p, 0, &h); fault != encap.FaultNone {
-		t.Fatalf("fault %d", fault)
-	}
-	return h
-}
-
-// leavePartial puts the pseudo-header's sum into the checksum, as for a NIC.
-func leavePartial(t testing.TB, p []byte) {
-	h := parse(t, p)
-	binary.BigEndian.PutUint16(p[h.HeaderLen+16:], encap.PseudoSum(p, &h))
-}
-
-func split(t testing.TB, p []byte, mtu int) [][]byte {
-	t.Helper()
-	h := parse(t, p)
-	s, ok := SplitTCP(p, &h, mtu)
-	if !ok {
-		return nil
-	}
-	var all [][]byte
-	for s.More() {
-		buf := make([]byte, mtu)
-		all = append(all, buf[:s.Next(buf)])
+	whole := s
+	s.sum = right
+	for at := 0; at == 0 || at < len(whole.payload); at += size {
+		seg := s
+		seg.payload = whole.payload[at:min(at+size, len(whole.payload))]
+		seg.seq += uint32(at)
+		seg.id += uint16(at / size)
+		if at > 0 {
+			seg.tcp &^= tcpCWR
+		}
+		if at+size < len(whole.payload) {
+			seg.tcp &^= tcpFIN | tcpPSH
+		}
+		all = append(all, seg.build(t))
 	}
 	return all
 }
 
-// checkSegments holds segments of p against what gopacket reads in them.
-func checkSegments(t testing.TB, p []byte, segments [][]byte, mtu int) {
+func equalAll(t testing.TB, got, want [][]byte) {
 	t.Helper()
-	whole := gopacket.NewPacket(p, layers.LayerTypeIPv4, gopacket.Default)
-	ip0 := whole.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
-	tcp0 := whole.Layer(layers.LayerTypeTCP).(*layers.TCP)
-	var payload []byte
-	for i, b := range segments {
-		last := i == len(segments)-1
-		if len(b) > mtu || !last && len(b) != mtu {
-			t.Fatalf("segment %d has %d bytes at MTU %d", i, len(b), mtu)
+	for i := range min(len(got), len(want)) {
+		if !bytes.Equal(got[i], want[i]) {
+			t.Fatalf("segment %d of %d is\n%x, gopacket makes\n%x", i, len(want), head(got[i]), head(want[i]))
 		}
-		pkt := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.Default)
-		ip, tcp := pkt.Layer(layers.LayerTypeIPv4).(*layers.IPv4), pkt.Layer(layers.LayerTypeTCP).(*layers.TCP)
-		if int(ip.Length) != len(b) || ip.Id != ip0.Id+uint16(i) || ip.TTL != ip0.TTL || ip.TOS != ip0.TOS || ip.Flags != ip0.Flags {
-			t.Fatalf("segment %d: IP header %+v", i, ip)
-		}
-		if tcp.Seq != tcp0.Seq+uint32(len(payload)) || tcp.Ack != tcp0.Ack || tcp.Window != tcp0.Window || !bytes.Equal(tcp.Contents[20:], tcp0.Contents[20:]) {
-			t.Fatalf("segment %d: TCP header %+v", i, tcp)
-		}
-		if tcp.CWR != (tcp0.CWR && i == 0) || tcp.PSH != (tcp0.PSH && last) || tcp.FIN != (tcp0.FIN && last) || tcp.ACK != tcp0.ACK {
-			t.Fatalf("segment %d of %d: flags of %+v", i, len(segments), tcp)
-		}
-		headers := int(ip.IHL)*4 + int(tcp.DataOffset)*4
-		if got := remake(t, ip, tcp, b[headers:]); !bytes.Equal(got, b) {
-			t.Fatalf("segment %d is\n%x, gopacket makes\n%x", i, b[:headers], got[:headers])
-		}
-		payload = append(payload, b[headers:]...)
 	}
-	if want := p[int(ip0.IHL)*4+int(tcp0.DataOffset)*4:]; !bytes.Equal(payload, want) {
-		t.Fatalf("%d bytes of payload came out, %d went in, or others", len(payload), len(want))
+	if len(got) != len(want) {
+		t.Fatalf("%d segments, want %d", len(got), len(want))
 	}
 }
 
-// remake serializes a decoded packet again, with checksums of gopacket's own.
-func remake(t testing.TB, ip *layers.IPv4, tcp *layers.TCP, payload []byte) []byte {
-	t.Helper()
-	if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
-		t.Fatal(err)
+func TestSplit(t *testing.T) {
+	busy := func(s *spec) {
+		s.tcp, s.tos, s.label, s.id, s.seq = tcpACK|tcpPSH|tcpFIN|tcpCWR|tcpECE, 0x2a, 0x12345, 65534, 0xfffffff0
 	}
-	buf := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ip, tcp, gopacket.Payload(payload)); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
-
-func random(n int) []byte {
-	b := make([]byte, n)
-	r := rand.New(rand.NewPCG(1, uint64(n)))
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
-	return b
-}
-
-func TestSplitTCP(t *testing.T) {
-	const mtu, headers = 1450, 20 + 32
-	for _, n := range []int{mtu - headers + 1, 2 * (mtu - headers), 2*(mtu-headers) + 1, 7777, 65535 - headers} {
-		for name, partial := range map[string]bool{"checksum left to the NIC": true, "checksum filled in": false} {
-			p := superpacket(t, random(n))
-			if partial {
-				leavePartial(t, p)
+	both(t, func(t *testing.T, v6 func(*spec)) {
+		for name, s := range map[string]spec{
+			"TCP": oneTCP(0), "TCP, all flags and wraps": oneTCP(0).with(busy), "TCP without options": oneTCP(0).with(bare),
+			"TCP without DF": oneTCP(0).with(noDF), "TCP, IP options": oneTCP(0).with(func(s *spec) { s.ipOptions = 3 }),
+			"UDP": oneUDP(0), "UDP, other header": oneUDP(0).with(busy),
+		} {
+			s = s.with(v6)
+			for _, size := range []int{1, 2, 500, 501, 1398, 60000} {
+				for _, n := range []int{0, 1, size - 1, size, size + 1, 2 * size, 3*size + 1, 65535 - 120} {
+					if n < 0 || n/size > 200 || n > 65535-120 {
+						continue
+					}
+					s.payload = random(n)
+					want := segmentsOf(t, s, size)
+					for _, how := range []sum{undone, garbage, right} {
+						info := s.superInfo(size)
+						info.NeedsCsum = how != right
+						info.HeaderLen = 9999 // a hint that is often wrong
+						p := s.with(bad(how)).build(t)
+						before := bytes.Clone(p)
+						t.Run(fmt.Sprint(name, "/", n, " in ", size, "/", how), func(t *testing.T) {
+							equalAll(t, cut(t, p, info), want)
+							if !bytes.Equal(p, before) {
+								t.Error("the superpacket was written to")
+							}
+						})
+					}
+				}
 			}
-			segments := split(t, p, mtu)
-			if want := (n + mtu - headers - 1) / (mtu - headers); len(segments) != want {
-				t.Fatalf("%d bytes, %s: %d segments, want %d", n, name, len(segments), want)
+		}
+	})
+}
+
+// The same from one Splitter after another packet, and after one it refused.
+func TestSplitAgain(t *testing.T) {
+	var s Splitter
+	hdr := make([]byte, 128)
+	for _, sp := range []spec{oneTCP(3000), oneUDP(500), oneTCP(0), oneUDP(2000).with(func(s *spec) { s.v6 = true }), oneTCP(999)} {
+		if s.Reset(sp.build(t), Info{}) {
+			t.Error("a plain packet was taken")
+		}
+		if _, ok := s.Next(hdr); ok || s.Segments() != 0 {
+			t.Error("a segment of nothing")
+		}
+		if !s.Reset(sp.with(bad(undone)).build(t), sp.superInfo(400)) {
+			t.Fatal("refused")
+		}
+		want := segmentsOf(t, sp, 400)
+		if longest := len(want[0]); s.SegmentLen() != longest || s.Segments() != len(want) {
+			t.Errorf("%d segments of %d bytes, want %d of %d", s.Segments(), s.SegmentLen(), len(want), longest)
+		}
+		var got [][]byte
+		for payload, ok := s.Next(hdr); ok; payload, ok = s.Next(hdr) {
+			if cap(payload) != len(payload) {
+				t.Fatal("a payload can be appended to, over the next one")
 			}
-			checkSegments(t, p, segments, mtu)
+			got = append(got, append(bytes.Clone(hdr[:s.HeaderLen()]), payload...))
+		}
+		equalAll(t, got, want)
+	}
+}
+
+// TestSplitExtensionHeaders: every segment repeats them.
+func TestSplitExtensionHeaders(t *testing.T) {
+	for _, kinds := range [][]byte{{0}, {60}, {43}, {0, 60, 43, 60}} {
+		for name, s := range map[string]spec{"TCP": oneTCP(1000), "UDP": oneUDP(1000)} {
+			s.v6 = true
+			whole, want := s.with(bad(undone)).build(t), segmentsOf(t, s, 300)
+			info := s.superInfo(300)
+			for _, k := range kinds {
+				whole = extend(whole, k)
+				for i := range want {
+					want[i] = extend(want[i], k)
+				}
+				info.CsumStart += 8
+			}
+			t.Run(fmt.Sprint(name, kinds), func(t *testing.T) { equalAll(t, cut(t, whole, info), want) })
 		}
 	}
 }
 
 func TestNoSplit(t *testing.T) {
-	const mtu = 1450
-	big := random(4000)
-	for name, p := range map[string][]byte{
-		"fits": superpacket(t, random(mtu-52)),
-		"UDP": superpacket(t, big, func(ip *layers.IPv4, _ *layers.TCP) {
-			ip.Protocol = layers.IPProtocolUDP
-		}),
-		"first fragment": superpacket(t, big, func(ip *layers.IPv4, _ *layers.TCP) { ip.Flags = layers.IPv4MoreFragments }),
-		"later fragment": superpacket(t, big, func(ip *layers.IPv4, _ *layers.TCP) { ip.FragOffset = 100 }),
-		"wrong checksum": corrupt(t, superpacket(t, big)),
-		"data offset below 5": edit(superpacket(t, big), func(p []byte) {
-			p[20+12] = 4 << 4
-		}),
+	tcp, udp := oneTCP(1000).with(bad(undone)), oneUDP(1000).with(bad(undone))
+	tcp6, udp6 := tcp.with(func(s *spec) { s.v6 = true }), udp.with(func(s *spec) { s.v6 = true })
+	size0, ufo := tcp.superInfo(0), udp.superInfo(100)
+	ufo.Kind = 3 // VIRTIO_NET_HDR_GSO_UDP
+	done := tcp.superInfo(100)
+	done.NeedsCsum = false
+	doneUDP := udp.superInfo(100)
+	doneUDP.NeedsCsum = false
+
+	for name, c := range map[string]struct {
+		p    []byte
+		info Info
+	}{
+		"no superpacket":                  {tcp.build(t), tcp.partialInfo()},
+		"no segment size":                 {tcp.build(t), size0},
+		"UFO":                             {udp.build(t), ufo},
+		"TCPv4 that is UDP":               {udp.build(t), tcp.superInfo(100)},
+		"UDP that is TCP":                 {tcp.build(t), udp.superInfo(100)},
+		"TCPv4 that is TCPv6":             {tcp6.build(t), tcp.superInfo(100)},
+		"TCPv6 that is TCPv4":             {tcp.build(t), tcp6.superInfo(100)},
+		"nothing":                         {nil, tcp.superInfo(100)},
+		"version 5":                       {edit(tcp.build(t), 0, 0x55), tcp.superInfo(100)},
+		"IP header of 16 bytes":           {edit(tcp.build(t), 0, 0x44), tcp.superInfo(100)},
+		"cut short":                       {tcp.build(t)[:900], tcp.superInfo(100)},
+		"cut short, IPv6":                 {tcp6.build(t)[:900], tcp6.superInfo(100)},
+		"padded":                          {append(tcp.build(t), 0), tcp.superInfo(100)},
+		"a first fragment":                {tcp.with(func(s *spec) { s.flags = layers.IPv4MoreFragments }).build(t), tcp.superInfo(100)},
+		"a later fragment":                {tcp.with(func(s *spec) { s.offset = 1 }).build(t), tcp.superInfo(100)},
+		"an IPv6 fragment":                {extend(tcp6.build(t), 44), tcp6.superInfo(100)},
+		"an authentication header":        {extend(tcp6.build(t), 51), tcp6.superInfo(100)},
+		"a route with segments left":      {edit(extend(tcp6.build(t), 43), ipv6Len+3, 1), tcp6.superInfo(100)},
+		"an extension header too long":    {edit(extend(tcp6.build(t), 60), ipv6Len+1, 255), tcp6.superInfo(100)},
+		"an extension header cut short":   {edit(shortIPv6(4), 6, 60), tcp6.superInfo(100)},
+		"a routing header cut short":      {edit(shortIPv6(3), 6, 43), tcp6.superInfo(100)},
+		"TCP header cut short":            {edit(shortIPv6(19), 6, protoTCP), tcp6.superInfo(100)},
+		"UDP header cut short":            {edit(shortIPv6(7), 6, protoUDP), udp6.superInfo(100)},
+		"TCP header of 16 bytes":          {edit(tcp.build(t), 32, 4<<4), tcp.superInfo(100)},
+		"TCP header beyond the end":       {edit(oneTCP(0).build(t), 32, 15<<4), tcp.superInfo(100)},
+		"UDP length of another":           {edit(udp.build(t), 25, 0), udp.superInfo(100)},
+		"a checksum that is wrong":        {tcp.with(bad(wrong)).build(t), done},
+		"a checksum that is wrong, UDP":   {udp.with(bad(wrong)).build(t), doneUDP},
+		"a checksum undone, and not said": {tcp.build(t), done},
 	} {
-		if segments := split(t, p, mtu); segments != nil {
-			t.Errorf("%s: cut into %d", name, len(segments))
-		}
+		t.Run(name, func(t *testing.T) {
+			var s Splitter
+			if s.Reset(c.p, c.info) {
+				t.Errorf("cut into %d", s.Segments())
+			}
+		})
 	}
-	headersOnly := superpacket(t, nil)
-	h := parse(t, headersOnly)
-	if _, ok := SplitTCP(headersOnly, &h, 40); ok {
-		t.Error("headers longer than the MTU were cut")
+
+	var s Splitter
+	if !s.Reset(udp.with(bad(absent)).build(t), doneUDP) {
+		t.Error("a UDP superpacket without a checksum was refused")
 	}
 }
 
-func edit(p []byte, f func([]byte)) []byte { f(p); return p }
-
-func corrupt(t testing.TB, p []byte) []byte {
-	return edit(p, func(p []byte) { p[len(p)-1] ^= 0x40 })
+// shortIPv6 is an IPv6 header with n zeros behind it.
+func shortIPv6(n int) []byte {
+	p := make([]byte, ipv6Len+n)
+	p[0] = 0x60
+	binary.BigEndian.PutUint16(p[4:], uint16(n))
+	return p
 }
 
 func TestSplitNoAllocation(t *testing.T) {
-	p, buf := superpacket(t, random(60000)), make([]byte, 1450)
-	h := parse(t, p)
+	tcp, udp := oneTCP(60000).with(bad(undone)), oneUDP(60000).with(bad(undone)).with(func(s *spec) { s.v6 = true })
+	p, q, hdr := tcp.build(t), udp.build(t), make([]byte, 128)
+	ip, iq := tcp.superInfo(1400), udp.superInfo(1400)
+	var s Splitter
 	if n := testing.AllocsPerRun(20, func() {
-		s, ok := SplitTCP(p, &h, len(buf))
-		if !ok {
+		if !s.Reset(p, ip) {
 			t.Fatal("not cut")
 		}
-		for s.More() {
-			s.Next(buf)
+		for _, ok := s.Next(hdr); ok; _, ok = s.Next(hdr) {
+		}
+		if !s.Reset(q, iq) {
+			t.Fatal("not cut")
+		}
+		for _, ok := s.Next(hdr); ok; _, ok = s.Next(hdr) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
-// FuzzSplitTCP: whatever comes is left alone, or cut into sound segments that carry the same bytes.
-func FuzzSplitTCP(f *testing.F) {
-	p := superpacket(f, random(3000))
-	f.Add(p, 1450)
-	q := bytes.Clone(p)
-	leavePartial(f, q)
-	f.Add(q, 600)
-	f.Add(superpacket(f, random(100)), 68)
-	f.Fuzz(func(t *testing.T, p []byte, mtu int) {
-		var h encap.IPv4
-		if mtu < 68 || mtu > 65535 || encap.ParseIPv4(p, 0, &h) != encap.FaultNone {
-			return
-		}
-		s, ok := SplitTCP(p, &h, mtu)
-		if !ok {
-			return
-		}
-		var payload []byte
-		headers := s.headers
-		buf := make([]byte, mtu)
-		for s.More() {
-			b := buf[:s.Next(buf)]
-			var sh encap.IPv4
-			if fault := encap.ParseIPv4(b, 0, &sh); fault != encap.FaultNone || !encap.VerifyHeader(b, &sh) {
-				t.Fatalf("fault %d in segment %x", fault, b)
+// FuzzSplit: whatever comes is left alone, or cut into sound segments that carry the same bytes.
+func FuzzSplit(f *testing.F) {
+	for _, s := range []spec{oneTCP(300), oneUDP(300), oneTCP(0), oneTCP(300).with(bare)} {
+		for _, v6 := range []bool{false, true} {
+			s.v6 = v6
+			p := s.with(bad(undone)).build(f)
+			f.Add(p, uint8(s.superInfo(1).Kind), uint16(100), true)
+			f.Add(s.build(f), uint8(s.superInfo(1).Kind), uint16(7), false)
+			if v6 {
+				f.Add(extend(extend(p, 43), 0), uint8(s.superInfo(1).Kind), uint16(40), true)
 			}
-			if encap.Sum(b[sh.HeaderLen:], encap.PseudoSum(b, &sh)) != 0xffff {
-				t.Fatalf("checksum wrong in segment %x", b)
-			}
-			payload = append(payload, b[headers:]...)
-		}
-		if !bytes.Equal(payload, p[headers:h.TotalLen]) {
-			t.Fatal("payload changed")
-		}
-	})
-}
-
-func BenchmarkSplit64K(b *testing.B) {
-	p, buf := superpacket(b, random(65000)), make([]byte, 1450)
-	h := parse(b, p)
-	b.SetBytes(int64(len(p)))
-	b.ReportAllocs()
-	for b.Loop() {
-		s, _ := SplitTCP(p, &h, len(buf))
-		for s.More() {
-			s.Next(buf)
 		}
 	}
+	f.Fuzz(func(t *testing.T, p []byte, kind uint8, size uint16, needsCsum bool) {
+		p = p[:min(len(p), 1<<16)]
+		before := bytes.Clone(p)
+		var s Splitter
+		info := Info{Kind: Kind(kind), Size: size, NeedsCsum: needsCsum}
+		if !s.Reset(p, info) {
+			return
+		}
+		hdr := make([]byte, s.HeaderLen())
+		var payload []byte
+		n := 0
+		for b, ok := s.Next(hdr); ok; b, ok = s.Next(hdr) {
+			n++
+			seg := append(bytes.Clone(hdr), b...)
+			var l layout
+			if !l.read(seg) || l.kind() != info.Kind || len(seg) > s.SegmentLen() {
+				t.Fatalf("segment %d is no packet: %x", n, seg)
+			}
+			if !l.v6 && slowSum(seg[:l.transport], 0) != 0xffff {
+				t.Fatalf("segment %d: IPv4 header checksum of %x", n, seg[:l.transport])
+			}
+			if !l.verify(seg) || l.udp && seg[l.transport+6] == 0 && seg[l.transport+7] == 0 {
+				t.Fatalf("segment %d: checksum of %x", n, seg)
+			}
+			payload = append(payload, b...)
+		}
+		if n != s.Segments() || !bytes.Equal(payload, p[s.HeaderLen():]) || !bytes.Equal(p, before) {
+			t.Fatalf("%d segments of %d, %d bytes", n, s.Segments(), len(payload))
+		}
+	})
 }

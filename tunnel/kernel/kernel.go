@@ -3,8 +3,9 @@
 // Package kernel says what this kernel can do for the daemon, and why not.
 //
 // Every answer comes from trying, on file descriptors that are closed at once; a version number is for
-// people to read and decides nothing. The package keeps no state and leaves nothing behind; a TUN device that
-// it tries lives for a moment.
+// people to read and decides nothing. What is there is not believed until it has carried packets rightly
+// (selftest.go). The package keeps no state and leaves nothing behind: the TUN devices and the network
+// namespace that it tries live for a moment.
 package kernel
 
 import (

@@ -19,6 +19,26 @@ import (
 // 29863d41bb6e) a kernel thread empties it, and finds as many packets as we wrote meanwhile
 // (docs/decisions/tun-napi.md has the figures).
 
+// napiFlags is what NAPI adds to TUNSETIFF's flags, and why it is off otherwise.
+func (cfg *Config) napiFlags() (flags uint16, why, err error) {
+	if off := cfg.Features.Why(kernel.TUNNAPI); off != "" {
+		return 0, errors.New(off), nil
+	}
+	if cfg.Features.On(kernel.TUNTCPGRO) {
+		return 0, errJoined, nil
+	}
+	ok, err := supportsNAPI()
+	if err != nil {
+		return 0, nil, err
+	}
+	if !ok {
+		return 0, errors.New("the kernel has no NAPI for TUN devices (before 4.15)"), nil
+	}
+	return unix.IFF_NAPI, nil, nil
+}
+
+var errJoined = errors.New("not needed: TCP is written in superpackets (tun-tcp-gro)")
+
 // supportsNAPI asks the kernel which flags TUNSETIFF knows.
 func supportsNAPI() (bool, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -40,16 +60,13 @@ const queueBytes = 1 << 20
 
 // threadNAPI turns threaded polling on for the device, which has IFF_NAPI.
 func (d *Device) threadNAPI() error {
-	fd, err := d.file.Begin()
-	if err != nil {
-		return err
+	for _, q := range d.queues {
+		if err := q.boundSend(); err != nil {
+			return err
+		}
 	}
-	defer d.file.End()
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETSNDBUF, queueBytes); err != nil {
-		return fmt.Errorf("TUNSETSNDBUF: %w", err)
-	}
-	dir := filepath.Join("/sys/class/net", d.name)
-	if err := sameDevice(dir, d.name); err != nil {
+	dir := filepath.Join("/sys/class/net", d.cfg.Name)
+	if err := sameDevice(dir, d.cfg.Name); err != nil {
 		return err
 	}
 	// O_TRUNC and O_CREATE mean nothing in sysfs, and a device that is gone must not become a file.
@@ -62,6 +79,18 @@ func (d *Device) threadNAPI() error {
 	}
 	_, err = f.WriteString("1")
 	return errors.Join(err, f.Close())
+}
+
+func (q *queue) boundSend() error {
+	fd, err := q.file.Begin()
+	if err != nil {
+		return err
+	}
+	defer q.file.End()
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETSNDBUF, queueBytes); err != nil {
+		return fmt.Errorf("TUNSETSNDBUF: %w", err)
+	}
+	return nil
 }
 
 // sameDevice makes sure that /sys shows our network namespace: a process that was moved into one by
@@ -99,10 +128,10 @@ func readNumber(path string) (uint64, error) {
 }
 
 // napiFeature says whether the device polls in a thread, and why not.
-func napiFeature(err error) kernel.Feature {
-	f := kernel.Feature{Name: "tun-napi", On: err == nil, Reason: "the kernel joins TCP segments before its stack takes them (GRO)"}
-	if err != nil {
-		f.Reason = err.Error()
+func (d *Device) napiFeature() kernel.Feature {
+	f := d.cfg.Features.Feature(kernel.TUNNAPI)
+	if d.napi != nil {
+		f.On, f.Reason = false, d.napi.Error()
 	}
 	return f
 }

@@ -30,7 +30,7 @@ func overflow(name string) uint64 {
 }
 
 // Overflow implements tunnel.Device.
-func (d *Device) Overflow() uint64 { return overflow(d.name) }
+func (d *Device) Overflow() uint64 { return overflow(d.cfg.Name) }
 
 // Overflow implements tunnel.Device.
-func (p *Portable) Overflow() uint64 { return overflow(p.name) }
+func (p *Portable) Overflow() uint64 { return overflow(p.cfg.Name) }

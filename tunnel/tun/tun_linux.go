@@ -1,20 +1,21 @@
 // Package tun opens the TUN device and moves inner packets through it in batches.
 //
-// Device takes everything that waits in one wake-up. Portable does the same through
-// golang.zx2c4.com/wireguard/tun, one packet a call: the slow twin, and a way out when the fast one is
-// suspected. The room touches the TUN's file descriptor only: addresses, routes and the MTU are
-// tunnel/host's.
+// Device takes everything that waits in one wake-up, and superpackets both ways where the kernel has them.
+// Portable does without all that, through golang.zx2c4.com/wireguard/tun, one packet a call: the slow
+// twin, and a way out when the fast one is suspected. The room touches the TUN's file descriptors only:
+// addresses, routes and the MTU are tunnel/host's.
 package tun
 
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
-	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"muslin/tunnel"
+	"muslin/tunnel/gso"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/waiter"
 )
@@ -25,8 +26,16 @@ const clonePath = "/dev/net/tun"
 // has it.
 var ErrNameTaken = errors.New("the name is taken")
 
-// create makes the TUN device name and returns its non-blocking descriptor: IFF_TUN, no packet
-// information, no virtio header, one queue, and the further flags.
+// Config says which device to open.
+type Config struct {
+	Name     string
+	Queues   int // at least 1; more with kernel.MultiQueue only
+	Features kernel.Features
+	Logger   *slog.Logger
+}
+
+// create makes the TUN device name, or with IFF_MULTI_QUEUE another queue of it, and returns its
+// non-blocking descriptor: IFF_TUN, no packet information, and the further flags.
 func create(name string, flags uint16) (int, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -49,158 +58,152 @@ func create(name string, flags uint16) (int, error) {
 	return fd, nil
 }
 
-// Device is an open TUN device. It implements tunnel.Device. One goroutine may Read while any number
-// Write. The link goes away with Close, or with the process.
+// Device is an open TUN device. It implements tunnel.Device. The link goes away with Close, or with the
+// process.
 type Device struct {
-	name string
-	file *waiter.File
-	poll [2]unix.PollFd // of the reader
-	napi error          // nil: polled by a kernel thread; otherwise why not
+	cfg    Config
+	queues []*queue
+	napi   error // nil: polled by a kernel thread; otherwise why not
 }
 
-// Open creates the TUN device name, in NAPI mode where the kernel has it. An error that is ErrNameTaken
-// means what it says.
-func Open(name string) (*Device, error) {
-	ok, err := supportsNAPI()
+// Open creates the TUN device, with as many of cfg.Features as it can. An error that is ErrNameTaken means
+// what it says.
+func Open(cfg Config) (*Device, error) {
+	flags, napi, err := cfg.napiFlags()
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
-		return open(name, 0, errors.New("the kernel has no NAPI for TUN devices (before 4.15)"))
+	d, err := open(cfg, flags)
+	if err != nil || napi != nil {
+		if d != nil {
+			d.napi = napi
+		}
+		return d, err
 	}
-	d, err := open(name, unix.IFF_NAPI, nil)
-	if err != nil {
-		return nil, err
-	}
-	if d.napi = d.threadNAPI(); d.napi != nil {
+	if why := d.threadNAPI(); why != nil {
 		// NAPI without its thread gains nothing: the plain device is the simpler one.
-		why := d.napi
 		if err := d.Close(); err != nil {
 			return nil, err
 		}
-		return open(name, 0, why)
+		if d, err = open(cfg, 0); err != nil {
+			return nil, err
+		}
+		d.napi = why
 	}
 	return d, nil
 }
 
-// OpenPlain creates the TUN device name without NAPI.
-func OpenPlain(name string) (*Device, error) { return open(name, 0, errPlain) }
+func open(cfg Config, flags uint16) (*Device, error) {
+	if cfg.Features.On(kernel.TUNVnet) {
+		flags |= unix.IFF_VNET_HDR
+	}
+	if cfg.Queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	d := &Device{cfg: cfg}
+	for i := range cfg.Queues {
+		first := uint16(0)
+		if i == 0 && cfg.Queues > 1 {
+			// Otherwise this would be one more queue of a device that another process has.
+			first = unix.IFF_TUN_EXCL
+		}
+		if err := d.addQueue(flags | first); err != nil {
+			d.Close()
+			return nil, err
+		}
+	}
+	return d, nil
+}
 
-var errPlain = errors.New("a plain TUN device was asked for")
-
-func open(name string, flags uint16, napi error) (*Device, error) {
-	fd, err := create(name, flags)
+func (d *Device) addQueue(flags uint16) error {
+	fd, err := create(d.cfg.Name, flags)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if err := d.setOffload(fd); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("open TUN %q: %w", d.cfg.Name, err)
 	}
 	file, err := waiter.New(fd)
 	if err != nil {
-		return nil, fmt.Errorf("open TUN %q: %w", name, err)
+		return fmt.Errorf("open TUN %q: %w", d.cfg.Name, err)
 	}
-	return &Device{name: name, file: file, napi: napi}, nil
+	d.queues = append(d.queues, newQueue(d, file))
+	return nil
+}
+
+// setOffload tells the kernel what we take from it unfinished. What we may give does not depend on it.
+func (d *Device) setOffload(fd int) error {
+	f := d.cfg.Features
+	if !f.On(kernel.TUNVnet) {
+		return nil
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, gso.InfoLen); err != nil {
+		return fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
+	}
+	var offload int
+	if f.On(kernel.TUNTSO) {
+		offload = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	}
+	if f.On(kernel.TUNUSO) {
+		offload |= unix.TUN_F_USO4 | unix.TUN_F_USO6
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offload); err != nil {
+		return fmt.Errorf("TUNSETOFFLOAD: %w", err)
+	}
+	return nil
 }
 
 // Name is the interface's name.
-func (d *Device) Name() string { return d.name }
+func (d *Device) Name() string { return d.cfg.Name }
+
+// Queues implements tunnel.Device.
+func (d *Device) Queues() []tunnel.DeviceQueue {
+	var all []tunnel.DeviceQueue
+	for _, q := range d.queues {
+		all = append(all, q)
+	}
+	return all
+}
 
 // Features lists how packets are moved.
 func (d *Device) Features() []kernel.Feature {
+	f := d.cfg.Features
+	queues := f.Feature(kernel.MultiQueue)
+	if queues.On {
+		queues.On, queues.Reason = len(d.queues) > 1, fmt.Sprintf("%d of --queues", len(d.queues))
+	}
 	return []kernel.Feature{
-		{Name: "tun-drain", On: true, Reason: "one wake-up takes every packet that waits in the TUN device"},
-		napiFeature(d.napi),
+		f.Feature(kernel.TUNDrain), queues,
+		f.Feature(kernel.TUNVnet), f.Feature(kernel.TUNTSO), f.Feature(kernel.TUNUSO),
+		d.joinFeature(kernel.TUNTCPGRO, func(q *queue) *join { return &q.tcp }),
+		d.joinFeature(kernel.TUNUDPGRO, func(q *queue) *join { return &q.udp }),
+		d.napiFeature(),
 	}
 }
 
-// Read implements tunnel.Device.
-func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	fd, err := d.file.Begin()
-	if err != nil {
-		return 0, err
-	}
-	defer d.file.End()
-	for {
-		n, errno := drain(fd, bufs, sizes, offset)
-		switch {
-		case n > 0:
-			return n, nil // an error, if there was one, comes again on the next call
-		case errno == unix.EAGAIN:
-			if err := d.file.Wait(unix.POLLIN, &d.poll); err != nil {
-				return 0, err
-			}
-		default:
-			return 0, d.failed("read", errno)
+// joinFeature sums up what became of a kind of superpacket on all queues.
+func (d *Device) joinFeature(name string, of func(*queue) *join) kernel.Feature {
+	f := d.cfg.Features.Feature(name)
+	for _, q := range d.queues {
+		if why := of(q).why(); f.On && why != nil {
+			f.On, f.Reason = false, "the kernel refused a superpacket, and took its segments: "+why.Error()
 		}
 	}
-}
-
-// drain reads until the device is empty or bufs are full, and returns what stopped it.
-func drain(fd int, bufs [][]byte, sizes []int, offset int) (n int, errno syscall.Errno) {
-	for n < len(bufs) {
-		b := bufs[n][offset:]
-		// The descriptor is non-blocking, so the scheduler need not be told of the call.
-		size, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch errno {
-		case 0:
-			sizes[n] = int(size)
-			n++
-		case unix.EINTR:
-		default:
-			return n, errno
-		}
-	}
-	return n, 0
-}
-
-// Write implements tunnel.Device. The network stack takes each packet or refuses it at once; only in NAPI
-// mode is there a queue, and Write waits while that is full.
-func (d *Device) Write(bufs [][]byte, offset int) (written int, err error) {
-	fd, err := d.file.Begin()
-	if err != nil {
-		return 0, err
-	}
-	defer d.file.End()
-	for i := 0; i < len(bufs); {
-		b := bufs[i][offset:]
-		_, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case errno == unix.EAGAIN:
-			if err := d.waitWritable(); err != nil {
-				return written, err
-			}
-			continue
-		case errno == 0:
-			written++
-		case err == nil:
-			err = d.failed("write", errno)
-		}
-		i++
-	}
-	return written, err
-}
-
-// waitWritable is apart from Write so that only a wait costs an allocation.
-func (d *Device) waitWritable() error {
-	var poll [2]unix.PollFd
-	return d.file.Wait(unix.POLLOUT, &poll)
-}
-
-func (d *Device) failed(op string, errno syscall.Errno) error {
-	if errno == unix.EBADFD {
-		return deleted(op, d.name)
-	}
-	return fmt.Errorf("%s TUN %q: %w", op, d.name, errno)
-}
-
-func deleted(op, name string) error {
-	return fmt.Errorf("%s TUN %q: the device was deleted under us: %w", op, name, unix.EBADFD)
+	return f
 }
 
 // Close removes the device and ends Read and Write with os.ErrClosed.
 func (d *Device) Close() error {
-	if err := d.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return fmt.Errorf("close TUN %q: %w", d.name, err)
+	var all []error
+	for _, q := range d.queues {
+		if err := q.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			all = append(all, fmt.Errorf("close TUN %q: %w", d.cfg.Name, err))
+		}
 	}
-	return nil
+	return errors.Join(all...)
+}
+
+func deleted(op, name string) error {
+	return fmt.Errorf("%s TUN %q: the device was deleted under us: %w", op, name, unix.EBADFD)
 }

@@ -1,47 +1,23 @@
 package underlay
 
-import (
-	"log/slog"
-	"net/netip"
-	"testing"
+import "testing"
 
-	"muslin/tunnel"
-)
-
-// BenchmarkReceive sends batches of 64 datagrams over loopback and receives them: ns and allocations are
-// per batch, and cover both ends.
-func BenchmarkReceive(b *testing.B) {
+// BenchmarkCarry sends 64 KB over loopback and receives it: ns and allocations cover both ends.
+func BenchmarkCarry(b *testing.B) {
 	for _, c := range []struct {
-		name     string
-		portable bool
-	}{{"recvmmsg", false}, {"ReadBatch", true}} {
+		name, features     string
+		messages, segments int
+	}{
+		{"runs", "auto", 1, 44},
+		{"sendmmsg", "-udp-gso", 44, 1},
+		{"one by one", "none", 44, 1},
+	} {
 		b.Run(c.name, func(b *testing.B) {
-			local := netip.MustParseAddr("127.0.0.1")
-			conn, err := Open(Config{Local: local, Port: 18472, Logger: slog.New(slog.DiscardHandler), Portable: c.portable})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer conn.Close()
-			out, in := make([]tunnel.Datagram, tunnel.BatchSize), make([]tunnel.Datagram, tunnel.BatchSize)
-			full := make([]byte, 2048)
-			for i := range out {
-				out[i] = tunnel.Datagram{Buf: make([]byte, 1400), Addr: netip.AddrPortFrom(local, 18472)}
-			}
+			carrier := newCarrier(b, c.features, c.messages, c.segments, 1450)
+			b.SetBytes(44 * 1450)
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := conn.Send(out); err != nil {
-					b.Fatal(err)
-				}
-				for got := 0; got < len(out); {
-					for i := range in {
-						in[i].Buf = full
-					}
-					n, err := conn.Receive(in)
-					if err != nil {
-						b.Fatal(err)
-					}
-					got += n
-				}
+				carrier.carry(b)
 			}
 		})
 	}

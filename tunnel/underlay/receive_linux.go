@@ -14,9 +14,9 @@ import (
 	"muslin/tunnel"
 )
 
-// controlBytes holds one IP_TOS control message, which the kernel sends as a single byte (ip(7),
-// IP_RECVTOS).
-var controlBytes = unix.CmsgSpace(1)
+// controlBytes holds an IP_TOS control message, which the kernel sends as a single byte (ip(7), IP_RECVTOS),
+// and a UDP_GRO one, which is an int (udp(7)).
+var controlBytes = unix.CmsgSpace(1) + unix.CmsgSpace(4)
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
 type mmsghdr struct {
@@ -72,7 +72,7 @@ func (r *mmsgReceiver) receive(ds []tunnel.Datagram) (int, error) {
 		d.Buf = d.Buf[:r.hdrs[i].n]
 		d.Addr = r.source(i)
 		d.Truncated = h.Flags&unix.MSG_TRUNC != 0
-		d.ECN = ecnOf(r.oob[i*controlBytes:][:h.Controllen])
+		d.ECN, d.Size = readControl(r.oob[i*controlBytes:][:h.Controllen])
 	}
 	return n, err
 }
@@ -108,15 +108,25 @@ func (r *mmsgReceiver) source(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4(name.Addr), binary.BigEndian.Uint16(port[:]))
 }
 
-// ecnOf reads the outer ECN out of a datagram's control messages, 0 where there is none.
-func ecnOf(oob []byte) uint8 {
-	if len(oob) > unix.CmsgLen(0) {
+// readControl reads the control messages that came with a datagram: its outer ECN, and the length of each
+// datagram where the kernel joined several (UDP_GRO), else 0.
+func readControl(oob []byte) (ecn uint8, size int) {
+	for len(oob) >= unix.CmsgLen(0) {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
-		if h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS {
-			return oob[unix.CmsgLen(0)] & 3
+		length := int(h.Len)
+		if length < unix.CmsgLen(0) || length > len(oob) {
+			break
 		}
+		data := oob[unix.CmsgLen(0):length]
+		switch {
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
+			ecn = data[0] & 3
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
+			size = int(binary.NativeEndian.Uint32(data))
+		}
+		oob = oob[min(unix.CmsgSpace(len(data)), len(oob)):]
 	}
-	return 0
+	return ecn, size
 }
 
 func putCmsg(b []byte, level, typ int32, dataLen int) {
@@ -125,14 +135,14 @@ func putCmsg(b []byte, level, typ int32, dataLen int) {
 	h.SetLen(unix.CmsgLen(dataLen))
 }
 
-// batchReceiver is the slow twin of mmsgReceiver, over golang.org/x/net.
+// batchReceiver is the slow twin of mmsgReceiver, over golang.org/x/net: one datagram a call.
 type batchReceiver struct {
 	conn *ipv4.PacketConn
 	msgs []ipv4.Message
 }
 
 func newBatchReceiver(s *socket) *batchReceiver {
-	r := &batchReceiver{conn: ipv4.NewPacketConn(s), msgs: make([]ipv4.Message, tunnel.BatchSize)}
+	r := &batchReceiver{conn: ipv4.NewPacketConn(s), msgs: make([]ipv4.Message, 1)}
 	for i := range r.msgs {
 		r.msgs[i].Buffers = make([][]byte, 1)
 		r.msgs[i].OOB = make([]byte, controlBytes)
@@ -158,7 +168,7 @@ func (r *batchReceiver) receive(ds []tunnel.Datagram) (int, error) {
 			d.Addr = netip.AddrPortFrom(from.AddrPort().Addr().Unmap(), uint16(from.Port))
 		}
 		d.Truncated = m.Flags&unix.MSG_TRUNC != 0
-		d.ECN = ecnOf(m.OOB[:m.NN])
+		d.ECN, d.Size = readControl(m.OOB[:m.NN])
 	}
 	return n, nil
 }

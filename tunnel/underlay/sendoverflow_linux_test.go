@@ -1,11 +1,8 @@
 package underlay
 
 import (
-	"log/slog"
+	"errors"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,55 +10,78 @@ import (
 	"muslin/tunnel"
 )
 
-// A link that takes 1 Mbit/s and queues a tenth of a second of it:
-//
-//	Conn 192.0.2.1 ── out0 (tbf) ══ far0
-//
+// slow makes out0 a link that takes 1 Mbit/s and queues a tenth of a second of it: 12.5 KB, and a bucket of
+// 4 KB.
+const slow = "tc qdisc add dev out0 root tbf rate 1mbit burst 4kb latency 100ms"
+
 // Most of what is sent at once is dropped by the queue, after the socket was told that it was sent.
 func TestSendOverflow(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("a network namespace needs root, and CI is set")
-		}
-		t.Skip("a network namespace needs root")
-	}
-	runtime.LockOSThread() // for good: the namespace ends with the thread
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
-	script := `ip link add out0 type veth peer name far0 && ip addr add 192.0.2.1/24 dev out0 &&
-		ip link set far0 up && ip link set out0 up && ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev out0 nud permanent &&
-		tc qdisc add dev out0 root tbf rate 1mbit burst 4kb latency 100ms`
-	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	c, err := Open(Config{Local: netip.MustParseAddr("192.0.2.1"), Port: 8472, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if n := c.SendOverflow(); n != 0 {
-		t.Fatalf("overflow %d at first", n)
-	}
-	const batches = 10
-	failed := uint64(0)
-	ds := make([]tunnel.Datagram, tunnel.BatchSize)
-	for range batches {
-		for i := range ds {
-			ds[i] = tunnel.Datagram{Buf: make([]byte, 1000), Addr: netip.MustParseAddrPort("192.0.2.2:8472")}
-		}
-		if err := c.Send(ds); err != nil {
-			t.Fatal(err)
-		}
-		for i := range ds {
-			if ds[i].Err != nil {
-				failed++
+	for _, c := range []struct {
+		name     string
+		segments int
+	}{
+		{"single datagrams", 1},
+		{"runs", 10}, // the kernel counts each as one (udp_send_skb)
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLink(t)
+			l.near.sh(t, slow)
+			sender, _ := l.pair(t, "auto", "auto", nil)
+			overflow := func() (n uint64) {
+				l.near.do(t, func() error { n = sender.SendOverflow(); return nil })
+				return n
 			}
+			if n := overflow(); n != 0 {
+				t.Fatalf("overflow %d at first", n)
+			}
+			const messages = 640
+			failed := uint64(0)
+			for range messages / tunnel.BatchSize {
+				var ms []tunnel.Message
+				for range tunnel.BatchSize {
+					ms = append(ms, run(netip.AddrPortFrom(farAddr, 8472), 0, datagrams(c.segments, 1000, 1000)...))
+				}
+				if err := sender.queues[0].Send(ms); err != nil {
+					t.Fatal(err)
+				}
+				for i := range ms {
+					failed += uint64(ms[i].Failed / c.segments)
+				}
+			}
+			if lost := overflow() + failed; lost < messages*9/10 || lost > messages {
+				t.Errorf("%d of %d messages are counted as dropped, want most of them", lost, messages)
+			}
+		})
+	}
+}
+
+// A socket that is told of a full queue (IP_RECVERR) says so of the message.
+func TestSendBufferFull(t *testing.T) {
+	l := newLink(t)
+	l.near.sh(t, slow)
+	sender, _ := l.pair(t, "auto", "auto", nil)
+	setInt(t, sender.senders[0].socket, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	var ms []tunnel.Message
+	for range tunnel.BatchSize {
+		ms = append(ms, run(netip.AddrPortFrom(farAddr, 8472), 0, datagrams(3, 1000, 1000)...))
+	}
+	if err := sender.queues[0].Send(ms); err != nil {
+		t.Fatal(err)
+	}
+	full := 0
+	for i := range ms {
+		if ms[i].Failed == 0 && ms[i].Err == nil {
+			continue
+		}
+		full++
+		if !errors.Is(ms[i].Err, tunnel.ErrSendBufferFull) || ms[i].Failed != 3 {
+			t.Errorf("message %d: %d failed: %v", i, ms[i].Failed, ms[i].Err)
 		}
 	}
-	// 640 KB into a queue of 12.5 KB and a bucket of 4 KB.
-	const sent = batches * tunnel.BatchSize
-	if lost := c.SendOverflow() + failed; lost < sent*9/10 || lost > sent {
-		t.Errorf("%d of %d datagrams are counted as dropped, want most of them", lost, sent)
+	if full < tunnel.BatchSize/2 || full == tunnel.BatchSize {
+		t.Errorf("%d of %d messages met a full queue", full, len(ms))
+	}
+	if !sender.senders[0].takes(maxSegments, 1000) {
+		t.Error("a full queue changed what goes out in one piece")
 	}
 }

@@ -98,8 +98,24 @@ func (r *rawSocket) until(f func(fd uintptr) bool, events int16, poll *[2]unix.P
 	return nil
 }
 
-func setListenOptions(fd int) error {
+// listenOptions are those of a receiving socket.
+type listenOptions struct {
+	share bool // the port with our other queues: the kernel spreads flows over them (since Linux 3.9)
+	gro   bool // take several datagrams in one piece
+}
+
+func (o listenOptions) set(fd int) error {
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	if o.share {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+			return fmt.Errorf("setsockopt SO_REUSEPORT: %w", err)
+		}
+	}
+	if o.gro {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
+			return fmt.Errorf("setsockopt UDP_GRO: %w", err)
+		}
+	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1); err != nil {
 		return fmt.Errorf("setsockopt IP_RECVTOS: %w", err)
 	}
@@ -168,16 +184,24 @@ func getInt(s *socket, option int) (int, error) {
 
 // Overflow implements tunnel.Underlay by SO_MEMINFO, since Linux 4.12 (a2d133b1d465); 0 before that.
 func (c *Conn) Overflow() uint64 {
+	var n uint64
+	for _, q := range c.queues {
+		n += q.listener.drops()
+	}
+	return n
+}
+
+func (s *socket) drops() uint64 {
 	const (
 		soMeminfo      = 55 // SO_MEMINFO in asm-generic/socket.h
 		skMeminfoDrops = 8  // SK_MEMINFO_DROPS in linux/sock_diag.h
 	)
 	var info [9]uint32
-	fd, err := c.listener.file.Begin()
+	fd, err := s.file.Begin()
 	if err != nil {
 		return 0
 	}
-	defer c.listener.file.End()
+	defer s.file.End()
 	size := uint32(unsafe.Sizeof(info))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, soMeminfo,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)

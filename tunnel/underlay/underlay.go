@@ -1,8 +1,9 @@
 // Package underlay moves outer datagrams in batches between the VTEP and UDP sockets.
 //
-// It owns one receiving socket on the overlay's port and a few sending sockets, whose ports give the
-// underlay's switches and the receivers' queues something to spread flows by. It never looks into a
-// datagram.
+// It owns a receiving socket for each queue, all on the overlay's port, and a few sending sockets, whose
+// ports give the underlay's switches and the receivers' queues something to spread flows by. Runs of
+// datagrams leave and arrive in one piece where the kernel can cut and join them (UDP_SEGMENT, UDP_GRO). It
+// never looks into a datagram.
 package underlay
 
 import (
@@ -13,86 +14,117 @@ import (
 	"os"
 	"sync/atomic"
 
-	"golang.org/x/net/ipv4"
-
 	"muslin/tunnel"
 	"muslin/tunnel/kernel"
 )
 
-const (
-	// senders is the number of sending sockets, so of outer source ports. Every peer sees the same
-	// ports; 16 is enough for the hash of an ECMP group or of a NIC's queues to find its spread.
-	senders = 16
-
-	// bufferBytes is what each socket's buffers are set to. wireguard-go measured 4.08 → 5.27 Gb/s from
-	// the kernel's default to 7 MB; more than a full batch of both workers never hurts.
-	bufferBytes = 8 << 20
-)
+// bufferBytes is what each socket's buffers are set to. wireguard-go measured 4.08 → 5.27 Gb/s from the
+// kernel's default to 7 MB; more than a full batch of both workers never hurts.
+const bufferBytes = 8 << 20
 
 // Config says where the underlay is.
 type Config struct {
-	Local  netip.Addr // IPv4 address of the underlay interface; both ends of every socket bind to it
-	Port   uint16     // the overlay's port
-	Logger *slog.Logger
-
-	// Portable receives through golang.org/x/net's ReadBatch instead of our own recvmmsg call. It is
-	// the slow twin: it allocates an address for every datagram (docs/decisions/receive-path.md).
-	Portable bool
+	Local       netip.Addr // IPv4 address of the underlay interface; both ends of every socket bind to it
+	Port        uint16     // the overlay's port
+	Queues      int        // at least 1
+	Features    kernel.Features
+	MaxSegments int // datagrams that this kernel takes in one piece (kernel.UDPMaxSegments)
+	Logger      *slog.Logger
 }
 
-// Conn implements tunnel.Underlay. Send is for one goroutine at a time, Receive for one other.
+// Conn implements tunnel.Underlay.
 type Conn struct {
 	cfg Config
 	log *slog.Logger
 
-	listener *socket
-	receiver interface {
-		receive(ds []tunnel.Datagram) (int, error)
-	}
-
-	senders []*socket
-	packets []*ipv4.PacketConn // over senders
-	out     sendState
+	queues  []*queue
+	senders []*sender // by source port; all queues use them
 
 	sndbufErrors uint64 // at Open
 
-	ecn      atomic.Bool // outer ECN can be set on sending
-	features []kernel.Feature
+	ecn     atomic.Bool // outer ECN can be set on sending
+	buffers []kernel.Feature
+}
+
+// queue implements tunnel.UnderlayQueue.
+type queue struct {
+	conn     *Conn
+	listener *socket
+	receiver receiver
+	out      sendState
+}
+
+type receiver interface {
+	receive(ds []tunnel.Datagram) (int, error)
 }
 
 // Open binds the sockets. An error that is syscall.EADDRINUSE means the port is taken.
 func Open(cfg Config) (*Conn, error) {
 	c := &Conn{cfg: cfg, log: cfg.Logger, sndbufErrors: sndbufErrors()}
-	if err := c.listen(); err != nil {
+	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
 	}
-	for range senders {
-		if err := c.addSender(); err != nil {
-			c.Close()
-			return nil, err
-		}
-	}
-	c.out.init()
-	c.ecn.Store(true)
 	return c, nil
 }
 
-func (c *Conn) listen() error {
-	s, err := openSocket(netip.AddrPortFrom(c.cfg.Local, c.cfg.Port), setListenOptions)
+func (c *Conn) open() error {
+	if c.cfg.Queues > 1 {
+		if err := c.portFree(); err != nil {
+			return err
+		}
+	}
+	for range c.cfg.Queues {
+		if err := c.listen(); err != nil {
+			return err
+		}
+	}
+	ports := 1
+	if c.cfg.Features.On(kernel.SourcePorts) {
+		ports = tunnel.SourcePorts
+	}
+	for range ports {
+		if err := c.addSender(); err != nil {
+			return err
+		}
+	}
+	for _, q := range c.queues {
+		q.out.init(c.senders, c.cfg.Features.On(kernel.MMsg))
+	}
+	c.ecn.Store(c.cfg.Features.On(kernel.OuterECN))
+	return nil
+}
+
+// portFree makes sure that nobody has the port: sockets that share it among them (SO_REUSEPORT) would also
+// share it with another process of this user.
+func (c *Conn) portFree() error {
+	s, err := openSocket(netip.AddrPortFrom(c.cfg.Local, c.cfg.Port), func(int) error { return nil })
 	if err != nil {
-		return fmt.Errorf("bind UDP %v:%d: %w", c.cfg.Local, c.cfg.Port, err)
+		return c.bindError(err)
 	}
-	c.listener = s
-	c.features = append(c.features, bufferFeature(s, "receive-buffer", true))
-	if c.cfg.Portable {
-		c.receiver = newBatchReceiver(s)
-		c.features = append(c.features, kernel.Feature{Name: "recvmmsg", Reason: "portable data path asked for: ReadBatch"})
-		return nil
+	return s.Close()
+}
+
+func (c *Conn) bindError(err error) error {
+	return fmt.Errorf("bind UDP %v:%d: %w", c.cfg.Local, c.cfg.Port, err)
+}
+
+func (c *Conn) listen() error {
+	options := listenOptions{share: c.cfg.Queues > 1, gro: c.cfg.Features.On(kernel.UDPGRO)}
+	s, err := openSocket(netip.AddrPortFrom(c.cfg.Local, c.cfg.Port), options.set)
+	if err != nil {
+		return c.bindError(err)
 	}
-	c.receiver = newMmsgReceiver(s)
-	c.features = append(c.features, kernel.Feature{
-		Name: "recvmmsg", On: true, Reason: fmt.Sprintf("up to %d datagrams a call", tunnel.BatchSize)})
+	q := &queue{conn: c, listener: s}
+	if c.cfg.Features.On(kernel.MMsg) {
+		q.receiver = newMmsgReceiver(s)
+	} else {
+		q.receiver = newBatchReceiver(s)
+	}
+	if len(c.queues) == 0 {
+		c.buffers = append(c.buffers, bufferFeature(s, "receive-buffer", true))
+	}
+	c.queues = append(c.queues, q)
 	return nil
 }
 
@@ -102,36 +134,60 @@ func (c *Conn) addSender() error {
 		return fmt.Errorf("bind a sending UDP socket to %v: %w", c.cfg.Local, err)
 	}
 	if len(c.senders) == 0 {
-		c.features = append(c.features, bufferFeature(s, "send-buffer", false))
+		c.buffers = append(c.buffers, bufferFeature(s, "send-buffer", false))
 	}
-	c.senders = append(c.senders, s)
-	c.packets = append(c.packets, ipv4.NewPacketConn(s))
+	segments := 1
+	if c.cfg.Features.On(kernel.UDPGSO) {
+		segments = max(1, c.cfg.MaxSegments)
+	}
+	c.senders = append(c.senders, newSender(s, segments))
 	return nil
+}
+
+// Queues implements tunnel.Underlay.
+func (c *Conn) Queues() []tunnel.UnderlayQueue {
+	var all []tunnel.UnderlayQueue
+	for _, q := range c.queues {
+		all = append(all, q)
+	}
+	return all
 }
 
 // Features lists what the kernel gave and what it did not.
 func (c *Conn) Features() []kernel.Feature {
-	ecn := kernel.Feature{Name: "outer-ecn", On: c.ecn.Load(), Reason: "congestion marks are copied (RFC 6040)"}
-	if !ecn.On {
-		ecn.Reason = "the kernel refused IP_TOS for a single datagram (before 3.13); outer ECN stays 0"
+	all := []kernel.Feature{
+		c.cfg.Features.Feature(kernel.MMsg),
+		c.cfg.Features.Feature(kernel.SourcePorts),
+		c.ecnFeature(),
+		c.gsoFeature(),
+		c.cfg.Features.Feature(kernel.UDPGRO),
 	}
-	spread := kernel.Feature{Name: "source-ports", On: true, Reason: fmt.Sprintf("flows spread over %d outer ports", senders)}
-	sendmmsg := kernel.Feature{Name: "sendmmsg", On: true, Reason: fmt.Sprintf("up to %d datagrams a call", tunnel.BatchSize)}
-	return append(append([]kernel.Feature(nil), c.features...), sendmmsg, spread, ecn)
+	return append(all, c.buffers...)
 }
 
-// Receive implements tunnel.Underlay.
-func (c *Conn) Receive(ds []tunnel.Datagram) (int, error) { return c.receiver.receive(ds) }
+func (c *Conn) ecnFeature() kernel.Feature {
+	f := c.cfg.Features.Feature(kernel.OuterECN)
+	if f.On && !c.ecn.Load() {
+		f.On, f.Reason = false, "the kernel refused IP_TOS for a single datagram (before 3.13); outer ECN stays 0"
+	}
+	return f
+}
+
+// Receive implements tunnel.UnderlayQueue.
+func (q *queue) Receive(ds []tunnel.Datagram) (int, error) { return q.receiver.receive(ds) }
 
 // Close ends Send and Receive, both with os.ErrClosed.
 func (c *Conn) Close() error {
 	var all []error
-	for _, s := range append([]*socket{c.listener}, c.senders...) {
-		if s == nil {
-			continue
-		}
-		if err := s.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-			all = append(all, err)
+	for _, q := range c.queues {
+		all = append(all, q.listener.Close())
+	}
+	for _, s := range c.senders {
+		all = append(all, s.socket.Close())
+	}
+	for i, err := range all {
+		if errors.Is(err, os.ErrClosed) {
+			all[i] = nil
 		}
 	}
 	return errors.Join(all...)

@@ -3,8 +3,6 @@ package underlay
 import (
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -16,159 +14,97 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel"
+	"muslin/tunnel/kernel"
 )
 
 var _ tunnel.Underlay = (*Conn)(nil)
 
-var loopback = netip.MustParseAddr("127.0.0.1")
-
-// open opens an underlay on a free port of the loopback address.
-func open(t testing.TB, portable bool) *Conn {
-	t.Helper()
-	c, err := Open(Config{Local: loopback, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Portable: portable})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
-	return c
-}
-
-// boundTo is the address that the kernel gave a socket.
-func boundTo(t testing.TB, s *socket) netip.AddrPort {
-	t.Helper()
-	fd, err := s.file.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.file.End()
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := sa.(*unix.SockaddrInet4)
-	return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
-}
-
-// received is what one datagram looked like to Receive.
-type received struct {
-	payload   string
-	from      netip.AddrPort
-	ecn       uint8
-	truncated bool
-}
-
-// receive takes n datagrams in calls of at most batch, into buffers of size bytes.
-func receive(t testing.TB, c *Conn, n, batch, size int) (all []received) {
-	t.Helper()
-	// The watchdog makes a datagram that never comes a failure rather than a test that hangs.
-	watchdog := time.AfterFunc(20*time.Second, func() { c.Close() })
-	defer watchdog.Stop()
-	buf := make([]byte, batch*size)
-	ds := make([]tunnel.Datagram, batch)
-	for len(all) < n {
-		for i := range ds {
-			// All fields start out wrong: Receive must assign each.
-			ds[i] = tunnel.Datagram{Buf: buf[i*size : (i+1)*size : (i+1)*size], ECN: 7, Truncated: true, Addr: netip.MustParseAddrPort("1.2.3.4:5")}
-		}
-		got, err := c.Receive(ds)
-		if err != nil {
-			t.Fatalf("Receive after %d of %d datagrams: %v", len(all), n, err)
-		}
-		if got < 1 || got > batch {
-			t.Fatalf("Receive = %d, want 1 to %d", got, batch)
-		}
-		for _, d := range ds[:got] {
-			all = append(all, received{string(d.Buf), d.Addr, d.ECN, d.Truncated})
-		}
-	}
-	return all
-}
-
-// plainSocket is a UDP socket that has nothing to do with this package.
-func plainSocket(t testing.TB) (fd int, addr netip.AddrPort) {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fd, netip.AddrPortFrom(loopback, uint16(sa.(*unix.SockaddrInet4).Port))
-}
-
-func sendPlain(t testing.TB, fd int, to netip.AddrPort, payload []byte) {
-	t.Helper()
-	if err := unix.Sendto(fd, payload, 0, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestClose(t *testing.T) {
-	for _, portable := range []bool{false, true} {
-		before := openFiles(t)
-		c, err := Open(Config{Local: loopback, Logger: slog.Default(), Portable: portable})
-		if err != nil {
-			t.Fatal(err)
-		}
-		to := boundTo(t, c.listener)
-		done := make(chan error, 1)
-		go func() {
-			_, err := c.Receive([]tunnel.Datagram{{Buf: make([]byte, 100)}})
-			done <- err
-		}()
-		if err := c.Close(); err != nil {
-			t.Errorf("portable %v: Close: %v", portable, err)
-		}
-		select {
-		case err := <-done:
-			if !errors.Is(err, os.ErrClosed) {
-				t.Errorf("portable %v: Receive during Close: %v, want os.ErrClosed", portable, err)
+	for _, features := range twins {
+		t.Run(features, func(t *testing.T) {
+			before := openFiles(t)
+			cfg := config(t, features, nil)
+			cfg.Port = freePort(t)
+			if cfg.Features.On(kernel.MultiQueue) {
+				cfg.Queues = 3
 			}
-		case <-time.After(10 * time.Second):
-			t.Fatalf("portable %v: Close does not end Receive", portable)
-		}
-		if _, err := c.Receive([]tunnel.Datagram{{Buf: make([]byte, 100)}}); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("portable %v: Receive after Close: %v", portable, err)
-		}
-		if err := c.Send(batch(3, 3, to)); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("portable %v: Send after Close: %v", portable, err)
-		}
-		if n := c.Overflow(); n != 0 {
-			t.Errorf("portable %v: Overflow after Close = %d", portable, n)
-		}
-		if err := c.Close(); err != nil {
-			t.Errorf("portable %v: second Close: %v", portable, err)
-		}
-		if n := openFiles(t); n != before {
-			t.Errorf("portable %v: %d files open after Close, before Open %d", portable, n, before)
-		}
+			c, err := Open(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, cfg.Queues)
+			for _, q := range c.Queues() {
+				go func() {
+					_, err := q.Receive([]tunnel.Datagram{{Buf: make([]byte, 100)}})
+					done <- err
+				}()
+			}
+			if err := c.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+			for range cfg.Queues {
+				if err := within(t, "Receive during Close", done); !errors.Is(err, os.ErrClosed) {
+					t.Errorf("Receive during Close: %v, want os.ErrClosed", err)
+				}
+			}
+			for i, q := range c.Queues() {
+				if _, err := q.Receive([]tunnel.Datagram{{Buf: make([]byte, 100)}}); !errors.Is(err, os.ErrClosed) {
+					t.Errorf("queue %d: Receive after Close: %v", i, err)
+				}
+				to := netip.AddrPortFrom(loopback, cfg.Port)
+				for name, ms := range map[string][]tunnel.Message{
+					"single datagrams": singles(3, 3, to),
+					"a run":            {run(to, 1, datagrams(3, 100, 100)...)},
+					"too many for one": {run(to, 1, datagrams(maxSegments+1, 100, 100)...)},
+				} {
+					if err := q.Send(ms); !errors.Is(err, os.ErrClosed) {
+						t.Errorf("queue %d: Send of %s after Close: %v", i, name, err)
+					}
+				}
+			}
+			if n := c.Overflow(); n != 0 {
+				t.Errorf("Overflow after Close = %d", n)
+			}
+			if err := c.Close(); err != nil {
+				t.Errorf("second Close: %v", err)
+			}
+			if n := openFiles(t); n != before {
+				t.Errorf("%d files open after Close, before Open %d", n, before)
+			}
+		})
 	}
 }
 
 func TestOpenRefused(t *testing.T) {
-	holder := open(t, false)
-	port := boundTo(t, holder.listener).Port()
+	holder := open(t, "auto", nil)
+	port := boundTo(t, holder.queues[0].listener).Port()
+	generous, err := openSocket(netip.AddrPortFrom(loopback, 0), listenOptions{share: true}.set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer generous.Close()
+	shared := boundTo(t, generous).Port()
+	several := open(t, "auto", func(cfg *Config) { cfg.Queues, cfg.Port = 2, freePort(t) })
 	for _, c := range []struct {
-		name string
-		cfg  Config
-		want error
+		name   string
+		local  netip.Addr
+		port   uint16
+		queues int
+		want   error
 	}{
-		{"port taken", Config{Local: loopback, Port: port}, syscall.EADDRINUSE},
-		{"address of another host", Config{Local: netip.MustParseAddr("192.0.2.1")}, syscall.EADDRNOTAVAIL},
+		{"port taken", loopback, port, 1, syscall.EADDRINUSE},
+		{"port taken, several queues", loopback, port, 2, syscall.EADDRINUSE},
+		{"port of somebody who would share it", loopback, shared, 1, syscall.EADDRINUSE},
+		{"port of somebody who would share it, several queues", loopback, shared, 2, syscall.EADDRINUSE},
+		{"port of several queues", loopback, several.cfg.Port, 1, syscall.EADDRINUSE},
+		{"port of several queues, several queues", loopback, several.cfg.Port, 2, syscall.EADDRINUSE},
+		{"address of another host", netip.MustParseAddr("192.0.2.1"), 0, 1, syscall.EADDRNOTAVAIL},
+		{"address of another host, several queues", netip.MustParseAddr("192.0.2.1"), 0, 2, syscall.EADDRNOTAVAIL},
 	} {
 		before := openFiles(t)
-		c.cfg.Logger = slog.Default()
-		conn, err := Open(c.cfg)
+		cfg := config(t, "auto", nil)
+		cfg.Local, cfg.Port, cfg.Queues = c.local, c.port, c.queues
+		conn, err := Open(cfg)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s: error %v, want %v", c.name, err, c.want)
 			continue
@@ -176,7 +112,7 @@ func TestOpenRefused(t *testing.T) {
 		if conn != nil {
 			t.Errorf("%s: a Conn together with an error", c.name)
 		}
-		if !strings.Contains(err.Error(), fmt.Sprintf("%v:%d", c.cfg.Local, c.cfg.Port)) {
+		if !strings.Contains(err.Error(), fmt.Sprintf("%v:%d", c.local, c.port)) {
 			t.Errorf("%s: %q does not name the address", c.name, err)
 		}
 		if n := openFiles(t); n != before {
@@ -186,11 +122,11 @@ func TestOpenRefused(t *testing.T) {
 }
 
 func TestSendersRefuseDatagrams(t *testing.T) {
-	c := open(t, false)
+	c := open(t, "auto", nil)
 	plain, from := plainSocket(t)
 	for i, s := range c.senders {
-		sendPlain(t, plain, boundTo(t, s), []byte("unwanted"))
-		fd, err := s.file.Begin()
+		sendPlain(t, plain, boundTo(t, s.socket), []byte("unwanted"))
+		fd, err := s.socket.file.Begin()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -198,72 +134,88 @@ func TestSendersRefuseDatagrams(t *testing.T) {
 		if n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT); err != unix.EAGAIN {
 			t.Errorf("sending socket %d took a datagram of %d bytes (%v)", i, n, err)
 		}
-		s.file.End()
+		s.socket.file.End()
 	}
-	sendPlain(t, plain, boundTo(t, c.listener), []byte("wanted"))
-	if got := receive(t, c, 1, 1, 100); got[0].payload != "wanted" || got[0].from != from {
+	sendPlain(t, plain, boundTo(t, c.queues[0].listener), []byte("wanted"))
+	if got, _ := receive(t, c, 1, 1, 100); got[0].payload != "wanted" || got[0].from != from {
 		t.Errorf("the listening socket received %+v", got)
 	}
 }
 
 func TestFeatures(t *testing.T) {
-	for _, portable := range []bool{false, true} {
-		c := open(t, portable)
-		var names []string
-		for _, f := range c.Features() {
-			names = append(names, f.Name)
-			if f.Reason == "" {
-				t.Errorf("feature %s has no reason", f.Name)
+	for _, features := range twins {
+		t.Run(features, func(t *testing.T) {
+			c := open(t, features, nil)
+			var names []string
+			for _, f := range c.Features() {
+				names = append(names, f.Name)
+				if f.Reason == "" {
+					t.Errorf("feature %s has no reason", f.Name)
+				}
+				if strings.HasSuffix(f.Name, "-buffer") {
+					if os.Geteuid() == 0 && !f.On && !strings.Contains(f.Reason, "net.core.") {
+						t.Errorf("feature %+v is off and does not say what to raise", f)
+					}
+				} else if want := c.cfg.Features.On(f.Name); f.On != want {
+					t.Errorf("feature %+v, want it on: %v", f, want)
+				}
 			}
-			if f.Name == "recvmmsg" && f.On == portable {
-				t.Errorf("portable %v: feature %+v", portable, f)
+			want := []string{"mmsg", "source-ports", "outer-ecn", "udp-gso", "udp-gro", "receive-buffer", "send-buffer"}
+			slices.Sort(names)
+			slices.Sort(want)
+			if !slices.Equal(names, want) {
+				t.Errorf("features %v, want %v", names, want)
 			}
-			if strings.HasSuffix(f.Name, "-buffer") && os.Geteuid() == 0 && !f.On && !strings.Contains(f.Reason, "net.core.") {
-				t.Errorf("feature %+v is off and does not say what to raise", f)
+			most := 1
+			if c.cfg.Features.On(kernel.UDPGSO) {
+				most = maxSegments
 			}
-		}
-		want := []string{"receive-buffer", "recvmmsg", "send-buffer", "sendmmsg", "source-ports", "outer-ecn"}
-		slices.Sort(names)
-		slices.Sort(want)
-		if !slices.Equal(names, want) {
-			t.Errorf("portable %v: features %v, want %v", portable, names, want)
-		}
+			if got := c.queues[0].MaxSegments(); got != most {
+				t.Errorf("MaxSegments = %d, want %d", got, most)
+			}
+		})
 	}
 }
 
-// carrier sends and receives one full batch at a time, in buffers that stay.
+// carrier sends and receives the same messages again and again, in buffers that stay.
 type carrier struct {
 	sender, receiver *Conn
-	out, in          []tunnel.Datagram
+	out              []tunnel.Message
+	count            int // datagrams in out
+	in               []tunnel.Datagram
 	full             [][]byte
 }
 
-func newCarrier(t testing.TB, size int) *carrier {
-	c := &carrier{sender: open(t, false), receiver: open(t, false)}
-	c.out = batch(tunnel.BatchSize, 40, boundTo(t, c.receiver.listener))
-	for i := range c.out {
-		c.out[i].Buf = append(c.out[i].Buf, make([]byte, size-8)...)
+func newCarrier(t testing.TB, features string, messages, segments, size int) *carrier {
+	c := &carrier{sender: open(t, features, nil), receiver: open(t, features, nil), count: messages * segments}
+	to := boundTo(t, c.receiver.queues[0].listener)
+	for i := range messages {
+		m := run(to, uint8(i%tunnel.SourcePorts), datagrams(segments, size, size)...)
+		m.ECN = uint8(i & 3)
+		c.out = append(c.out, m)
 	}
 	c.in = make([]tunnel.Datagram, tunnel.BatchSize)
 	for range c.in {
-		c.full = append(c.full, make([]byte, 2000))
+		c.full = append(c.full, make([]byte, 1<<16))
 	}
 	return c
 }
 
 func (c *carrier) carry(t testing.TB) {
-	if err := c.sender.Send(c.out); err != nil {
+	if err := c.sender.queues[0].Send(c.out); err != nil {
 		t.Fatal(err)
 	}
-	for n := 0; n < len(c.out); {
+	for n := 0; n < c.count; {
 		for i := range c.in {
 			c.in[i].Buf = c.full[i]
 		}
-		got, err := c.receiver.Receive(c.in)
+		got, err := c.receiver.queues[0].Receive(c.in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n += got
+		for _, d := range c.in[:got] {
+			n += parts(d)
+		}
 	}
 }
 
@@ -271,10 +223,34 @@ func TestNoAllocation(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	c := newCarrier(t, 1400)
-	if n := testing.AllocsPerRun(200, func() { c.carry(t) }); n != 0 {
-		t.Errorf("%v allocations for a batch of %d sent and received", n, tunnel.BatchSize)
+	for _, c := range []struct {
+		name, features string
+		segments       int
+	}{
+		{"single datagrams", "auto", 1},
+		{"runs", "auto", 20},
+		{"runs that we cut", "-udp-gso", 20},
+		{"runs that arrive in pieces", "-udp-gro", 20},
+		{"more than go in one piece", "auto", maxSegments + 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			carrier := newCarrier(t, c.features, tunnel.BatchSize/2, c.segments, 500)
+			if n := testing.AllocsPerRun(50, func() { carrier.carry(t) }); n != 0 {
+				t.Errorf("%v allocations for %d datagrams sent and received", n, carrier.count)
+			}
+		})
 	}
+}
+
+// within fails the test when nothing comes out of done in ten seconds.
+func within[T any](t *testing.T, what string, done <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s: nothing in 10 seconds", what)
+	}
+	return v
 }
 
 func openFiles(t *testing.T) int {

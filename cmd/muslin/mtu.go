@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"muslin/encap"
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/host"
+	"muslin/tunnel/underlay"
+)
+
+// innerMTU is what remains of the underlay's MTU for inner packets. Backend.MTU in the network's config
+// stands in for the underlay's, and is to be lower.
+func (n *node) innerMTU(underlay encap.OuterMTU) (encap.InnerMTU, error) {
+	outer := underlay
+	if n.fixedMTU != 0 {
+		outer = n.fixedMTU
+	}
+	inner := outer.Inner(n.framing)
+	if inner < encap.MinInnerMTU {
+		return 0, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: IPv4 needs %d; raise the interface's MTU or the config's Backend.MTU",
+			outer, n.iface.Name, inner, n.backend, encap.MinInnerMTU)
+	}
+	return inner, nil
+}
+
+// warnMTU is what an operator should know of the underlay's MTU beside the config's; empty: nothing.
+func (n *node) warnMTU(underlay encap.OuterMTU) string {
+	if n.fixedMTU <= underlay {
+		return ""
+	}
+	return fmt.Sprintf("Backend.MTU %d is above the %d of %s: full packets go out as fragments; lower the one or raise the other",
+		n.fixedMTU, underlay, n.iface.Name)
+}
+
+// mtuFollower applies a change of the underlay's MTU to everything that was set up by it.
+type mtuFollower struct {
+	d     *daemon
+	node  *node
+	vtep  *tunnel.VTEP
+	conn  *underlay.Conn
+	state *host.State
+	file  lease.SubnetFile
+}
+
+func (f *mtuFollower) run(ctx context.Context) error {
+	return host.WatchMTU(ctx, f.node.iface.Name, encap.OuterMTU(f.node.iface.MTU), f.d.log, f.changed)
+}
+
+// changed keeps the old MTU where the new one is of no use. Pods that run keep the MTU that they were made
+// with; what is too long for the new one is answered with ICMP.
+func (f *mtuFollower) changed(outer encap.OuterMTU) {
+	log := f.d.log.With("iface", f.node.iface.Name, "underlay_mtu", outer)
+	f.conn.PathMTUChanged()
+	if warning := f.node.warnMTU(outer); warning != "" {
+		log.Warn("network config: " + warning)
+	}
+	inner, err := f.node.innerMTU(outer)
+	if err != nil {
+		log.Error("the underlay's MTU has changed; the overlay's stays as it is", "mtu", f.vtep.MTU(), "err", err)
+		return
+	}
+	if inner == f.vtep.MTU() {
+		return
+	}
+	f.vtep.SetMTU(inner)
+	if err := f.state.SetMTU(inner); err != nil {
+		log.Error("cannot give the TUN device the new MTU", "mtu", inner, "err", err)
+	}
+	f.file.MTU = inner
+	if err := f.file.Write(f.d.opts.flags.subnetFile); err != nil {
+		log.Error("new pods will get the old MTU", "mtu", inner, "err", err)
+	}
+	log.Info("the underlay's MTU has changed, and the overlay's with it", "mtu", inner)
+}

@@ -1,0 +1,117 @@
+package underlay
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/kernel"
+)
+
+// sender is one sending socket, and what is known of its UDP_SEGMENT (since Linux 4.18, bec1f6f69736).
+type sender struct {
+	socket *socket
+
+	most     int                   // datagrams in one piece, at first
+	segments atomic.Int32          // the same, as it is now; 1: none
+	size     atomic.Int32          // longest datagram that may be one of several
+	gsoErr   atomic.Pointer[error] // why segments was lowered
+}
+
+// unlimited is longer than any datagram.
+const unlimited = 1 << 16
+
+func newSender(s *socket, segments int) *sender {
+	n := &sender{socket: s, most: segments}
+	n.segments.Store(int32(segments))
+	n.size.Store(unlimited)
+	return n
+}
+
+// takes reports whether a message may go out in one piece.
+func (s *sender) takes(segments, size int) bool {
+	return segments <= int(s.segments.Load()) && size <= int(s.size.Load())
+}
+
+// maxSegmentsBefore69 was UDP_MAX_SEGMENTS until Linux 6.9 (1382e3b6a350), which has 128.
+const maxSegmentsBefore69 = 64
+
+// refused notes that a message was sent in pieces only. It gives up as little as the error allows, and
+// returns what to tell the operator, which is nothing when there was a refusal before.
+func (s *sender) refused(err error, segments, size int) string {
+	what := s.giveUp(err, segments, size)
+	if s.gsoErr.Swap(&err) != nil {
+		return ""
+	}
+	return what
+}
+
+func (s *sender) giveUp(err error, segments, size int) string {
+	switch {
+	case errors.Is(err, unix.EMSGSIZE): // longer than the MTU of the way to this peer
+		s.size.Store(int32(min(int(s.size.Load()), size-1)))
+		return fmt.Sprintf("datagrams of %d bytes and more go out one by one from this source port: the path's MTU is smaller", size)
+	case errors.Is(err, unix.EINVAL) && segments > maxSegmentsBefore69:
+		s.segments.Store(maxSegmentsBefore69)
+		return fmt.Sprintf("at most %d datagrams in one piece from now on", maxSegmentsBefore69)
+	}
+	s.segments.Store(1)
+	return "switched off for one source port: the kernel did not send a run of datagrams that it sent one by one"
+}
+
+// isRefusal tells errors that a message in one piece may get where its datagrams would not: EIO from an
+// interface without checksum offload or under an xfrm policy (udp_send_skb), EINVAL for too many segments,
+// EMSGSIZE for segments above the MTU.
+func isRefusal(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMSGSIZE)
+}
+
+// MaxSegments implements tunnel.UnderlayQueue: the most that any source port takes.
+func (q *queue) MaxSegments() int {
+	most := int32(1)
+	for _, s := range q.conn.senders {
+		most = max(most, s.segments.Load())
+	}
+	return int(most)
+}
+
+// PathMTUChanged forgets that datagrams were too long: the underlay's MTU is another one now.
+func (c *Conn) PathMTUChanged() {
+	for _, s := range c.senders {
+		if s.size.Swap(unlimited) != unlimited && int(s.segments.Load()) == s.most {
+			s.gsoErr.Store(nil)
+		}
+	}
+}
+
+// gsoFeature sums up all source ports.
+func (c *Conn) gsoFeature() kernel.Feature {
+	f := c.cfg.Features.Feature(kernel.UDPGSO)
+	if !f.On {
+		return f
+	}
+	var off, limited int
+	var why error
+	for _, s := range c.senders {
+		switch {
+		case s.segments.Load() == 1:
+			off++
+		case s.size.Load() != unlimited || int(s.segments.Load()) < s.most:
+			limited++
+		default:
+			continue
+		}
+		if p := s.gsoErr.Load(); p != nil {
+			why = *p
+		}
+	}
+	if off+limited == 0 {
+		f.Reason = fmt.Sprintf("up to %d datagrams in one piece", c.cfg.MaxSegments)
+		return f
+	}
+	f.On = off < len(c.senders)
+	f.Reason = fmt.Sprintf("off for %d and limited for %d of %d source ports: %v", off, limited, len(c.senders), why)
+	return f
+}

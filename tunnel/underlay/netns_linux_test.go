@@ -1,0 +1,131 @@
+package underlay
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// namespace is a network namespace of its own thread, which runs what is to happen in it.
+type namespace struct {
+	tid   int
+	calls chan func()
+}
+
+func newNamespace(t testing.TB) *namespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("a network namespace needs root, and CI is set")
+		}
+		t.Skip("a network namespace needs root")
+	}
+	n := &namespace{calls: make(chan func())}
+	begun := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the namespace ends with the thread
+		n.tid = unix.Gettid()
+		begun <- unix.Unshare(unix.CLONE_NEWNET)
+		for f := range n.calls {
+			f()
+		}
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { close(n.calls) })
+	return n
+}
+
+// do runs f inside.
+func (n *namespace) do(t testing.TB, f func() error) {
+	t.Helper()
+	done := make(chan error)
+	n.calls <- func() { done <- f() }
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sh runs a shell script inside and returns its output.
+func (n *namespace) sh(t testing.TB, script string) (out string) {
+	t.Helper()
+	n.do(t, func() error {
+		b, err := exec.Command("sh", "-ec", script).CombinedOutput()
+		out = string(b)
+		if err != nil {
+			return fmt.Errorf("%w: %s in\n%s", err, b, script)
+		}
+		return nil
+	})
+	return out
+}
+
+// open opens an underlay inside.
+func (n *namespace) open(t testing.TB, features string, change func(*Config)) (c *Conn) {
+	t.Helper()
+	cfg := config(t, features, nil)
+	change(&cfg)
+	n.do(t, func() (err error) {
+		c, err = Open(cfg)
+		return err
+	})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// link is two hosts and what is between them:
+//
+//	near 192.0.2.1 ── out0 ══ far0 ── far 192.0.2.2
+//
+// out0 cuts runs of datagrams itself, so that what is on the way is what a network would carry.
+type link struct {
+	near, far *namespace
+}
+
+var (
+	nearAddr = netip.MustParseAddr("192.0.2.1")
+	farAddr  = netip.MustParseAddr("192.0.2.2")
+)
+
+func newLink(t testing.TB) *link {
+	t.Helper()
+	l := &link{newNamespace(t), newNamespace(t)}
+	l.near.sh(t, fmt.Sprintf(`
+		ip link set lo up
+		ip link add out0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02 netns %d`, l.far.tid))
+	l.far.sh(t, `
+		ip addr add 192.0.2.2/24 dev far0
+		ip link set far0 up
+		ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
+	// The far end is up by now, so this one has its carrier, and takes packets, at once.
+	l.near.sh(t, `
+		ip addr add 192.0.2.1/24 dev out0
+		ip link set out0 up
+		ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev out0 nud permanent
+		ethtool -K out0 tx-udp-segmentation off`)
+	return l
+}
+
+// setMTU changes it on both ends.
+func (l *link) setMTU(t testing.TB, mtu int) {
+	t.Helper()
+	l.near.sh(t, fmt.Sprintf("ip link set out0 mtu %d", mtu))
+	l.far.sh(t, fmt.Sprintf("ip link set far0 mtu %d", mtu))
+}
+
+// pair opens an underlay at each end.
+func (l *link) pair(t testing.TB, features, farFeatures string, log *logbook) (near, far *Conn) {
+	t.Helper()
+	near = l.near.open(t, features, func(cfg *Config) {
+		*cfg = config(t, features, log)
+		cfg.Local, cfg.Port = nearAddr, 8472
+	})
+	far = l.far.open(t, farFeatures, func(cfg *Config) { cfg.Local, cfg.Port = farAddr, 8472 })
+	return near, far
+}
