@@ -80,50 +80,6 @@ func networkOrder(word uint16) uint16 {
 	return bits.ReverseBytes16(word)
 }
 
-// PseudoSum is the sum over the pseudo-header of the TCP or UDP packet p, whose length is h.TotalLen (RFC
-// 9293, section 3.1; RFC 768).
-func PseudoSum(p []byte, h *IPv4) uint16 {
-	s := Sum(p[12:20], 0)
-	sum := uint32(s) + uint32(h.Protocol) + uint32(h.TotalLen-h.HeaderLen)
-	sum = sum>>16 + sum&0xffff
-	return uint16(sum>>16 + sum)
-}
-
-// CompletePartial finishes a TCP or UDP checksum that the sender left to its NIC, and reports whether it
-// was one. Linux leaves such a field holding just the pseudo-header's sum (CHECKSUM_PARTIAL); a kernel
-// VXLAN device over a virtual link delivers inner packets in that state, and a receiver that does not
-// finish them sees TCP never connect. A field that holds the same value by chance and was right comes
-// out unchanged, since the correct value is unique.
-func CompletePartial(p []byte, h *IPv4) bool {
-	if h.More || h.Later {
-		return false
-	}
-	var at int // offset of the checksum in the transport header
-	switch h.Protocol {
-	case protoTCP:
-		at = 16
-	case protoUDP:
-		at = 6
-	default:
-		return false
-	}
-	t := p[h.HeaderLen:h.TotalLen]
-	if len(t) < at+2 {
-		return false
-	}
-	field := binary.BigEndian.Uint16(t[at:])
-	if field != PseudoSum(p, h) {
-		return false
-	}
-	// The field is part of the sum, so the pseudo-header is already in it.
-	sum := ^Sum(t, 0)
-	if sum == 0 && h.Protocol == protoUDP {
-		sum = 0xffff // RFC 768: 0 means "no checksum"
-	}
-	binary.BigEndian.PutUint16(t[at:], sum)
-	return true
-}
-
 // updateTOS replaces the TOS byte of an IPv4 header and mends its checksum by difference (RFC 1624,
 // equation 3).
 func updateTOS(p []byte, tos uint8) {

@@ -107,19 +107,18 @@ func ExplainDrop(name string) string {
 
 // inboundFault maps what encap finds wrong with a datagram to its reason.
 var inboundFault = [...]Reason{
-	encap.FaultShort:      DropShort,
-	encap.FaultFlags:      DropFlags,
-	encap.FaultVNI:        DropVNI,
-	encap.FaultMAC:        DropMAC,
-	encap.FaultOwnMAC:     DropOwnMAC,
-	encap.FaultVLAN:       DropVLAN,
-	encap.FaultARP:        DropARP,
-	encap.FaultNotIP:      DropNotIP,
-	encap.FaultIPv6:       DropInnerIPv6,
-	encap.FaultIPVersion:  DropInnerVersion,
-	encap.FaultIPHeader:   DropInnerHeader,
-	encap.FaultIPLength:   DropInnerLength,
-	encap.FaultIPChecksum: DropInnerChecksum,
+	encap.FaultShort:     DropShort,
+	encap.FaultFlags:     DropFlags,
+	encap.FaultVNI:       DropVNI,
+	encap.FaultMAC:       DropMAC,
+	encap.FaultOwnMAC:    DropOwnMAC,
+	encap.FaultVLAN:      DropVLAN,
+	encap.FaultARP:       DropARP,
+	encap.FaultNotIP:     DropNotIP,
+	encap.FaultIPv6:      DropInnerIPv6,
+	encap.FaultIPVersion: DropInnerVersion,
+	encap.FaultIPHeader:  DropInnerHeader,
+	encap.FaultIPLength:  DropInnerLength,
 }
 
 // drops are one worker's counters: one writer, any number of readers.

@@ -229,7 +229,7 @@ func TestNoDropsAtFirst(t *testing.T) {
 // Every fault of encap has a reason of its own.
 func TestEveryFaultHasAReason(t *testing.T) {
 	seen := map[Reason]encap.Fault{}
-	for f := encap.FaultNone + 1; f <= encap.FaultIPChecksum; f++ {
+	for f := encap.FaultNone + 1; f <= encap.FaultIPLength; f++ {
 		if int(f) >= len(inboundFault) {
 			t.Fatalf("fault %d has no reason", f)
 		}

@@ -68,7 +68,7 @@ func byFlow(packets [][]byte) map[string][][]byte {
 func TestTwinsDeliverTheSame(t *testing.T) {
 	for _, w := range twins {
 		t.Run(w.name, func(t *testing.T) {
-			newNamespace(t)
+			newDualNamespace(t)
 			d, sink := openUp(t, w), openOther(t, plain)
 			packets, forwarded := mixture(t)
 			join := gso.NewCoalescer(tunnel.BatchSize)

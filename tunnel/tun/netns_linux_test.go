@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
@@ -160,33 +161,40 @@ func newNamespaceWithoutSys(t testing.TB) {
 	for key, value := range map[string]string{
 		"ipv4/ip_forward":          "1",
 		"ipv6/conf/all/forwarding": "1",
-		// An interface that comes up says as little as possible of its own accord.
+		// An interface that comes up says things in IPv6, which few tests here are about, and as little
+		// as possible in those.
+		"ipv6/conf/default/disable_ipv6":         "1",
 		"ipv6/conf/default/accept_dad":           "0",
 		"ipv6/conf/default/router_solicitations": "0",
 		"ipv6/conf/default/addr_gen_mode":        "1", // no link-local address
 	} {
-		if err := os.WriteFile("/proc/sys/net/"+key, []byte(value), 0); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile("/proc/sys/net/"+key, []byte(value), 0))
 	}
 }
 
-// bringUp gives the device its addresses and sets it up.
-func bringUp(t testing.TB, d device, addresses ...string) {
+// newDualNamespace is newNamespace with IPv6 on the devices. What they say is in every capture.
+func newDualNamespace(t testing.TB) {
+	t.Helper()
+	newNamespace(t)
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("0"), 0))
+}
+
+// bringUp gives the device its addresses, 10.net.0.1 and fd0net::1, and sets it up.
+func bringUp(t testing.TB, d device, net int) {
 	t.Helper()
 	link := find(t, d.Name())
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + d.Name() + "/disable_ipv6")
+	must(t, err)
+	addresses := []string{fmt.Sprintf("10.%d.0.1/24", net)}
+	if off[0] == '0' {
+		addresses = append(addresses, fmt.Sprintf("fd0%d::1/64", net))
+	}
 	for _, a := range addresses {
 		addr, err := netlink.ParseAddr(a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := netlink.AddrAdd(link, addr); err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
+		must(t, netlink.AddrReplace(link, addr))
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		t.Fatal(err)
-	}
+	must(t, netlink.LinkSetUp(link))
 }
 
 func find(t testing.TB, name string) netlink.Link {
@@ -211,7 +219,7 @@ func openUpQueues(t testing.TB, w twin, queues int, log *logbook) device {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	bringUp(t, d, "10.9.0.1/24", "fd09::1/64")
+	bringUp(t, d, 9)
 	return d
 }
 
@@ -223,7 +231,7 @@ func openOther(t testing.TB, w twin) device {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	bringUp(t, d, "10.8.0.1/24", "fd08::1/64")
+	bringUp(t, d, 8)
 	return d
 }
 

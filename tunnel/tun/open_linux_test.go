@@ -117,12 +117,8 @@ func waitInRead(w twin, d device) <-chan error {
 	for _, q := range queues {
 		go func() {
 			r := newReading(w, 2, vxlan)
-			for {
-				if _, err := q.Read(r.slab, r.ps, vxlan); err != nil { // what IPv6 has to say comes first
-					done <- err
-					return
-				}
-			}
+			_, err := q.Read(r.slab, r.ps, vxlan)
+			done <- err
 		}()
 	}
 	return done

@@ -1,7 +1,6 @@
 package tun
 
 import (
-	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,11 +13,7 @@ func TestOverflow(t *testing.T) {
 	for _, w := range twins {
 		t.Run(w.name, func(t *testing.T) {
 			newNamespace(t)
-			must(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)) // has things to say
-			d, err := w.open("muslin0")
-			must(t, err)
-			defer d.Close()
-			bringUp(t, d, "10.9.0.1/24")
+			d := openUp(t, w)
 			if n := d.Overflow(); n != 0 {
 				t.Fatalf("overflow %d at first", n)
 			}

@@ -46,7 +46,7 @@ func TestRefusedSuperpacket(t *testing.T) {
 		{"UDP", oneUDP(20000), 1400, kernel.TUNUDPGRO, true, false, oneTCP(5000)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			newNamespace(t)
+			newDualNamespace(t)
 			var log logbook
 			d, sink := openUpQueues(t, full, 2, &log), openOther(t, full)
 			first, second := d.Queues()[0], d.Queues()[1]
