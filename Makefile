@@ -8,7 +8,12 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the demo and the tests need beside Go, as Debian packages.
 DEMO_PACKAGES := iproute2 iperf3
-TEST_PACKAGES := $(DEMO_PACKAGES) tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps gcc libc6-dev
+TEST_PACKAGES := $(DEMO_PACKAGES) tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf gcc libc6-dev
+
+# What the benchmark measures with, and the rivals it measures beside, where `make bench-rivals` installed them.
+BENCH_PACKAGES := $(DEMO_PACKAGES) ethtool sockperf etcd-server
+RIVAL_PACKAGES := wireguard-go wireguard-tools nebula tinc openvpn
+BENCH ?=
 
 .PHONY: help
 help: ## List the targets
@@ -58,7 +63,7 @@ test-race: ## The same under the race detector
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target over its seeds and kept corpus
-	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' ./encap ./tunnel ./tunnel/gso ./lease
+	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' ./encap ./tunnel ./tunnel/gso ./tunnel/underlay ./lease ./bench/link
 
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
@@ -66,7 +71,7 @@ test-e2e: build ## End-to-end and interoperability, in network namespaces, with 
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (15s)
-	@set -e; for dir in encap tunnel tunnel/gso lease; do \
+	@set -e; for dir in encap tunnel tunnel/gso tunnel/underlay lease bench/link; do \
 	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/func //'); do \
 	    echo "$$dir $$target"; CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$dir; done; done
 
@@ -81,9 +86,25 @@ lint: ## gofmt, go vet, staticcheck, other architectures, and govulncheck where 
 	  *) echo "$$out"; exit $$status ;; esac
 
 .PHONY: bench
-bench: build ## Go benchmarks of the data path, and throughput through the lab (needs root)
-	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem ./encap ./tunnel/...
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_BENCH=1 $(GO) test -count=1 -v -run TestThroughputFloor ./bench/e2e
+bench: deps-bench build ## muslin beside the kernel and every rival that is installed, 5 rounds (root; flags in BENCH="...")
+	$(SUDO) bin/muslin bench lab --out bench/results $(BENCH)
+	$(GO) run ./bench/plot bench/results
+
+.PHONY: bench-check
+bench-check: deps-bench build ## Measure what has a target, and fail below a "must" (root; nothing else on the machine)
+	$(SUDO) bin/muslin bench lab --check $(BENCH)
+
+.PHONY: bench-micro
+bench-micro: ## Go benchmarks of the data path's rooms against the committed baseline
+	bench/micro/run.sh
+
+.PHONY: bench-rivals
+bench-rivals: ## Install the rivals that Debian has
+	$(call install,$(RIVAL_PACKAGES))
+
+.PHONY: deps-bench
+deps-bench:
+	$(call install,$(BENCH_PACKAGES))
 
 .PHONY: check
 check: lint test ## What a change must pass: lint and test

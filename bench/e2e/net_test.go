@@ -54,6 +54,13 @@ func copyTCP(t *testing.T, from, to *lab.Pod, size int64) {
 }
 
 func tryCopyTCP(from, to *lab.Pod, size int64) error {
+	const slowest = 4 << 20 // bytes per second, on a machine that does much else
+	random := io.LimitReader(rand.NewChaCha8([32]byte{1}), size)
+	return streamTCP(from, to, random, 20*time.Second+time.Duration(size/slowest)*time.Second)
+}
+
+// streamTCP is tryCopyTCP for what a reader gives until its end.
+func streamTCP(from, to *lab.Pod, content io.Reader, limit time.Duration) error {
 	at := netip.AddrPortFrom(to.Addr, 7000)
 	var listener *net.TCPListener
 	if err := to.Do(func() (err error) {
@@ -63,7 +70,8 @@ func tryCopyTCP(from, to *lab.Pod, size int64) error {
 		return err
 	}
 	defer listener.Close()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(limit)
+	var size, arrived int64
 	var sent, received [sha256.Size]byte
 	var g errgroup.Group
 	g.Go(func() error {
@@ -79,11 +87,8 @@ func tryCopyTCP(from, to *lab.Pod, size int64) error {
 			return err
 		}
 		sum := sha256.New()
-		n, err := io.Copy(sum, conn)
+		arrived, err = io.Copy(sum, conn)
 		sum.Sum(received[:0])
-		if err == nil && n != size {
-			err = fmt.Errorf("received %d bytes", n)
-		}
 		return err
 	})
 	g.Go(func() error {
@@ -100,16 +105,16 @@ func tryCopyTCP(from, to *lab.Pod, size int64) error {
 			return err
 		}
 		sum := sha256.New()
-		random := rand.NewChaCha8([32]byte{1})
-		_, err := io.CopyN(io.MultiWriter(conn, sum), random, size)
+		var err error
+		size, err = io.Copy(io.MultiWriter(conn, sum), content)
 		sum.Sum(sent[:0])
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if sent != received {
-		return fmt.Errorf("SHA-256 sent %x, received %x", sent, received)
+	if size != arrived || sent != received {
+		return fmt.Errorf("sent %d bytes with SHA-256 %x, received %d with %x", size, sent, arrived, received)
 	}
 	return nil
 }

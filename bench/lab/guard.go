@@ -164,21 +164,6 @@ func Sweep() ([]string, error) {
 	return swept, nil
 }
 
-// processStart is field 22 of /proc/PID/stat (proc_pid_stat(5)). The second field is the command's name
-// in brackets, which may hold blanks and brackets itself.
-func processStart(pid int) (uint64, error) {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	_, after, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), ") ")
-	fields := strings.Fields(after) // from field 3 on
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat has too few fields", pid)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
-}
-
 // poll calls done every few milliseconds until it reports true or the time is over, and reports which.
 func poll(limit time.Duration, done func() bool) bool {
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -20,16 +21,50 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
+// The files are iperf3's output, 3.12 but where the name says otherwise, without its "start", "intervals" and
+// "streams". The 3.7 one has 3.12's figures in the layout of that version.
 func TestParseIperf(t *testing.T) {
-	got, err := parseIperf([]byte(`{"end":{"sum":{"lost_packets":3,"packets":1000},"sum_received":{"bytes":125,"bits_per_second":1000.5}}}`))
-	if want := (Flow{BitsPerSecond: 1000.5, Bytes: 125, Packets: 1000, Lost: 3}); err != nil || got != want {
-		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	for name, want := range map[string]Flow{
+		"tcp.json":     {BitsPerSecond: 19470985415.80213, Bytes: 2434007040, Seconds: 1.000055},
+		"udp.json":     {BitsPerSecond: 63451989.4896396, Bytes: 7932736, Seconds: 1.000156, Packets: 206030, Received: 206030 - 82081, Lost: 82081},
+		"paced.json":   {BitsPerSecond: 10211342.328835582, Bytes: 1277056, Seconds: 1.0005, Packets: 19984, Received: 19954},
+		"reverse.json": {BitsPerSecond: 49297248.86602721, Bytes: 6162304, Seconds: 1.000024, Packets: 169340, Received: 169324 - 73038, Lost: 73038},
+		"udp-3.7.json": {BitsPerSecond: 105476495.92092015, Bytes: 13185920, Seconds: 1.000156, Packets: 206030, Received: 206030 - 82081, Lost: 82081},
+	} {
+		content, err := os.ReadFile(filepath.Join("testdata", "iperf3", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := parseIperf(content); err != nil || got != want {
+			t.Errorf("%s: got %+v, %v; want %+v", name, got, err, want)
+		}
 	}
-	if _, err := parseIperf([]byte(`{"start":{},"error":"unable to connect"}`)); err == nil || err.Error() != "unable to connect" {
+	const unreachable = `{"start":{"connected":[]},"intervals":[],"end":{},"error":"unable to connect to server: Connection timed out"}`
+	if _, err := parseIperf([]byte(unreachable)); err == nil || err.Error() != "unable to connect to server: Connection timed out" {
 		t.Errorf("error inside the JSON: %v", err)
 	}
 	if _, err := parseIperf([]byte("iperf3: error")); err == nil {
 		t.Error("output that is not JSON: no error")
+	}
+}
+
+// The file is what ethtool 6.1 printed for a veth device.
+func TestParseOffloads(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join("testdata", "ethtool-veth.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := parseOffloads(string(content))
+	for name, want := range map[string]bool{
+		"tx-checksumming": true, "tx-udp_tnl-segmentation": true, "tx-udp-segmentation": true,
+		"tx-checksum-ipv4": false, "generic-receive-offload": false, "rx-udp_tunnel-port-offload": false,
+	} {
+		if on, known := got[name]; !known || on != want {
+			t.Errorf("%s: %v (known: %v), want %v", name, on, known, want)
+		}
+	}
+	if _, known := got["Features for eth0"]; known {
+		t.Error("the heading became an offload")
 	}
 }
 
@@ -63,6 +98,20 @@ func TestProcessStart(t *testing.T) {
 	parent, err := processStart(os.Getppid())
 	if err != nil || parent > mine {
 		t.Errorf("parent started at %d, this process at %d (%v)", parent, mine, err)
+	}
+}
+
+func TestStatField(t *testing.T) {
+	const stat = "4711 (tmux: x) y) S 1 4711 4711 0 -1 4194304 1032 0 0 0 12 34 0 0 20 0 1 0 998877 5000000 800\n"
+	for field, want := range map[int]uint64{statUserTime: 12, statSystemTime: 34, statStart: 998877} {
+		if got, err := statField(stat, field); err != nil || got != want {
+			t.Errorf("field %d: %d, %v; want %d", field, got, err, want)
+		}
+	}
+	for _, bad := range []string{"", "4711 (sh", "4711 (sh) S 1 2 3"} {
+		if got, err := statField(bad, statStart); err == nil {
+			t.Errorf("%q: %d, want an error", bad, got)
+		}
 	}
 }
 

@@ -132,22 +132,14 @@ func (c *circuit) nextPort() int {
 // grace is how much longer than the sentinel a packet may take.
 const grace = 50 * time.Millisecond
 
-// A refusal is the kernel's error for what it should take.
-type refusal struct {
-	op  string
-	err error
-}
-
-func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.op, r.err) }
-func (r *refusal) Unwrap() error { return r.err }
-
-// refused makes a refusal of the errors that a kernel has for what it does not take or do. Any other says
-// nothing of the kernel's worth.
+// refused is the error for what the kernel did not take. Only those errors that a kernel has for what it cannot
+// do are a fault of its; any other is untold.
 func refused(op string, err error) error {
+	wrapped := fmt.Errorf("%s: %w", op, err)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) || errors.Is(err, unix.EOPNOTSUPP) {
-		return &refusal{op, err}
+		return wrapped
 	}
-	return untold{fmt.Errorf("%s: %w", op, err)}
+	return untold{wrapped}
 }
 
 // untold wraps what kept a check from finding anything out.
