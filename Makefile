@@ -69,6 +69,10 @@ test-fuzz: ## Every fuzz target over its seeds and kept corpus
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 9m ./bench/e2e
 
+.PHONY: test-long
+test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_LONG=1 $(GO) test -count=1 -timeout 30m -v -run TestBigFiles ./bench/e2e
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (15s)
 	@set -e; for dir in encap tunnel tunnel/gso tunnel/underlay lease bench/link; do \
