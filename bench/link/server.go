@@ -217,7 +217,7 @@ func (s *Server) serve(d *door, conn *net.TCPConn) {
 	remote := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 	err = req.check()
 	if err == nil {
-		err = s.admit(req, remote)
+		err = s.admitSoon(req, remote)
 	}
 	if err != nil {
 		_ = writeFrame(conn, accept{Error: err.Error()})
@@ -245,6 +245,26 @@ func (s *Server) handshake(conn *net.TCPConn) (request, error) {
 	defer s.mu.Unlock()
 	s.forgetPending(conn)
 	return req, err
+}
+
+// leaving is how long a client that has had its last answer may still be under way out.
+const leaving = time.Second
+
+// admitSoon is admit, and asks again for a moment when another client is there: the next one may come before
+// the last one's connections have ended here.
+func (s *Server) admitSoon(req request, remote netip.Addr) error {
+	deadline := time.Now().Add(leaving)
+	for {
+		err := s.admit(req, remote)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-s.done:
+			return err
+		}
+	}
 }
 
 // admit lets one client in at a time.

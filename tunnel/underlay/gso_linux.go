@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"muslin/encap"
 	"muslin/tunnel/kernel"
 )
 
@@ -49,17 +50,23 @@ func (s *sender) refused(err error, segments, size int) string {
 }
 
 func (s *sender) giveUp(err error, segments, size int) string {
+	invalid := errors.Is(err, unix.EINVAL)
 	switch {
-	case errors.Is(err, unix.EMSGSIZE): // longer than the MTU of the way to this peer
-		s.size.Store(int32(min(int(s.size.Load()), size-1)))
-		return fmt.Sprintf("datagrams of %d bytes and more go out one by one from this source port: the path's MTU is smaller", size)
-	case errors.Is(err, unix.EINVAL) && segments > maxSegmentsBefore69:
+	case invalid && segments > maxSegmentsBefore69:
 		s.segments.Store(maxSegmentsBefore69)
 		return fmt.Sprintf("at most %d datagrams in one piece from now on", maxSegmentsBefore69)
+	case errors.Is(err, unix.EMSGSIZE), invalid && size > leastPathMTU:
+		// Longer than the MTU of the way to this peer. Kernels before 6.14 say EINVAL; where that
+		// meant something else, it comes again for ever shorter datagrams.
+		s.size.Store(int32(min(int(s.size.Load()), size-1)))
+		return fmt.Sprintf("datagrams of %d bytes and more go out one by one from this source port: the path's MTU is smaller", size)
 	}
 	s.segments.Store(1)
 	return "switched off for one source port: the kernel did not send a run of datagrams that it sent one by one"
 }
+
+// leastPathMTU is what every IPv4 host takes, less both headers (RFC 791, section 3.1).
+const leastPathMTU = 576 - encap.OuterIPv4Len - encap.OuterUDPLen
 
 // isRefusal tells errors that a message in one piece may get where its datagrams would not: EIO from an
 // interface without checksum offload or under an xfrm policy (udp_send_skb), EINVAL for too many segments,

@@ -156,12 +156,18 @@ func TestRefusedRunIsReplayed(t *testing.T) {
 			}
 			to := boundTo(t, receiver.queues[0].listener)
 			refused, all := c.run(to)
+			refused.ECN = 2
 			other := datagrams(5, 300, 300)
 			for round := range 3 {
 				again := refused
 				send(t, sender, run(to, 1, []byte("first")), refused, run(to, 1, []byte("then")), again, run(to, 1, other...), run(to, 1, []byte("last")))
 				got, _ := receive(t, receiver, 3+2*len(all)+5, 8, 1<<16)
 				checkPayloads(t, got, slices.Concat([][]byte{[]byte("first")}, all, [][]byte{[]byte("then")}, all, other, [][]byte{[]byte("last")})...)
+				for i, d := range got {
+					if replayed := len(d.payload) == 50; replayed != (d.ecn == 2) && len(d.payload) != 20 {
+						t.Fatalf("datagram %d, replayed %v: ECN %d", i, replayed, d.ecn)
+					}
+				}
 				log.check(t, "udp-gso", 1)
 				if f := sender.gsoFeature(); !f.On || !strings.Contains(f.Reason, c.reason) || !strings.Contains(f.Reason, unix.EINVAL.Error()) {
 					t.Errorf("round %d: feature %+v, want it on with %q", round, f, c.reason)

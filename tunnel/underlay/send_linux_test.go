@@ -57,10 +57,11 @@ func (r *traffic) message(to netip.AddrPort) tunnel.Message {
 	return m
 }
 
-// cut cuts b where nobody would expect it.
+// cut cuts b where nobody would expect it, now and then into crumbs.
 func (r *traffic) cut(b []byte) (pieces [][]byte) {
+	longest := []int{1, 300}[r.rand.IntN(2)]
 	for n := 1 + r.rand.IntN(tunnel.MaxBuffers); len(pieces) < n-1 && len(b) > 1; {
-		k := 1 + r.rand.IntN(min(len(b)-1, 300))
+		k := 1 + r.rand.IntN(min(len(b)-1, longest))
 		pieces, b = append(pieces, b[:k]), b[k:]
 	}
 	return append(pieces, b)
