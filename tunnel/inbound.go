@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -120,12 +121,25 @@ func (in *inbound) unpack(d *Datagram) {
 	}
 }
 
-// whole reports whether b is a single datagram, by the inner packet's own length. Whom it is for is looked
-// at later.
+// whole reports whether b is a single datagram, by the inner packet's own length: of IPv4 or IPv6, behind up
+// to two VLAN tags. Whom it is for, and whether we carry it, is looked at later. To cut it would be to take
+// pieces of its payload, which whoever sent it could have made look like datagrams.
 func (in *inbound) whole(b []byte) bool {
+	const tag = 4
 	head := in.v.cfg.Framing.Headroom()
-	var h encap.IPv4
-	return len(b) > head && encap.ParseIPv4(b[head:], 0, &h) == encap.FaultNone
+	for at := head; at <= head+2*tag && at+20 <= len(b); at += tag {
+		length := 0
+		switch p := b[at:]; p[0] >> 4 {
+		case 4:
+			length = int(binary.BigEndian.Uint16(p[2:]))
+		case 6:
+			length = 40 + int(binary.BigEndian.Uint16(p[4:]))
+		}
+		if length == len(b)-at {
+			return true
+		}
+	}
+	return false
 }
 
 func (in *inbound) datagram(b []byte, d *Datagram, udpSize int) {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"testing"
@@ -258,6 +259,36 @@ func TestSuperpacketOfAnotherNetwork(t *testing.T) {
 		x := newBench(t, "vxlan")
 		d := x.from(t, nodeB, superpacket(tcpPacket(t, "10.2.0.5", "10.1.0.5", 1, numbered(5000)), 1410).p)
 		d.Size = 1410
+		edit(d.Buf)
+		if got := x.receive(t, d); len(got) != 0 {
+			t.Errorf("%v: %d packets delivered", reason, len(got))
+		}
+		if got := x.Drops(); !maps.Equal(got, map[string]uint64{reason.String(): 1}) {
+			t.Errorf("%v: drops %v", reason, got)
+		}
+	}
+}
+
+// A superpacket that we do not carry is one datagram, too: a piece of its payload that looks like a datagram of
+// that peer goes nowhere.
+func TestSuperpacketWithDatagramsInside(t *testing.T) {
+	ipv6 := func(d []byte, at int) {
+		clear(d[at:][:48])
+		d[at] = 0x60
+		binary.BigEndian.PutUint16(d[at+4:], uint16(len(d)-at-40))
+		d[at+6] = 17
+	}
+	for reason, edit := range map[Reason]func(d []byte){
+		DropInnerIPv6: func(d []byte) { d[20], d[21] = 0x86, 0xdd; ipv6(d, 22) },
+		DropVLAN:      func(d []byte) { d[20], d[21] = 0x81, 0x00; ipv6(d, 26) },
+	} {
+		x := newBench(t, "vxlan")
+		inside := x.from(t, nodeB, tcpPacket(t, "10.2.0.5", "10.1.0.5", 1, numbered(500))).Buf
+		d := x.from(t, nodeB, superpacket(tcpPacket(t, "10.2.0.5", "10.1.0.5", 1, numbered(5*len(inside))), 1410).p)
+		d.Size = len(inside)
+		for at := d.Size; at+d.Size <= len(d.Buf); at += d.Size {
+			copy(d.Buf[at:], inside)
+		}
 		edit(d.Buf)
 		if got := x.receive(t, d); len(got) != 0 {
 			t.Errorf("%v: %d packets delivered", reason, len(got))

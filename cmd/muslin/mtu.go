@@ -11,10 +11,13 @@ import (
 	"muslin/tunnel/underlay"
 )
 
+// maxOuterMTU is the longest packet that an IPv4 header can state; the loopback interface's MTU is one more.
+const maxOuterMTU encap.OuterMTU = 65535
+
 // innerMTU is what remains of the underlay's MTU for inner packets. Backend.MTU in the network's config
 // stands in for the underlay's, and is to be lower.
 func (n *node) innerMTU(underlay encap.OuterMTU) (encap.InnerMTU, error) {
-	outer := underlay
+	outer := min(underlay, maxOuterMTU)
 	if n.fixedMTU != 0 {
 		outer = n.fixedMTU
 	}

@@ -10,8 +10,8 @@ import (
 const (
 	maxRunLen = 65535 // bytes: what an IP header's length field holds
 
-	// maxUDPSegments is UDP_MAX_SEGMENTS before Linux 6.9 (128 since): what the kernel cuts a UDP superpacket into.
-	maxUDPSegments = 64
+	// MaxUDPSegments is UDP_MAX_SEGMENTS before Linux 6.9 (128 since): what the kernel cuts a UDP superpacket into.
+	MaxUDPSegments = 64
 
 	// maxBufs leaves room for a virtio_net_hdr in the iovec of one writev (IOV_MAX is 1,024).
 	maxBufs = 1023
@@ -176,7 +176,7 @@ func (s *series) goesOn(first, p []byte, k *candidate) bool {
 	}
 	a, b := first[s.transport:s.headers], p[s.transport:s.headers]
 	if s.udp {
-		return s.count < maxUDPSegments && le.Uint32(a) == le.Uint32(b)
+		return s.count < MaxUDPSegments && le.Uint32(a) == le.Uint32(b)
 	}
 	return s.count < maxBufs && binary.BigEndian.Uint32(b[4:]) == s.seq && sameTCP(a, b)
 }

@@ -148,7 +148,12 @@ func (d *Device) setOffload(fd int) error {
 	if f.On(kernel.TUNUSO) {
 		offload |= unix.TUN_F_USO4 | unix.TUN_F_USO6
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offload); err != nil {
+	err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offload)
+	if err == unix.EINVAL && f.On(kernel.TUNUSO) { // kernel.Examine could not tell
+		d.cfg.Features = f.Without(kernel.TUNUSO, "the kernel refuses it (before 6.2)")
+		return d.setOffload(fd)
+	}
+	if err != nil {
 		return fmt.Errorf("TUNSETOFFLOAD: %w", err)
 	}
 	return nil

@@ -79,7 +79,8 @@ func (q *queue) run(fd int, r *gso.Run) (taken int, err error) {
 	if r.Info.Kind == gso.UDP {
 		kind = &q.udp
 	}
-	if !kind.on.Load() {
+	// A peer's kernel may join more datagrams than ours takes: 128 since Linux 6.9, 64 before.
+	if !kind.on.Load() || r.Info.Kind == gso.UDP && r.Segments > gso.MaxUDPSegments {
 		return q.cut(fd, r)
 	}
 	r.Info.Encode(q.write.header[:])
@@ -88,7 +89,8 @@ func (q *queue) run(fd int, r *gso.Run) (taken int, err error) {
 		return r.Segments, nil
 	}
 	taken, err = q.cut(fd, r)
-	if taken > 0 && kind.on.CompareAndSwap(true, false) {
+	// EINVAL alone speaks of the superpacket: EIO is a device that was down just then, ENOBUFS a lack of memory.
+	if refused == unix.EINVAL && taken > 0 && kind.on.CompareAndSwap(true, false) {
 		why := q.failed("write", refused)
 		kind.err.Store(&why)
 		name := kernel.TUNTCPGRO
