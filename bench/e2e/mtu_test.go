@@ -30,6 +30,11 @@ func TestUnderlayMTUIsFollowed(t *testing.T) {
 		for _, m := range daemons {
 			eventually(t, 15*time.Second, func() error { return hasMTU(t, m, want) })
 		}
+		for _, n := range []*lab.Node{a.Node, b.Node} { // the path MTU that they learnt before, and keep for minutes
+			if _, err := n.Run(t.Context(), "ip", "route", "flush", "cache"); err != nil {
+				t.Fatal(err)
+			}
+		}
 		expectPings(t, a.Node, b.Addr, lab.PingOptions{Count: 3, Size: want, DontFragment: true})
 		flow, err := lab.IperfTCP(t.Context(), a.Node, b.Node, b.Addr, 1) // the pods kept their MTU
 		if err != nil || flow.BitsPerSecond < 10e6 {

@@ -10,8 +10,8 @@ import (
 )
 
 // maxLost is the share of UDP datagrams that may be lost on a machine that does much else at the same time:
-// iperf3's own socket holds only some ninety.
-const maxLost = 0.05
+// iperf3's own socket holds only some ninety. What the overlay drops is asked for apart from it.
+const maxLost = 0.5
 
 // Three hosts, every pod to every other:
 //
