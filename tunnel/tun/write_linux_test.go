@@ -114,6 +114,21 @@ func TestWriteManyPieces(t *testing.T) {
 	}
 }
 
+// More datagrams than every kernel takes in one superpacket, as a peer's kernel may join them, are cut.
+func TestWriteManyDatagrams(t *testing.T) {
+	newNamespace(t)
+	var log logbook
+	d, sink := openUpQueues(t, full, 1, &log), openOther(t, full)
+	s := oneUDP(100*50 + 1)
+	write(t, d, s.run(t, 50))
+	got, whole := readSegments(t, full, sink, 101)
+	samePackets(t, "read", got, s.forwarded().segments(t, 50))
+	if _, udp := d.Queues()[0].Joins(); whole != 0 || !udp {
+		t.Errorf("%d superpackets; Joins of UDP = %v", whole, udp)
+	}
+	log.check(t)
+}
+
 // A UDP superpacket reaches a socket: whole where it asked for that (UDP_GRO), as datagrams where not.
 func TestWriteUDPToASocket(t *testing.T) {
 	for _, w := range twins {
