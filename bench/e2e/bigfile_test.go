@@ -13,9 +13,9 @@ import (
 // suite stays quick.
 func bigFile() int64 {
 	if os.Getenv("MUSLIN_LONG") != "" {
-		return 1 << 30
+		return lab.Modest(int64(1 << 30))
 	}
-	return 64 << 20
+	return lab.Modest(int64(64 << 20))
 }
 
 // Big files both ways, one after the other, for each backend between two daemons, and between a daemon and the

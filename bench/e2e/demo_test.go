@@ -52,7 +52,7 @@ func (d *demoRun) output() string {
 // wait waits for the demo's end.
 func (d *demoRun) wait(t *testing.T) int {
 	t.Helper()
-	timeout := time.AfterFunc(time.Minute, func() { _ = d.cmd.Process.Kill() })
+	timeout := time.AfterFunc(lab.Patience(time.Minute), func() { _ = d.cmd.Process.Kill() })
 	defer timeout.Stop()
 	_ = d.cmd.Wait() // the status says it
 	return d.cmd.ProcessState.ExitCode()

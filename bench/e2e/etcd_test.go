@@ -49,7 +49,7 @@ func (e *etcdServer) start(t *testing.T) {
 }
 
 func (e *etcdServer) try(t *testing.T, args ...string) (string, error) {
-	command := append([]string{"env", "ETCDCTL_API=3", "etcdctl", "--dial-timeout=2s", "--command-timeout=5s"}, e.ctl...)
+	command := append([]string{"env", "ETCDCTL_API=3", "etcdctl", "--dial-timeout=" + lab.Patience(2*time.Second).String(), "--command-timeout=" + lab.Patience(5*time.Second).String()}, e.ctl...)
 	return e.host.Run(t.Context(), append(command, args...)...)
 }
 

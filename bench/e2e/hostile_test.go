@@ -151,7 +151,7 @@ func testHostile(t *testing.T, backend string) {
 	}
 	buf := make([]byte, 2000)
 	for range good {
-		if err := sink.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := sink.SetReadDeadline(time.Now().Add(lab.Patience(5 * time.Second))); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := sink.ReadFromUDPAddrPort(buf); err != nil {

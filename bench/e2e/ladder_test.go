@@ -11,7 +11,7 @@ import (
 )
 
 // rungFile is the size of the files that each rung carries, in bytes.
-const rungFile = 32 << 20
+var rungFile = lab.Modest(int64(32 << 20))
 
 // Every rung of the ladder, on both of muslin's hosts, to each other and to the kernel's VXLAN device:
 //

@@ -22,9 +22,9 @@ import (
 
 // Sizes in bytes of the files that a bad underlay carries: through losses so long that of its runs, of some
 // forty datagrams each, some are sure to be lost.
-const (
-	lossyFile     = 64 << 20
-	reorderedFile = 16 << 20
+var (
+	lossyFile     = lab.Modest(int64(64 << 20))
+	reorderedFile = lab.Modest(int64(16 << 20))
 )
 
 // One in a hundred of what the underlay carries is lost, both ways: whole runs of datagrams, as a card that
@@ -227,11 +227,13 @@ func TestRunsRefusedWhileRunning(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	copied := make(chan error, 1)
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(lab.Patience(time.Millisecond))
 	defer tick.Stop()
-	go func() { copied <- streamTCP(a, b, endless{rand.NewChaCha8([32]byte{3}), ctx, tick}, time.Minute) }()
+	go func() {
+		copied <- streamTCP(a, b, endless{rand.NewChaCha8([32]byte{3}), ctx, tick}, lab.Patience(time.Minute))
+	}()
 	eventually(t, 10*time.Second, func() error {
-		if n := status(t, daemons[0]).Peers[0].TxBytes; n < 4<<20 {
+		if n := status(t, daemons[0]).Peers[0].TxBytes; n < uint64(lab.Modest(4<<20)) {
 			return fmt.Errorf("%d bytes sent", n)
 		}
 		return nil
@@ -249,7 +251,7 @@ func TestRunsRefusedWhileRunning(t *testing.T) {
 	})
 	sent := status(t, daemons[0]).Peers[0].TxBytes
 	eventually(t, 10*time.Second, func() error { // and on it goes
-		if n := status(t, daemons[0]).Peers[0].TxBytes - sent; n < 4<<20 {
+		if n := status(t, daemons[0]).Peers[0].TxBytes - sent; n < uint64(lab.Modest(4<<20)) {
 			return fmt.Errorf("%d bytes sent after the refusal", n)
 		}
 		return nil
@@ -273,7 +275,7 @@ func TestRunsRefusedWhileRunning(t *testing.T) {
 	for _, m := range daemons {
 		expectNoDrops(t, m)
 	}
-	copyBothWays(t, a, b, 16<<20)
+	copyBothWays(t, a, b, lab.Modest(int64(16<<20)))
 }
 
 // endless gives random bytes until the context ends: some now and then, each time enough for a run of

@@ -112,9 +112,11 @@ func status(t *testing.T, m *lab.Muslin) *lab.Status {
 	return must(m.Status(t.Context()))(t)
 }
 
-// eventually waits until done returns nil, and ends the test with its last error after limit.
+// eventually waits until done returns nil, and ends the test with its last error after limit, which is one for a
+// machine as people have it.
 func eventually(t *testing.T, limit time.Duration, done func() error) {
 	t.Helper()
+	limit = lab.Patience(limit)
 	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
 		err := done()
 		if err == nil {
@@ -200,7 +202,7 @@ func expectNoDrops(t *testing.T, m *lab.Muslin) {
 // expectExit waits for a daemon to end, and returns its log.
 func expectExit(t *testing.T, p *lab.Proc, want int) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Patience(20*time.Second))
 	defer cancel()
 	got, err := p.Wait(ctx)
 	if err != nil {

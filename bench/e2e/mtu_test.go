@@ -37,7 +37,7 @@ func TestUnderlayMTUIsFollowed(t *testing.T) {
 		}
 		expectPings(t, a.Node, b.Addr, lab.PingOptions{Count: 3, Size: want, DontFragment: true})
 		flow, err := lab.IperfTCP(t.Context(), a.Node, b.Node, b.Addr, 1) // the pods kept their MTU
-		if err != nil || flow.BitsPerSecond < 10e6 {
+		if err != nil || flow.BitsPerSecond < lab.Modest(10e6) {
 			t.Errorf("TCP with an underlay MTU of %d: %+v, %v", mtu, flow, err)
 		}
 	}

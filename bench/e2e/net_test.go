@@ -56,7 +56,7 @@ func copyTCP(t *testing.T, from, to *lab.Pod, size int64) {
 func tryCopyTCP(from, to *lab.Pod, size int64) error {
 	const slowest = 4 << 20 // bytes per second, on a machine that does much else
 	random := io.LimitReader(rand.NewChaCha8([32]byte{1}), size)
-	return streamTCP(from, to, random, 20*time.Second+time.Duration(size/slowest)*time.Second)
+	return streamTCP(from, to, random, lab.Patience(20*time.Second+time.Duration(size/slowest)*time.Second))
 }
 
 // streamTCP is tryCopyTCP for what a reader gives until its end.
@@ -94,7 +94,7 @@ func streamTCP(from, to *lab.Pod, content io.Reader, limit time.Duration) error 
 	g.Go(func() error {
 		var conn net.Conn
 		if err := from.Do(func() (err error) {
-			conn, err = net.DialTimeout("tcp4", at.String(), 10*time.Second)
+			conn, err = net.DialTimeout("tcp4", at.String(), lab.Patience(10*time.Second))
 			return err
 		}); err != nil {
 			listener.Close()
@@ -193,7 +193,7 @@ func (p *probe) expectNoLoss(t *testing.T) {
 	if err := p.sender.Wait(); err != nil {
 		t.Errorf("send probes: %v", err)
 	}
-	for deadline := time.Now().Add(2 * time.Second); p.got.Load() < p.sent && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(lab.Patience(2 * time.Second)); p.got.Load() < p.sent && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	p.in.Close()

@@ -17,7 +17,7 @@ var (
 )
 
 // offloadFile is the size of the file in bytes that goes both ways in each combination.
-const offloadFile = 16 << 20
+var offloadFile = lab.Modest(int64(16 << 20))
 
 // muslin with all features, and the kernel's VXLAN with its offloads in many combinations:
 //

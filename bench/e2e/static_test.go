@@ -166,7 +166,7 @@ func echoUDP(t *testing.T, from, to *lab.Pod) {
 	defer reflecting.Wait()
 	defer mirror.Close()
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(lab.Patience(10 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 	random := rand.NewChaCha8([32]byte{2})

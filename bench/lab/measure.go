@@ -43,11 +43,11 @@ func Iperf(ctx context.Context, from, to *Node, addr netip.Addr, around func(run
 	return flow, nil
 }
 
-// iperfTimeout is beyond any run that a test asks for.
+// iperfTimeout is beyond any run that a test asks for, before Patience.
 const iperfTimeout = 30 * time.Second
 
 func iperf(ctx context.Context, from, to *Node, addr netip.Addr, flags []string) (Flow, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, iperfTimeout, errors.New("iperf3 did not end in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patience(iperfTimeout), errors.New("iperf3 did not end in time"))
 	defer cancel()
 	return Iperf(ctx, from, to, addr, nil, flags...)
 }
@@ -63,7 +63,7 @@ func tryIperf(ctx context.Context, from, to *Node, addr netip.Addr, around func(
 	}
 	var out string
 	run := func() (err error) {
-		out, err = from.Output(ctx, append([]string{"iperf3", "-J", "-c", addr.String(), "--connect-timeout", "5000"}, flags...)...)
+		out, err = from.Output(ctx, append([]string{"iperf3", "-J", "-c", addr.String(), "--connect-timeout", strconv.FormatInt(Patience(5*time.Second).Milliseconds(), 10)}, flags...)...)
 		return err
 	}
 	if around != nil {
@@ -121,7 +121,7 @@ func parseIperf(out []byte) (Flow, error) {
 // to it: a one-shot server would take that for its client. server is who is to listen: that it ends before it
 // does is an error.
 func (n *Node) WaitListen(ctx context.Context, server *Proc, network string, port int) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, fmt.Errorf("nothing listens on %s port %d of %s", network, port, n.Name))
+	ctx, cancel := context.WithTimeoutCause(ctx, Patience(5*time.Second), fmt.Errorf("nothing listens on %s port %d of %s", network, port, n.Name))
 	defer cancel()
 	for {
 		listens, err := n.listens(network, port)

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// ReadyTimeout is how long a daemon may take from its start until it is ready.
+// ReadyTimeout is how long a daemon may take from its start until it is ready, before Patience.
 const ReadyTimeout = 30 * time.Second
 
 // readyPort is where the lab's daemons answer /readyz, on their namespace's loopback address.
@@ -83,7 +83,8 @@ func (h *Host) StartMuslin(ctx context.Context, bin string, flags ...string) (*M
 // WaitReady waits until /readyz answers 200. A daemon that ends before, or is not ready within
 // ReadyTimeout, is an error that holds its log.
 func (m *Muslin) WaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, ReadyTimeout, fmt.Errorf("not ready within %v", ReadyTimeout))
+	limit := Patience(ReadyTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready within %v", limit))
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

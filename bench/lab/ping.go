@@ -41,7 +41,7 @@ const (
 	icmpEchoRequest = 8
 )
 
-// Ping sends echo requests every 10 ms and waits two seconds for the last answer. Losses, and packets
+// Ping sends echo requests every 10 ms and waits two seconds (before Patience) for the last answer. Losses, and packets
 // that the node's own kernel refused for their size or want of a route, are not an error: look at
 // Received.
 func (n *Node) Ping(ctx context.Context, to netip.Addr, o PingOptions) (PingResult, error) {
@@ -110,7 +110,7 @@ func (p *pinger) run() error {
 		now := time.Now()
 		if p.result.Sent < len(p.sent) && !now.Before(next) {
 			p.send(now)
-			next, end = now.Add(pingEvery), now.Add(pingTimeout)
+			next, end = now.Add(pingEvery), now.Add(Patience(pingTimeout))
 			continue
 		}
 		deadline := next

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// StopTimeout is how long a process may take to end after SIGTERM before it gets SIGKILL.
+// StopTimeout is how long a process may take to end after SIGTERM before it gets SIGKILL, before Patience.
 const StopTimeout = 8 * time.Second
 
 // forker starts processes from one thread that lives as long as the lab. The kernel sends the signal of
@@ -141,16 +141,17 @@ func (p *Proc) Signal(sig syscall.Signal) error {
 // Stop ends the process group by SIGTERM, after StopTimeout by SIGKILL, and waits for it. Having to kill
 // is an error.
 func (p *Proc) Stop() error {
+	limit := Patience(StopTimeout)
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(StopTimeout):
+	case <-time.After(limit):
 	}
 	p.Kill()
-	return fmt.Errorf("%s did not end within %v of SIGTERM and was killed; its log:\n%s", p.Name, StopTimeout, p.Output())
+	return fmt.Errorf("%s did not end within %v of SIGTERM and was killed; its log:\n%s", p.Name, limit, p.Output())
 }
 
 // Kill ends the process group by SIGKILL and waits for it.
