@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // linkResult is `muslin bench link --output json`, as a script reads it (docs/bench-link.md). It is declared
@@ -41,7 +42,7 @@ type linkOutcome struct {
 // of the command for a node with a daemon, and of the one for a node without.
 func linkServer(t *testing.T, h *lab.Host, flags ...string) (server *lab.Proc, withDaemon, without []string) {
 	t.Helper()
-	p := must(h.Start("bench-link", nil, append([]string{bin, "bench", "link", "--serve"}, flags...)...))(t)
+	p := must(h.Start("bench-link", nil, append([]string{labtest.Bin, "bench", "link", "--serve"}, flags...)...))(t)
 	if err := p.WaitOutput(t.Context(), "Ctrl-C"); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func linkServer(t *testing.T, h *lab.Host, flags ...string) (server *lab.Proc, w
 
 // quickly makes a measure of a few tenths of a second, without asking, for a program to read.
 func quickly(args []string) []string {
-	return append([]string{bin}, append(args, "--yes", "--seconds", "0.3", "--streams", "2", "--output", "json")...)
+	return append([]string{labtest.Bin}, append(args, "--yes", "--seconds", "0.3", "--streams", "2", "--output", "json")...)
 }
 
 func readLink(t *testing.T, out string) *linkResult {
@@ -139,7 +140,7 @@ func TestBenchLinkRefuses(t *testing.T) {
 	server, command, _ := linkServer(t, there, "--control", daemons[1].Control)
 	token := command[len(command)-1]
 	peer := func(name, token string, flags ...string) []string {
-		return append([]string{bin, "bench", "link", name, "--token", token, "--control", daemons[0].Control, "--seconds", "0.1", "--streams", "1"}, flags...)
+		return append([]string{labtest.Bin, "bench", "link", name, "--token", token, "--control", daemons[0].Control, "--seconds", "0.1", "--streams", "1"}, flags...)
 	}
 	expectRefusal(t, here, peer(there.Addr.String(), "wrong", "--yes"), "token is wrong")
 	expectRefusal(t, here, peer(there.Addr.String(), token), "--yes") // there is no terminal
@@ -162,7 +163,7 @@ func TestBenchLinkRefuses(t *testing.T) {
 	}
 	expectWords(t, expectExit(t, server, 0), "exchanges UDP packets", "without the token were refused", "ended")
 	expectRefusal(t, here, peer(there.Addr.String(), token, "--yes"), "bench link --serve")
-	expectRefusal(t, there, []string{bin, "bench", "link", "--serve", "--control", "/nowhere"}, "no daemon", "--overlay-addr")
+	expectRefusal(t, there, []string{labtest.Bin, "bench", "link", "--serve", "--control", "/nowhere"}, "no daemon", "--overlay-addr")
 }
 
 // The peer is a host with the kernel's VXLAN and no daemon, as a flannel node is:
@@ -183,8 +184,8 @@ func TestBenchLinkKernelPeer(t *testing.T) {
 	if err := v.AddPeer(ctx, node.Subnet, node.VtepMAC, node.PublicIP); err != nil {
 		t.Fatal(err)
 	}
-	store := &etcdServer{host: l.Host(1)}
-	store.do(t, "put", v.LeaseKey(prefix), v.LeaseValue(1))
+	store := labtest.EtcdOn(l.Host(1))
+	store.Do(t, "put", v.LeaseKey(prefix), v.LeaseValue(1))
 	waitPeers(t, m, 1)
 
 	// Neither side has to ask a daemon.

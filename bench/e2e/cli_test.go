@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"muslin/bench/labtest"
 )
 
 // The commands that talk to the store, on a real etcd server:
@@ -20,11 +22,11 @@ func TestStoreCommands(t *testing.T) {
 	store := startEtcd(t, h)
 	run := func(args ...string) string {
 		t.Helper()
-		return must(h.Run(t.Context(), append([]string{bin}, args...)...))(t)
+		return must(h.Run(t.Context(), append([]string{labtest.Bin}, args...)...))(t)
 	}
 	refused := func(args ...string) string {
 		t.Helper()
-		out, err := h.Run(t.Context(), append([]string{bin}, args...)...)
+		out, err := h.Run(t.Context(), append([]string{labtest.Bin}, args...)...)
 		if err == nil {
 			t.Errorf("`muslin %s` did not fail: %s", strings.Join(args, " "), out)
 		}
@@ -36,7 +38,7 @@ func TestStoreCommands(t *testing.T) {
 	expectWords(t, refused("config", "set", "--yes", `{"Network":"10.244.0.0/16","SubnetLen":17}`), "SubnetLen", "17")
 	expectWords(t, refused("config", "validate", `{"Network":"10.244.0.0/16","Bakend":{"Type":"vxlan","VNI":-1}`), "JSON")
 	expectWords(t, run("config", "validate", `{"Network":"10.244.0.0/16","Bakend":{"Type":"vxlan"}}`), "Bakend", "Backend")
-	if got := store.get(t, "/config"); got != "" {
+	if got := store.Get(t, "/config"); got != "" {
 		t.Errorf("a refused config was written: %s", got)
 	}
 	file := filepath.Join(h.Dir, "net-conf.json")
@@ -46,12 +48,12 @@ func TestStoreCommands(t *testing.T) {
 	run("config", "set", "--yes", file)
 	expectWords(t, run("config", "get"), network, "vxlan")
 	changed := `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`
-	out, err := h.Run(t.Context(), "sh", "-c", `echo no | "$@"`, "sh", bin, "config", "set", changed)
+	out, err := h.Run(t.Context(), "sh", "-c", `echo no | "$@"`, "sh", labtest.Bin, "config", "set", changed)
 	if err == nil {
 		t.Errorf("a change that was not confirmed succeeded: %s", out)
 	}
 	expectWords(t, out, "VNI", "7")
-	if strings.Contains(store.get(t, "/config"), "VNI") {
+	if strings.Contains(store.Get(t, "/config"), "VNI") {
 		t.Error("a change that was not confirmed was made")
 	}
 
@@ -66,7 +68,7 @@ func TestStoreCommands(t *testing.T) {
 		Subnet   string
 		Reserved bool
 	}
-	if err := json.Unmarshal([]byte(must(h.Output(t.Context(), bin, "leases", "list", "--output", "json"))(t)), &leases); err != nil {
+	if err := json.Unmarshal([]byte(must(h.Output(t.Context(), labtest.Bin, "leases", "list", "--output", "json"))(t)), &leases); err != nil {
 		t.Fatal(err)
 	}
 	reserved := make(map[string]bool)
@@ -87,13 +89,13 @@ func TestStoreCommands(t *testing.T) {
 		t.Error(err)
 	}
 	run("leases", "release", "--yes", second)
-	if keys := store.subnets(t); len(keys) != 1 {
+	if keys := store.Subnets(t); len(keys) != 1 {
 		t.Errorf("leases after the release: %v, want one", keys)
 	}
 	waitPeers(t, m1, 0)
 
 	// What is saved while the store lives serves when it is gone.
-	saved := must(h.Output(t.Context(), bin, "leases", "list", "--output", "peers-file"))(t)
+	saved := must(h.Output(t.Context(), labtest.Bin, "leases", "list", "--output", "peers-file"))(t)
 	peers := filepath.Join(h.Dir, "peers.json")
 	if err := os.WriteFile(peers, []byte(saved), 0o644); err != nil {
 		t.Fatal(err)
@@ -101,7 +103,7 @@ func TestStoreCommands(t *testing.T) {
 	if err := m1.Stop(); err != nil {
 		t.Error(err)
 	}
-	store.proc.Kill()
+	store.Proc.Kill()
 	m1 = startMuslin(t, h, "--peers-file", peers, "--network", network)
 	if got := status(t, m1).Node.Subnet.String(); got != first {
 		t.Errorf("subnet from the saved leases %s, want %s", got, first)
@@ -120,8 +122,8 @@ func TestEnvironment(t *testing.T) {
 		"MUSLIN_EMBEDDED_ETCD=true", "MUSLIN_NETWORK=10.99.0.0/16", "FLANNELD_NETWORK=10.98.0.0/16",
 		"FLANNELD_BACKEND=udp", "MUSLIN_TUN_NAME=overridden", "MUSLIN_LOG_FORMAT=json",
 	}
-	m := h.Muslin(bin)
-	m.Proc = must(h.Start("muslin", env, append(h.MuslinArgs(bin), "--tun-name", "over0")...))(t)
+	m := h.Muslin(labtest.Bin)
+	m.Proc = must(h.Start("muslin", env, append(h.MuslinArgs(labtest.Bin), "--tun-name", "over0")...))(t)
 	if err := m.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}

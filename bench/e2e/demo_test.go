@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // demoRun is a `muslin demo` beside the test, in a lab of its own.
@@ -28,7 +29,7 @@ func startDemo(t *testing.T, args ...string) *demoRun {
 	d := &demoRun{out: filepath.Join(t.TempDir(), "demo.log")}
 	log := must(os.Create(d.out))(t)
 	defer log.Close()
-	d.cmd = exec.Command(bin, append([]string{"demo"}, args...)...)
+	d.cmd = exec.Command(labtest.Bin, append([]string{"demo"}, args...)...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
 	if err := d.cmd.Start(); err != nil {

@@ -3,5 +3,6 @@
 // packages, so that nothing but the daemon's behaviour can make a test pass.
 //
 // The tests need root and the tools that they name; without them they skip, or fail where the
-// environment variable CI is set. MUSLIN_BIN names a binary to test instead of one built from this tree.
+// environment variable CI is set. MUSLIN_BIN names a binary to test instead of one built from this tree
+// (bench/labtest).
 package e2e

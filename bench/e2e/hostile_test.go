@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // vxlanFrame is a datagram in the making: all that a sender could get wrong.
@@ -98,8 +99,8 @@ func testHostile(t *testing.T, backend string) {
 	if backend == "vxlan" {
 		value = fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}}`, l.Host(2).Addr)
 	}
-	store := &etcdServer{host: l.Host(1)}
-	store.do(t, "put", prefix+leaseKey(subnet), value)
+	store := labtest.EtcdOn(l.Host(1))
+	store.Do(t, "put", prefix+leaseKey(subnet), value)
 	waitPeers(t, m, 1)
 	pod := addPod(t, m, "a")
 	sink := listenUDP(t, pod.Node, netip.AddrPortFrom(pod.Addr, 7300))

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // muslin and the kernel's VXLAN device, each the other's only peer:
@@ -46,8 +47,8 @@ func TestKernelVXLANPeer(t *testing.T) {
 				t.Fatal(err)
 			}
 			b := must(l.Host(2).AddPod(ctx, "a", v.PodNetwork()))(t)
-			store := &etcdServer{host: l.Host(1)}
-			store.do(t, "put", v.LeaseKey(prefix), v.LeaseValue(c.vni))
+			store := labtest.EtcdOn(l.Host(1))
+			store.Do(t, "put", v.LeaseKey(prefix), v.LeaseValue(c.vni))
 			waitPeers(t, m, 1)
 
 			whole := lab.PingOptions{Count: 3, Size: v.MTU, DontFragment: true}

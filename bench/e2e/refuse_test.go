@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // refusal is a host in which the daemon must not start:
@@ -54,7 +55,7 @@ func runIn(t *testing.T, n *lab.Node, command ...string) {
 func withConfig(config string) func(*testing.T, *lab.Host) {
 	return func(t *testing.T, h *lab.Host) {
 		t.Helper()
-		startEtcd(t, h).config(t, config)
+		startEtcd(t, h).Config(t, config)
 	}
 }
 
@@ -122,9 +123,9 @@ var refusals = []refusal{
 		name: "subnets exhausted", tools: []string{"etcd"},
 		setup: func(t *testing.T, h *lab.Host) {
 			e := startEtcd(t, h)
-			e.config(t, `{"Network":"10.244.0.0/28","SubnetLen":30,"Backend":{"Type":"vxlan"}}`)
+			e.Config(t, `{"Network":"10.244.0.0/28","SubnetLen":30,"Backend":{"Type":"vxlan"}}`)
 			for i, subnet := range []string{"10.244.0.4-30", "10.244.0.8-30", "10.244.0.12-30"} {
-				e.do(t, "put", prefix+"/subnets/"+subnet, fmt.Sprintf(`{"PublicIP":"198.18.0.%d","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:0%d"}}`, 101+i, i))
+				e.Do(t, "put", prefix+"/subnets/"+subnet, fmt.Sprintf(`{"PublicIP":"198.18.0.%d","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:0%d"}}`, 101+i, i))
 			}
 		},
 		flags: flags(),
@@ -134,10 +135,10 @@ var refusals = []refusal{
 		name: "wrong etcd password", tools: []string{"etcd"},
 		setup: func(t *testing.T, h *lab.Host) {
 			e := startEtcd(t, h)
-			e.config(t, vxlanConfig)
-			e.do(t, "user", "add", "root:secret")
-			e.do(t, "user", "grant-role", "root", "root")
-			e.do(t, "auth", "enable")
+			e.Config(t, vxlanConfig)
+			e.Do(t, "user", "add", "root:secret")
+			e.Do(t, "user", "grant-role", "root", "root")
+			e.Do(t, "auth", "enable")
 		},
 		flags: flags("--etcd-username", "root", "--etcd-password", "wrong"),
 		words: []string{"etcd", "password"},
@@ -290,7 +291,7 @@ func TestRefuses(t *testing.T) {
 // launchRefused is lab's LaunchMuslin with the refusal's changes to the command.
 func launchRefused(t *testing.T, h *lab.Host, r *refusal) *lab.Proc {
 	t.Helper()
-	command := h.MuslinArgs(bin)
+	command := h.MuslinArgs(labtest.Bin)
 	if i := slices.Index(command, "--iface"); r.bare {
 		command = slices.Delete(command, i, i+2)
 	}
@@ -323,7 +324,7 @@ func TestWaitsForEtcd(t *testing.T) {
 	if code, err := m.Wait(ctx); err == nil {
 		t.Errorf("the daemon ended with status %d instead of waiting", code)
 	}
-	if code, err := h.Run(t.Context(), bin, "status", "--control", m.Control); err != nil {
+	if code, err := h.Run(t.Context(), labtest.Bin, "status", "--control", m.Control); err != nil {
 		t.Errorf("status of a waiting daemon: %v", err)
 	} else {
 		expectWords(t, code, "waiting for etcd")
@@ -342,18 +343,18 @@ func TestTwoOfOneKind(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 2)
 	store := startEtcd(t, l.Host(1))
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	first := startMuslin(t, l.Host(1), "--public-ip", "203.0.113.5")
 	node := status(t, first).Node
 
-	again := must(l.Host(1).Start("muslin-again", nil, l.Host(1).MuslinArgs(bin)...))(t)
+	again := must(l.Host(1).Start("muslin-again", nil, l.Host(1).MuslinArgs(labtest.Bin)...))(t)
 	expectWords(t, expectExit(t, again, 1), first.Control, "--control")
 
 	second := launchMuslin(t, l.Host(2), "--etcd-endpoints", endpoint(l.Host(1)), "--public-ip", "203.0.113.5")
 	expectWords(t, expectExit(t, second.Proc, 1), "203.0.113.5", "--public-ip")
 	want := fmt.Sprintf(`{"PublicIP":"203.0.113.5","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q}}`, node.VtepMAC)
 	eventually(t, 10*time.Second, func() error {
-		if got := store.get(t, leaseKey(node.Subnet)); got != want {
+		if got := store.Get(t, leaseKey(node.Subnet)); got != want {
 			return fmt.Errorf("the first host's lease is %s, want %s", got, want)
 		}
 		return nil

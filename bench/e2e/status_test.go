@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"muslin/bench/labtest"
 )
 
 // The shape of `muslin status --output json`: what scripts rely on.
@@ -34,7 +36,7 @@ func TestStatusShape(t *testing.T) {
 	expectPing(t, l.Host(1).Pods()[0].Node, l.Host(2).Pods()[0].Addr, 5)
 	expectNoAnswer(t, l.Host(1).Pods()[0].Node, netip.MustParseAddr("10.244.0.9")) // a drop to show
 	for i, m := range daemons {
-		out := must(m.Host.Output(t.Context(), bin, "status", "--output", "json", "--control", m.Control))(t)
+		out := must(m.Host.Output(t.Context(), labtest.Bin, "status", "--output", "json", "--control", m.Control))(t)
 		var all map[string]any
 		if err := json.Unmarshal([]byte(out), &all); err != nil {
 			t.Fatal(err)
@@ -127,7 +129,7 @@ func TestHelp(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	help := func(args ...string) string {
-		return must(l.Host(1).Output(t.Context(), append(append([]string{bin}, args...), "--help")...))(t)
+		return must(l.Host(1).Output(t.Context(), append(append([]string{labtest.Bin}, args...), "--help")...))(t)
 	}
 	root := help()
 	commands := map[string][]string{

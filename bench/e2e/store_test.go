@@ -9,9 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // Twenty daemons at once, and one too many, on a real etcd server; the network has twenty subnets:
@@ -23,7 +23,7 @@ func TestTwentyAtOnce(t *testing.T) {
 	const n = 20
 	l := newLab(t, n+1)
 	store := startEtcd(t, l.Host(1))
-	store.config(t, `{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.20.0","Backend":{"Type":"vxlan"}}`)
+	store.Config(t, `{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.20.0","Backend":{"Type":"vxlan"}}`)
 	flags := []string{"--etcd-endpoints", endpoint(l.Host(1))}
 	var daemons []*lab.Muslin
 	for _, h := range l.Hosts()[:n] {
@@ -40,14 +40,14 @@ func TestTwentyAtOnce(t *testing.T) {
 		}
 		holders[subnet] = m.Name
 	}
-	if keys := store.subnets(t); len(keys) != n || len(holders) != n {
+	if keys := store.Subnets(t); len(keys) != n || len(holders) != n {
 		t.Errorf("%d leases in etcd for %d subnets: %v", len(keys), len(holders), keys)
 	}
 	waitPeers(t, daemons[0], n-1)
 
 	tooMany := launchMuslin(t, l.Host(n+1), flags...)
 	expectWords(t, expectExit(t, tooMany.Proc, 1), "20 of them", "10.244.0.0/16", "198.18.0.", "and 10 more", "leases release")
-	if keys := store.subnets(t); len(keys) != n {
+	if keys := store.Subnets(t); len(keys) != n {
 		t.Errorf("the refused daemon left %d leases: %v", len(keys), keys)
 	}
 }
@@ -59,10 +59,10 @@ func TestSubnetAndMACOverRestart(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	store := startEtcd(t, l.Host(1))
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	m := startMuslin(t, l.Host(1))
 	before := status(t, m).Node
-	value := store.get(t, leaseKey(before.Subnet))
+	value := store.Get(t, leaseKey(before.Subnet))
 	want := fmt.Sprintf(`{"PublicIP":"198.18.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q}}`, before.VtepMAC)
 	if value != want {
 		t.Errorf("lease in etcd %s, want flannel's form %s", value, want)
@@ -71,7 +71,7 @@ func TestSubnetAndMACOverRestart(t *testing.T) {
 		if err := m.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		if got := store.get(t, leaseKey(before.Subnet)); got != want {
+		if got := store.Get(t, leaseKey(before.Subnet)); got != want {
 			t.Errorf("lease of a stopped node %q, want %s", got, want)
 		}
 		if err := os.Remove(m.SubnetFile); err != nil && !os.IsNotExist(err) {
@@ -82,7 +82,7 @@ func TestSubnetAndMACOverRestart(t *testing.T) {
 			t.Errorf("after a restart %v %s, want %v %s", after.Subnet, after.VtepMAC, before.Subnet, before.VtepMAC)
 		}
 	}
-	if keys := store.subnets(t); len(keys) != 1 {
+	if keys := store.Subnets(t); len(keys) != 1 {
 		t.Errorf("leases %v, want one", keys)
 	}
 	content := must(os.ReadFile(m.SubnetFile))(t)
@@ -115,10 +115,10 @@ func TestConfigAppearsLate(t *testing.T) {
 	if _, err := os.Stat(m.SubnetFile); !os.IsNotExist(err) {
 		t.Errorf("subnet file before there is a config: %v", err)
 	}
-	if keys := store.subnets(t); len(keys) != 0 {
+	if keys := store.Subnets(t); len(keys) != 0 {
 		t.Errorf("leases before there is a config: %v", keys)
 	}
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	if err := m.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestNodeComesAndGoes(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 3)
 	store := startEtcd(t, l.Host(1))
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	flags := []string{"--etcd-endpoints", endpoint(l.Host(1))}
 	m1, m2 := startMuslin(t, l.Host(1), flags...), startMuslin(t, l.Host(2), flags...)
 	a, b := addPod(t, m1, "a"), addPod(t, m2, "a")
@@ -156,7 +156,7 @@ func TestNodeComesAndGoes(t *testing.T) {
 	if err := m3.Stop(); err != nil {
 		t.Error(err)
 	}
-	store.do(t, "del", prefix+leaseKey(subnet)) // as its expiry would after a day
+	store.Do(t, "del", prefix+leaseKey(subnet)) // as its expiry would after a day
 	waitPeers(t, m1, 1)
 	waitPeers(t, m2, 1)
 	there.waitReceived(t, 50)
@@ -175,7 +175,7 @@ func TestEtcdOutage(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 4)
 	store := startEtcd(t, l.Host(1))
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	flags := []string{"--etcd-endpoints", endpoint(l.Host(1))}
 	m2, m3 := startMuslin(t, l.Host(2), flags...), startMuslin(t, l.Host(3), flags...)
 	a, b := addPod(t, m2, "a"), addPod(t, m3, "a")
@@ -184,14 +184,14 @@ func TestEtcdOutage(t *testing.T) {
 	there, back := startProbe(t, a, b), startProbe(t, b, a)
 	there.waitReceived(t, 50)
 
-	store.proc.Kill()
+	store.Proc.Kill()
 	waitHealthy(t, m2, false)
 	waitHealthy(t, m3, false)
 	there.waitReceived(t, 100)
 	if n := len(status(t, m2).Peers); n != 1 {
 		t.Errorf("%d peers during the outage, want the last known one", n)
 	}
-	store.start(t)
+	store.Start(t)
 	waitHealthy(t, m2, true)
 	waitHealthy(t, m3, true)
 	m4 := startMuslin(t, l.Host(4), flags...) // the watch must see it
@@ -203,17 +203,6 @@ func TestEtcdOutage(t *testing.T) {
 	back.expectNoLoss(t)
 }
 
-func waitHealthy(t *testing.T, m *lab.Muslin, want bool) {
-	t.Helper()
-	eventually(t, 30*time.Second, func() error {
-		s, err := m.Status(t.Context())
-		if err == nil && s.Store.Healthy != want {
-			err = fmt.Errorf("store of %s healthy: %t, want %t", m.Name, s.Store.Healthy, want)
-		}
-		return err
-	})
-}
-
 // Keys and values that are no leases, before the daemon and while it runs:
 //
 //	p1a ── h1 (etcd, muslin) ── br0 ── h2 (muslin) ── p2a
@@ -221,7 +210,7 @@ func TestGarbageInTheStore(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 2)
 	store := startEtcd(t, l.Host(1))
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	garbage := map[string]string{
 		"/subnets/hello":              "foreign",
 		"/subnets/10.244.77.0-24":     "not JSON",
@@ -234,7 +223,7 @@ func TestGarbageInTheStore(t *testing.T) {
 	half := 0
 	for key, value := range garbage {
 		if half++; half <= len(garbage)/2 {
-			store.do(t, "put", prefix+key, value)
+			store.Do(t, "put", prefix+key, value)
 		}
 	}
 	flags := []string{"--etcd-endpoints", endpoint(l.Host(1))}
@@ -242,17 +231,17 @@ func TestGarbageInTheStore(t *testing.T) {
 	a, b := addPod(t, m1, "a"), addPod(t, m2, "a")
 	waitPeers(t, m1, 1)
 	for key, value := range garbage {
-		store.do(t, "put", prefix+key, value)
+		store.Do(t, "put", prefix+key, value)
 	}
 	waitPeers(t, m1, 1)
 	waitPeers(t, m2, 1)
 	expectPing(t, a.Node, b.Addr, 3)
 	for key, value := range garbage {
-		if got := store.get(t, key); got != value {
+		if got := store.Get(t, key); got != value {
 			t.Errorf("%s was changed to %q", key, got)
 		}
 	}
-	keys := store.subnets(t)
+	keys := store.Subnets(t)
 	for _, m := range []*lab.Muslin{m1, m2} {
 		key := prefix + leaseKey(status(t, m).Node.Subnet)
 		if !slices.Contains(keys, key) {
@@ -310,7 +299,7 @@ func TestStop(t *testing.T) {
 	l := newLab(t, 1)
 	h := l.Host(1)
 	store := startEtcd(t, h)
-	store.config(t, vxlanConfig)
+	store.Config(t, vxlanConfig)
 	before := snapshot(t, h.Node)
 	flags := []string{"--ip-masq", "--ip-blackhole-route"} // all that it can change
 	var subnet fmt.Stringer
@@ -325,7 +314,7 @@ func TestStop(t *testing.T) {
 		}
 		expectExit(t, m.Proc, 0)
 		expectAsBefore(t, h.Node, before)
-		if store.get(t, leaseKey(subnet)) == "" {
+		if store.Get(t, leaseKey(subnet)) == "" {
 			t.Errorf("no lease after %v", sig)
 		}
 		if _, err := os.Stat(m.Control); !os.IsNotExist(err) {
@@ -334,7 +323,7 @@ func TestStop(t *testing.T) {
 	}
 
 	m := startMuslin(t, h, flags...)
-	if out, err := h.Run(t.Context(), bin, "cleanup", "--control", m.Control, "--state-dir", m.StateDir); err == nil {
+	if out, err := h.Run(t.Context(), labtest.Bin, "cleanup", "--control", m.Control, "--state-dir", m.StateDir); err == nil {
 		t.Errorf("cleanup beside a running daemon: %s", out)
 	}
 	m.Kill()
@@ -342,7 +331,7 @@ func TestStop(t *testing.T) {
 		t.Error("a killed daemon left nothing: the rest of this test shows nothing")
 	}
 	for range 2 {
-		out, err := h.Run(t.Context(), bin, "cleanup", "--control", m.Control, "--state-dir", m.StateDir)
+		out, err := h.Run(t.Context(), labtest.Bin, "cleanup", "--control", m.Control, "--state-dir", m.StateDir)
 		if err != nil {
 			t.Error(err)
 		}
