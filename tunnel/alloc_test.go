@@ -45,6 +45,8 @@ func (d *steadyDevice) Reply([]byte, int) error {
 }
 
 func (*steadyDevice) Joins() (tcp, udp bool) { return true, true }
+func (*steadyDevice) Pause() error           { return nil }
+func (*steadyDevice) Resume() error          { return nil }
 func (*steadyDevice) Close() error           { return nil }
 func (*steadyDevice) Overflow() uint64       { return 0 }
 
@@ -76,6 +78,8 @@ func (u *steadyUnderlay) Receive(ds []Datagram) (int, error) {
 
 func (*steadyUnderlay) Overflow() uint64     { return 0 }
 func (*steadyUnderlay) SendOverflow() uint64 { return 0 }
+func (*steadyUnderlay) Pause() error         { return nil }
+func (*steadyUnderlay) Resume() error        { return nil }
 func (*steadyUnderlay) Close() error         { return nil }
 
 // load is what waits on both sides for ever.

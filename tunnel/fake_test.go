@@ -41,9 +41,40 @@ func (c *contract) check(t testing.TB) {
 	c.broken = nil
 }
 
+// pauser is what a fake's readers look at: paused says whether they stand still, change ends their waiting.
+type pauser struct {
+	mu     sync.Mutex
+	paused bool
+	change chan struct{}
+}
+
+func (p *pauser) set(paused bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = paused
+	if p.change != nil {
+		close(p.change)
+		p.change = nil
+	}
+	return nil
+}
+
+func (p *pauser) look() (paused bool, change <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.change == nil {
+		p.change = make(chan struct{})
+	}
+	return p.paused, p.change
+}
+
+func (p *pauser) Pause() error  { return p.set(true) }
+func (p *pauser) Resume() error { return p.set(false) }
+
 // fakeDevice is a Device in memory.
 type fakeDevice struct {
 	contract
+	pauser
 	queues   []*fakeDeviceQueue
 	closed   chan struct{}
 	once     sync.Once
@@ -102,8 +133,18 @@ func (q *fakeDeviceQueue) Read(slab []byte, ps []Packet, headroom int) (n int, e
 	if len(slab) < room || len(ps) == 0 {
 		q.dev.breach("Read into %d packets and a slab of %d bytes", len(ps), len(slab))
 	}
-	if len(q.pending) == 0 {
+	for len(q.pending) == 0 {
+		paused, change := q.dev.look()
 		select {
+		case <-q.dev.closed:
+			return 0, os.ErrClosed
+		default:
+		}
+		if paused {
+			return 0, os.ErrDeadlineExceeded
+		}
+		select {
+		case <-change:
 		case <-q.dev.closed:
 			return 0, os.ErrClosed
 		case err := <-q.fail:
@@ -236,6 +277,7 @@ func (q *fakeDeviceQueue) takeReplies() [][]byte {
 // fakeUnderlay is an Underlay in memory.
 type fakeUnderlay struct {
 	contract
+	pauser
 	queues       []*fakeUnderlayQueue
 	closed       chan struct{}
 	once         sync.Once
@@ -358,8 +400,18 @@ func (q *fakeUnderlayQueue) cut(m *Message) (ds []outer) {
 }
 
 func (q *fakeUnderlayQueue) Receive(ds []Datagram) (n int, err error) {
-	if len(q.pending) == 0 {
+	for len(q.pending) == 0 {
+		paused, change := q.und.look()
 		select {
+		case <-q.und.closed:
+			return 0, os.ErrClosed
+		default:
+		}
+		if paused {
+			return 0, os.ErrDeadlineExceeded
+		}
+		select {
+		case <-change:
 		case <-q.und.closed:
 			return 0, os.ErrClosed
 		case err := <-q.fail:

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"encoding/binary"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -13,7 +12,7 @@ import (
 // Inbound flow, UDP to TUN. A datagram is hostile until it has passed all of accept. The functions stand
 // in the order in which it meets them:
 //
-//  1. run      receives a batch
+//  1. batch    receives what waits
 //  2. unpack   takes apart what the kernel has joined
 //  3. accept   unframes and checks one datagram: framing, outer source, inner header, inner source,
 //     inner destination; merges ECN
@@ -65,15 +64,6 @@ func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue) *inbound {
 // joinPackets is how many packets are gathered before they are written: more than eight buffers of 64 KiB
 // hold at the usual MTU.
 const joinPackets = 512
-
-func (in *inbound) run() error {
-	runtime.LockOSThread()
-	for {
-		if err := in.batch(); err != nil {
-			return err
-		}
-	}
-}
 
 // batch carries what is waiting at the socket, at least one datagram.
 func (in *inbound) batch() error {

@@ -3,7 +3,6 @@ package tunnel
 import (
 	"errors"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"muslin/encap"
@@ -13,7 +12,7 @@ import (
 
 // Outbound flow, TUN to UDP. The functions stand in the order in which a packet meets them:
 //
-//  1. run      reads what waits in the TUN device into one slab, each packet behind its headroom
+//  1. batch    reads what waits in the TUN device into one slab, each packet behind its headroom
 //  2. route    parses the inner header, looks the peer up, and answers with ICMP what cannot go on
 //  3. frame    writes the framing over the headroom, in place; of a superpacket, over each segment's
 //  4. add      puts the datagram to others of its length, peer and source port (messages.go)
@@ -54,15 +53,6 @@ func newOutbound(v *VTEP, dev DeviceQueue, out UnderlayQueue) *outbound {
 	o.msgs.init(out)
 	o.icmp.init(v.cfg.Subnet.Addr(), time.Now)
 	return o
-}
-
-func (o *outbound) run() error {
-	runtime.LockOSThread() // a worker keeps its thread, and so its place in the caches
-	for {
-		if err := o.batch(); err != nil {
-			return err
-		}
-	}
 }
 
 // batch carries what is waiting in the TUN device, at least one packet.

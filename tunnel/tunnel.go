@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,11 @@ type Device interface {
 
 	// Overflow is how many packets the kernel dropped because the device's queues to us were full.
 	Overflow() uint64
+
+	// Pause ends Read of every queue with os.ErrDeadlineExceeded, at once where it waits, until Resume.
+	// What a Read takes it still returns; Write and Reply go on. Doing either again changes nothing.
+	Pause() error
+	Resume() error
 
 	// Close ends Read and Write of every queue with os.ErrClosed. Closing again changes nothing.
 	Close() error
@@ -85,6 +91,11 @@ type Underlay interface {
 	// SendOverflow is how many datagrams the kernel took and then dropped because the outgoing
 	// interface's queue was full. They were counted as sent before.
 	SendOverflow() uint64
+
+	// Pause ends Receive of every queue with os.ErrDeadlineExceeded, at once where it waits, until
+	// Resume. Send goes on. Doing either again changes nothing.
+	Pause() error
+	Resume() error
 
 	// Close ends Send and Receive of every queue with os.ErrClosed. Closing again changes nothing.
 	Close() error
@@ -188,6 +199,7 @@ type VTEP struct {
 	cfg   Config
 	table atomic.Pointer[fib.Table]
 	mtu   atomic.Int32
+	gate  gate // where workers stand while paused
 
 	sendErr atomic.Pointer[error] // see LastSendError
 
@@ -209,6 +221,7 @@ func New(cfg Config) (*VTEP, error) {
 		return nil, fmt.Errorf("VTEP: %d queues on the TUN device, %d on the underlay", len(inner), len(outer))
 	}
 	v := &VTEP{cfg: cfg}
+	v.gate.init()
 	v.SetMTU(cfg.MTU)
 	v.table.Store(fib.New(nil))
 	for i := range inner {
@@ -234,15 +247,51 @@ func (v *VTEP) MTU() encap.InnerMTU { return encap.InnerMTU(v.mtu.Load()) }
 // returned. Either way it closes both: no context reaches a worker that waits in one of them.
 func (v *VTEP) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	v.gate.enter(2 * len(v.out))
 	for i := range v.out {
-		g.Go(func() error { return ended(ctx, v.out[i].run()) })
-		g.Go(func() error { return ended(ctx, v.in[i].run()) })
+		g.Go(func() error { return ended(ctx, v.work(v.out[i].batch)) })
+		g.Go(func() error { return ended(ctx, v.work(v.in[i].batch)) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()
-		return errors.Join(v.cfg.Device.Close(), v.cfg.Underlay.Close())
+		err := errors.Join(v.cfg.Device.Close(), v.cfg.Underlay.Close())
+		v.gate.end()
+		return err
 	})
 	return g.Wait()
+}
+
+// work is a worker: it carries batches until one fails.
+func (v *VTEP) work(batch func() error) error {
+	defer v.gate.leave()
+	runtime.LockOSThread() // a worker keeps its thread, and so its place in the caches
+	for {
+		err := batch()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			v.gate.wait()
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// Pause has every worker finish the batch that it has in hand, and returns when all stand still. What comes
+// meanwhile waits in the kernel: in the TUN device's queues and the sockets' buffers. It may be called before
+// Run, whose workers then wait for Resume.
+func (v *VTEP) Pause() error {
+	v.gate.set(true)
+	err := errors.Join(v.cfg.Device.Pause(), v.cfg.Underlay.Pause())
+	if err == nil {
+		v.gate.settle()
+	}
+	return err
+}
+
+// Resume lets the workers go on.
+func (v *VTEP) Resume() error {
+	err := errors.Join(v.cfg.Device.Resume(), v.cfg.Underlay.Resume())
+	v.gate.set(false)
+	return err
 }
 
 // ended turns the error of a worker whose device was closed on purpose into nil.

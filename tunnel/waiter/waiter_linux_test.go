@@ -35,7 +35,7 @@ func pipe(t *testing.T, reading bool) (*File, int) {
 
 // wait is one use of f that waits for events.
 func wait(f *File, events int16) error {
-	var fds [2]unix.PollFd
+	var fds [3]unix.PollFd
 	if _, err := f.Begin(); err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func TestWaitIsWokenByData(t *testing.T) {
 	f, other := pipe(t, true)
 	begun, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		var fds [2]unix.PollFd
+		var fds [3]unix.PollFd
 		if _, err := f.Begin(); err != nil {
 			t.Error(err)
 		}
@@ -117,7 +117,7 @@ func TestCloseWakesEverybody(t *testing.T) {
 	for range n {
 		begun.Add(1)
 		go func() {
-			var fds [2]unix.PollFd
+			var fds [3]unix.PollFd
 			_, err := f.Begin()
 			begun.Done()
 			if err != nil {
@@ -199,8 +199,8 @@ func TestNoDescriptorLeaks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := openFiles(t); n != before+3 {
-			t.Fatalf("%d files open, want %d, a pipe and an eventfd more", n, before+3)
+		if n := openFiles(t); n != before+4 {
+			t.Fatalf("%d files open, want %d, a pipe and two eventfds more", n, before+4)
 		}
 		if err := f.Close(); err != nil {
 			t.Fatal(err)
@@ -212,12 +212,107 @@ func TestNoDescriptorLeaks(t *testing.T) {
 	}
 }
 
+// A paused reader stands still even before data that is there, and a writer does not notice.
+func TestPause(t *testing.T) {
+	f, other := pipe(t, true)
+	done := make(chan error, 1)
+	go func() { done <- wait(f, unix.POLLIN) }()
+	if err := f.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := within(t, "wake-up by Pause", done); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Wait during Pause: %v, want os.ErrDeadlineExceeded", err)
+	}
+	if _, err := unix.Write(other, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // pausing again changes nothing
+		if err := wait(f, unix.POLLIN); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Wait after Pause: %v, want os.ErrDeadlineExceeded", err)
+		}
+		if _, err := f.BeginRead(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("BeginRead after Pause: %v, want os.ErrDeadlineExceeded", err)
+		}
+		if err := f.Pause(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := f.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		if err := wait(f, unix.POLLIN); err != nil {
+			t.Errorf("Wait after Resume: %v", err)
+		}
+	}
+	if _, err := f.BeginRead(); err != nil {
+		t.Errorf("BeginRead after Resume: %v", err)
+	} else {
+		f.End()
+	}
+	writer, _ := pipe(t, false)
+	if err := writer.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(writer, unix.POLLOUT); err != nil {
+		t.Errorf("a paused writer: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{"Pause": f.Pause(), "Resume": f.Resume()} {
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s after Close: %v, want os.ErrClosed", what, err)
+		}
+	}
+}
+
+// A paused File can be closed, and says so to who waits.
+func TestCloseWhilePaused(t *testing.T) {
+	f, _ := pipe(t, true)
+	if err := f.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(f, unix.POLLIN); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Wait after Close: %v, want os.ErrClosed", err)
+	}
+}
+
+// What was given out goes on after Close, and does not block.
+func TestDupOutlivesClose(t *testing.T) {
+	f, other := pipe(t, true)
+	dup, err := f.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dup.Close()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var b [8]byte
+	if _, err := unix.Read(int(dup.Fd()), b[:]); err != unix.EAGAIN {
+		t.Errorf("read of an empty pipe: %v, want EAGAIN", err)
+	}
+	if _, err := unix.Write(other, []byte("later")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Read(int(dup.Fd()), b[:]); err != nil || string(b[:n]) != "later" {
+		t.Errorf("read after Close: %q, %v", b[:max(n, 0)], err)
+	}
+	if _, err := f.Dup(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Dup after Close: %v, want os.ErrClosed", err)
+	}
+}
+
 func TestWaitDoesNotAllocate(t *testing.T) {
 	f, other := pipe(t, true)
 	if _, err := unix.Write(other, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	var fds [2]unix.PollFd
+	var fds [3]unix.PollFd
 	n := testing.AllocsPerRun(100, func() {
 		if _, err := f.Begin(); err != nil {
 			t.Error(err)
