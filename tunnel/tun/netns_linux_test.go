@@ -29,6 +29,9 @@ type device interface {
 	tunnel.Device
 	Name() string
 	Features() []kernel.Feature
+	Files() ([]*os.File, error)
+	Persist() error
+	Keep(bool)
 }
 
 // twin is a choice of features.
@@ -75,13 +78,22 @@ func (w twin) header() int {
 func (w twin) open(name string) (device, error) { return w.openQueues(name, 1, nil) }
 
 func (w twin) openQueues(name string, queues int, log *logbook) (device, error) {
+	cfg := Config{Name: name, Queues: queues}
+	if log != nil {
+		cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	}
+	return w.openWith(cfg)
+}
+
+// openWith opens what cfg says, with the twin's features.
+func (w twin) openWith(cfg Config) (device, error) {
 	f, err := kernel.ParseFeatures(w.features)
 	if err != nil {
 		return nil, err
 	}
-	cfg := Config{Name: name, Queues: queues, Features: f, Logger: slog.New(slog.DiscardHandler)}
-	if log != nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	cfg.Features = f
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if w.on(kernel.TUNDrain) {
 		return notNil(Open(cfg))

@@ -29,8 +29,16 @@ func overflow(name string) uint64 {
 	return 0
 }
 
-// Overflow implements tunnel.Device.
-func (d *Device) Overflow() uint64 { return overflow(d.cfg.Name) }
+// since is how many there were after before, or 0 for a device that is gone.
+func since(before uint64, name string) uint64 {
+	if now := overflow(name); now > before {
+		return now - before
+	}
+	return 0
+}
 
 // Overflow implements tunnel.Device.
-func (p *Portable) Overflow() uint64 { return overflow(p.cfg.Name) }
+func (d *Device) Overflow() uint64 { return since(d.dropped, d.cfg.Name) }
+
+// Overflow implements tunnel.Device.
+func (p *Portable) Overflow() uint64 { return since(p.dropped, p.cfg.Name) }

@@ -1,9 +1,12 @@
 package tun
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
@@ -16,9 +19,11 @@ import (
 // Portable is a TUN device through golang.zx2c4.com/wireguard/tun alone: one packet a call, waiting in
 // Go's netpoller. It implements tunnel.Device as Device does, more slowly, and is its own only queue.
 type Portable struct {
-	dev    wgtun.Device
-	cfg    Config
-	closed atomic.Bool
+	dev     wgtun.Device
+	cfg     Config
+	closed  atomic.Bool
+	life    life
+	dropped uint64 // by the kernel, before OpenPortable
 
 	bufs  [1][]byte // of Read
 	sizes [1]int
@@ -32,9 +37,10 @@ type Portable struct {
 // writeHeadroom is left in front of a packet for the library.
 const writeHeadroom = 16
 
-// OpenPortable creates the TUN device, as Open does.
+// OpenPortable creates the TUN device or takes it over, as Open does.
 func OpenPortable(cfg Config) (*Portable, error) {
-	fd, err := create(cfg.Name, 0)
+	p := &Portable{cfg: cfg, flat: make([]byte, writeHeadroom+tunnel.PacketRoom(0))}
+	fd, err := p.descriptor()
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +51,66 @@ func OpenPortable(cfg Config) (*Portable, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open TUN %q: %w", cfg.Name, err)
 	}
-	return &Portable{dev: dev, cfg: cfg, flat: make([]byte, writeHeadroom+tunnel.PacketRoom(0))}, nil
+	p.dev, p.dropped = dev, overflow(cfg.Name)
+	return p, nil
+}
+
+// descriptor makes the device, or takes it over.
+func (p *Portable) descriptor() (fd int, err error) {
+	name := p.cfg.Name
+	switch {
+	case len(p.cfg.Adopt) > 1:
+		return -1, fmt.Errorf("adopt TUN %q: %w: it has %d queues, and tun-drain is off (%s)", name, ErrOtherMode, len(p.cfg.Adopt), p.cfg.Features.Why(kernel.TUNDrain))
+	case len(p.cfg.Adopt) == 1:
+		p.life.Keep(true)
+		fd, err = dup(p.cfg.Adopt[0])
+	default:
+		fd, err = create(name, 0)
+	}
+	if err != nil {
+		if p.cfg.Reuse && errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("%w: %w", ErrOtherMode, err)
+		}
+		return -1, err
+	}
+	m, err := checkOurs(fd, name)
+	if err == nil {
+		_, err = m.fit(p.cfg.Features)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("open TUN %q: %w", name, err)
+	}
+	p.life.persistent.Store(m.has(unix.IFF_PERSIST))
+	return fd, nil
+}
+
+// Files is Device.Files.
+func (p *Portable) Files() ([]*os.File, error) {
+	fd, err := dup(p.dev.File())
+	if err != nil {
+		return nil, fmt.Errorf("descriptor of TUN %q: %w", p.cfg.Name, err)
+	}
+	return []*os.File{os.NewFile(uintptr(fd), "")}, nil
+}
+
+// Persist is Device.Persist.
+func (p *Portable) Persist() error {
+	return p.control(func(fd int) error { return p.life.persist(fd, p.cfg.Name) })
+}
+
+// Keep is Device.Keep.
+func (p *Portable) Keep(keep bool) { p.life.Keep(keep) }
+
+// control calls do with the descriptor.
+func (p *Portable) control(do func(fd int) error) error {
+	conn, err := p.dev.File().SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Control(func(fd uintptr) { failed = do(int(fd)) })
+	return errors.Join(err, failed)
 }
 
 // Name is the interface's name.
@@ -154,23 +219,20 @@ func (p *Portable) failed(op string, err error) error {
 
 // gone asks the kernel whether the descriptor has lost its device.
 func (p *Portable) gone() bool {
-	conn, err := p.dev.File().SyscallConn()
-	if err != nil {
-		return false
-	}
-	var lost error
-	err = conn.Control(func(fd uintptr) {
-		ifr, err := unix.NewIfreq(p.cfg.Name)
-		if err == nil {
-			err = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, ifr)
-		}
-		lost = err
-	})
-	return err == nil && lost == unix.EBADFD
+	return errors.Is(p.control(func(fd int) error { _, _, err := modeOf(fd); return err }), unix.EBADFD)
 }
 
-// Close removes the device and ends Read and Write with os.ErrClosed.
+// Pause implements tunnel.Device.
+func (p *Portable) Pause() error { return p.dev.File().SetReadDeadline(time.Unix(1, 0)) }
+
+// Resume implements tunnel.Device.
+func (p *Portable) Resume() error { return p.dev.File().SetReadDeadline(time.Time{}) }
+
+// Close removes the device, unless Keep says otherwise, and ends Read and Write with os.ErrClosed.
 func (p *Portable) Close() error {
-	p.closed.Store(true)
-	return p.dev.Close()
+	if p.closed.Swap(true) {
+		return nil
+	}
+	err := p.control(func(fd int) error { return p.life.end(fd, p.cfg.Name) })
+	return errors.Join(err, p.dev.Close())
 }

@@ -18,7 +18,7 @@ type queue struct {
 	dev  *Device
 	file *waiter.File
 	vnet bool           // a virtio_net_hdr stands in front of each packet
-	poll [2]unix.PollFd // of the reader
+	poll [3]unix.PollFd // of the reader
 
 	tcp, udp join // which superpackets the kernel takes
 	write    writer
@@ -35,7 +35,7 @@ func newQueue(d *Device, file *waiter.File) *queue {
 
 // Read implements tunnel.DeviceQueue.
 func (q *queue) Read(slab []byte, ps []tunnel.Packet, headroom int) (int, error) {
-	fd, err := q.file.Begin()
+	fd, err := q.file.BeginRead()
 	if err != nil {
 		return 0, err
 	}

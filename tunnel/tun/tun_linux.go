@@ -32,10 +32,19 @@ type Config struct {
 	Queues   int // at least 1; more with kernel.MultiQueue only
 	Features kernel.Features
 	Logger   *slog.Logger
+
+	// Adopt are the descriptors of a device's queues that another process opened (Files), one for each of
+	// Queues; they stay the caller's to close. What the device was made without goes off among Features.
+	Adopt []*os.File
+
+	// Reuse attaches to a persistent device that is there. The caller has made sure that it is ours, and
+	// that no process holds it.
+	Reuse bool
 }
 
-// create makes the TUN device name, or with IFF_MULTI_QUEUE another queue of it, and returns its
-// non-blocking descriptor: IFF_TUN, no packet information, and the further flags.
+// create makes the TUN device name, or attaches to it where it is there, or with IFF_MULTI_QUEUE makes
+// another queue of it, and returns its non-blocking descriptor: IFF_TUN, no packet information, and the
+// further flags.
 func create(name string, flags uint16) (int, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -59,16 +68,21 @@ func create(name string, flags uint16) (int, error) {
 }
 
 // Device is an open TUN device. It implements tunnel.Device. The link goes away with Close, or with the
-// process.
+// process unless it is persistent.
 type Device struct {
-	cfg    Config
-	queues []*queue
-	napi   error // nil: polled by a kernel thread; otherwise why not
+	cfg     Config
+	queues  []*queue
+	napi    error // nil: polled by a kernel thread; otherwise why not
+	life    life
+	dropped uint64 // by the kernel, before Open
 }
 
-// Open creates the TUN device, with as many of cfg.Features as it can. An error that is ErrNameTaken means
-// what it says.
+// Open creates the TUN device, or takes it over, with as many of cfg.Features as it can. An error that is
+// ErrNameTaken or ErrOtherMode means what it says.
 func Open(cfg Config) (*Device, error) {
+	if len(cfg.Adopt) > 0 {
+		return adopt(cfg)
+	}
 	flags, napi, err := cfg.napiFlags()
 	if err != nil {
 		return nil, err
@@ -82,6 +96,7 @@ func Open(cfg Config) (*Device, error) {
 	}
 	if why := d.threadNAPI(); why != nil {
 		// NAPI without its thread gains nothing: the plain device is the simpler one.
+		d.life.Keep(cfg.Reuse)
 		if err := d.Close(); err != nil {
 			return nil, err
 		}
@@ -103,15 +118,20 @@ func open(cfg Config, flags uint16) (*Device, error) {
 	d := &Device{cfg: cfg}
 	for i := range cfg.Queues {
 		first := uint16(0)
-		if i == 0 && cfg.Queues > 1 {
+		if i == 0 && cfg.Queues > 1 && !cfg.Reuse {
 			// Otherwise this would be one more queue of a device that another process has.
 			first = unix.IFF_TUN_EXCL
 		}
 		if err := d.addQueue(flags | first); err != nil {
+			d.life.Keep(cfg.Reuse)
 			d.Close()
+			if cfg.Reuse && errors.Is(err, unix.EINVAL) { // single-queue and multi-queue do not mix
+				err = fmt.Errorf("%w: %w", ErrOtherMode, err)
+			}
 			return nil, err
 		}
 	}
+	d.dropped = overflow(cfg.Name)
 	return d, nil
 }
 
@@ -119,6 +139,14 @@ func (d *Device) addQueue(flags uint16) error {
 	fd, err := create(d.cfg.Name, flags)
 	if err != nil {
 		return err
+	}
+	if d.cfg.Reuse {
+		_, m, err := modeOf(fd)
+		if err != nil {
+			unix.Close(fd)
+			return fmt.Errorf("open TUN %q: %w", d.cfg.Name, err)
+		}
+		d.life.persistent.Store(m.has(unix.IFF_PERSIST))
 	}
 	if err := d.setOffload(fd); err != nil {
 		unix.Close(fd)
@@ -198,9 +226,29 @@ func (d *Device) joinFeature(name string, of func(*queue) *join) kernel.Feature 
 	return f
 }
 
-// Close removes the device and ends Read and Write with os.ErrClosed.
+// Pause implements tunnel.Device.
+func (d *Device) Pause() error { return d.each((*waiter.File).Pause) }
+
+// Resume implements tunnel.Device.
+func (d *Device) Resume() error { return d.each((*waiter.File).Resume) }
+
+func (d *Device) each(do func(*waiter.File) error) error {
+	var all []error
+	for _, q := range d.queues {
+		all = append(all, do(q.file))
+	}
+	return errors.Join(all...)
+}
+
+// Close removes the device, unless Keep says otherwise, and ends Read and Write with os.ErrClosed.
 func (d *Device) Close() error {
 	var all []error
+	if len(d.queues) > 0 {
+		if fd, err := d.queues[0].file.Begin(); err == nil {
+			all = append(all, d.life.end(fd, d.cfg.Name))
+			d.queues[0].file.End()
+		}
+	}
 	for _, q := range d.queues {
 		if err := q.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			all = append(all, fmt.Errorf("close TUN %q: %w", d.cfg.Name, err))

@@ -35,7 +35,7 @@ type writer struct {
 	iov    []unix.Iovec
 	header [gso.InfoLen]byte
 	plain  [gso.InfoLen]byte // of a packet that is complete: all zero
-	poll   [2]unix.PollFd
+	poll   [3]unix.PollFd
 
 	// For superpackets that the kernel does not take.
 	flat  []byte

@@ -29,7 +29,7 @@ type mmsghdr struct {
 // in an array that stays.
 type mmsgReceiver struct {
 	socket *socket
-	poll   [2]unix.PollFd
+	poll   [3]unix.PollFd
 	hdrs   []mmsghdr
 	iovs   []unix.Iovec
 	names  []unix.RawSockaddrInet4
@@ -79,7 +79,7 @@ func (r *mmsgReceiver) receive(ds []tunnel.Datagram) (int, error) {
 
 // recvmmsg takes at most want datagrams, and waits for the first.
 func (r *mmsgReceiver) recvmmsg(want int) (int, error) {
-	fd, err := r.socket.file.Begin()
+	fd, err := r.socket.file.BeginRead()
 	if err != nil {
 		return 0, err
 	}

@@ -42,7 +42,11 @@ func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, erro
 	if err != nil {
 		return nil, err
 	}
-	return &socket{file: file, addr: net.UDPAddrFromAddrPort(local)}, nil
+	return newSocket(file, local), nil
+}
+
+func newSocket(file *waiter.File, local netip.AddrPort) *socket {
+	return &socket{file: file, addr: net.UDPAddrFromAddrPort(local)}
 }
 
 func (s *socket) Close() error                          { return s.file.Close() }
@@ -68,7 +72,7 @@ func (s *socket) ReadMsgUDP(_, _ []byte) (n, oobn, flags int, addr *net.UDPAddr,
 // rawSocket implements syscall.RawConn: it calls f until f is content, and waits in between.
 type rawSocket struct {
 	file *waiter.File
-	poll [2][2]unix.PollFd // of the one reader and the one writer
+	poll [2][3]unix.PollFd // of the one reader and the one writer
 }
 
 func (r *rawSocket) Control(f func(fd uintptr)) error {
@@ -81,15 +85,25 @@ func (r *rawSocket) Control(f func(fd uintptr)) error {
 	return nil
 }
 
-func (r *rawSocket) Read(f func(fd uintptr) bool) error  { return r.until(f, unix.POLLIN, &r.poll[0]) }
-func (r *rawSocket) Write(f func(fd uintptr) bool) error { return r.until(f, unix.POLLOUT, &r.poll[1]) }
+func (r *rawSocket) Read(f func(fd uintptr) bool) error {
+	fd, err := r.file.BeginRead()
+	if err != nil {
+		return err
+	}
+	defer r.file.End()
+	return r.until(f, fd, unix.POLLIN, &r.poll[0])
+}
 
-func (r *rawSocket) until(f func(fd uintptr) bool, events int16, poll *[2]unix.PollFd) error {
+func (r *rawSocket) Write(f func(fd uintptr) bool) error {
 	fd, err := r.file.Begin()
 	if err != nil {
 		return err
 	}
 	defer r.file.End()
+	return r.until(f, fd, unix.POLLOUT, &r.poll[1])
+}
+
+func (r *rawSocket) until(f func(fd uintptr) bool, fd int, events int16, poll *[3]unix.PollFd) error {
 	for !f(uintptr(fd)) {
 		if err := r.file.Wait(events, poll); err != nil {
 			return err
@@ -111,15 +125,25 @@ func (o listenOptions) set(fd int) error {
 			return fmt.Errorf("setsockopt SO_REUSEPORT: %w", err)
 		}
 	}
-	if o.gro {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
-			return fmt.Errorf("setsockopt UDP_GRO: %w", err)
-		}
+	if err := setGRO(fd, o.gro); err != nil {
+		return fmt.Errorf("setsockopt UDP_GRO: %w", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1); err != nil {
 		return fmt.Errorf("setsockopt IP_RECVTOS: %w", err)
 	}
 	return nil
+}
+
+// setGRO leaves a socket alone that has it off: the kernel may not know it.
+func setGRO(fd int, on bool) error {
+	if !on {
+		// An adopted socket may have it on. Unreadable before 5.12, where we never set it.
+		if was, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO); err != nil || was == 0 {
+			return nil
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 }
 
 func setSendOptions(fd int) error {
@@ -186,7 +210,9 @@ func getInt(s *socket, option int) (int, error) {
 func (c *Conn) Overflow() uint64 {
 	var n uint64
 	for _, q := range c.queues {
-		n += q.listener.drops()
+		if now := q.listener.drops(); now > q.dropped {
+			n += now - q.dropped
+		}
 	}
 	return n
 }

@@ -16,6 +16,7 @@ import (
 
 	"muslin/tunnel"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/waiter"
 )
 
 // bufferBytes is what each socket's buffers are set to. wireguard-go measured 4.08 → 5.27 Gb/s from the
@@ -30,6 +31,10 @@ type Config struct {
 	Features    kernel.Features
 	MaxSegments int // datagrams that this kernel takes in one piece (kernel.UDPMaxSegments)
 	Logger      *slog.Logger
+
+	// Adopt are the sockets of an earlier process, as many to receive with as Queues; they stay the
+	// caller's to close. Sending sockets that are missing are opened, those too many not used.
+	Adopt Sockets
 }
 
 // Conn implements tunnel.Underlay.
@@ -50,6 +55,7 @@ type Conn struct {
 type queue struct {
 	conn     *Conn
 	listener *socket
+	dropped  uint64 // by the kernel, before Open
 	receiver receiver
 	out      sendState
 }
@@ -69,13 +75,17 @@ func Open(cfg Config) (*Conn, error) {
 }
 
 func (c *Conn) open() error {
-	if c.cfg.Queues > 1 {
+	adopted := len(c.cfg.Adopt.Receive)
+	switch {
+	case adopted > 0 && adopted != c.cfg.Queues:
+		return fmt.Errorf("adopt sockets: %w: %d to receive with, want %d", ErrOtherSockets, adopted, c.cfg.Queues)
+	case adopted == 0 && c.cfg.Queues > 1:
 		if err := c.portFree(); err != nil {
 			return err
 		}
 	}
-	for range c.cfg.Queues {
-		if err := c.listen(); err != nil {
+	for i := range c.cfg.Queues {
+		if err := c.listen(i); err != nil {
 			return err
 		}
 	}
@@ -83,8 +93,8 @@ func (c *Conn) open() error {
 	if c.cfg.Features.On(kernel.SourcePorts) {
 		ports = tunnel.SourcePorts
 	}
-	for range ports {
-		if err := c.addSender(); err != nil {
+	for i := range ports {
+		if err := c.addSender(i); err != nil {
 			return err
 		}
 	}
@@ -109,13 +119,20 @@ func (c *Conn) bindError(err error) error {
 	return fmt.Errorf("bind UDP %v:%d: %w", c.cfg.Local, c.cfg.Port, err)
 }
 
-func (c *Conn) listen() error {
+// listen adds a queue with its receiving socket: the adopted one of that number, or one of its own.
+func (c *Conn) listen(number int) error {
 	options := listenOptions{share: c.cfg.Queues > 1, gro: c.cfg.Features.On(kernel.UDPGRO)}
-	s, err := openSocket(netip.AddrPortFrom(c.cfg.Local, c.cfg.Port), options.set)
-	if err != nil {
+	local := netip.AddrPortFrom(c.cfg.Local, c.cfg.Port)
+	var s *socket
+	var err error
+	if number < len(c.cfg.Adopt.Receive) {
+		if s, err = adoptSocket(c.cfg.Adopt.Receive[number], local, options.set); err != nil {
+			return fmt.Errorf("adopt the receiving socket of queue %d: %w", number, err)
+		}
+	} else if s, err = openSocket(local, options.set); err != nil {
 		return c.bindError(err)
 	}
-	q := &queue{conn: c, listener: s}
+	q := &queue{conn: c, listener: s, dropped: s.drops()}
 	if c.cfg.Features.On(kernel.MMsg) {
 		q.receiver = newMmsgReceiver(s)
 	} else {
@@ -128,9 +145,15 @@ func (c *Conn) listen() error {
 	return nil
 }
 
-func (c *Conn) addSender() error {
-	s, err := openSocket(netip.AddrPortFrom(c.cfg.Local, 0), setSendOptions)
-	if err != nil {
+func (c *Conn) addSender(number int) error {
+	local := netip.AddrPortFrom(c.cfg.Local, 0)
+	var s *socket
+	var err error
+	if number < len(c.cfg.Adopt.Send) {
+		if s, err = adoptSocket(c.cfg.Adopt.Send[number], local, setSendOptions); err != nil {
+			return fmt.Errorf("adopt sending socket %d: %w", number, err)
+		}
+	} else if s, err = openSocket(local, setSendOptions); err != nil {
 		return fmt.Errorf("bind a sending UDP socket to %v: %w", c.cfg.Local, err)
 	}
 	if len(c.senders) == 0 {
@@ -175,6 +198,20 @@ func (c *Conn) ecnFeature() kernel.Feature {
 
 // Receive implements tunnel.UnderlayQueue.
 func (q *queue) Receive(ds []tunnel.Datagram) (int, error) { return q.receiver.receive(ds) }
+
+// Pause implements tunnel.Underlay.
+func (c *Conn) Pause() error { return c.each((*waiter.File).Pause) }
+
+// Resume implements tunnel.Underlay.
+func (c *Conn) Resume() error { return c.each((*waiter.File).Resume) }
+
+func (c *Conn) each(do func(*waiter.File) error) error {
+	var all []error
+	for _, q := range c.queues {
+		all = append(all, do(q.listener.file))
+	}
+	return errors.Join(all...)
+}
 
 // Close ends Send and Receive, both with os.ErrClosed.
 func (c *Conn) Close() error {
