@@ -1,8 +1,8 @@
 // Package fib is the table from inner prefix to peer that both directions of the data path read.
 //
-// A Table is immutable once built: the lease side builds a new one for every change and hands it over
-// behind an atomic pointer (tunnel.VTEP.SetTable), so a change never stalls a packet. The room touches
-// memory only.
+// A Table is immutable once built: the lease side makes a new one for every change (With) and hands it over
+// behind an atomic pointer (tunnel.VTEP.SetTable), so a change never stalls a packet. The new one shares
+// with the old one whatever the change does not touch. The room touches memory only.
 package fib
 
 import (
@@ -33,45 +33,21 @@ type Counters struct {
 // Table answers the two questions of the data path: which peer holds this inner address, and does this
 // outer address belong to a peer at all. It knows IPv4 alone, as the overlay does.
 type Table struct {
-	inner []length // the longest prefix first
-	outer index    // by PublicIP
-	peers []*Peer
+	inner []length      // the longest prefix first
+	outer index[uint32] // by PublicIP: how many peers have it
+	peers []*Peer       // sorted by Subnet
 }
 
 // length holds the peers whose subnets have one prefix length. Leases of one network mostly all do.
 type length struct {
 	mask uint32
-	index
+	index[*Peer]
 }
 
-// New builds a table. It keeps the peers. Of two peers with the same subnet the later wins.
+// New builds a table. Of two peers with the same subnet the later one counts.
 func New(peers []*Peer) *Table {
-	t := &Table{outer: newIndex(len(peers)), peers: peers}
-	var count [33]int
-	for _, p := range peers {
-		if p.Counters == nil {
-			p.Counters = new(Counters)
-		}
-		if p.PublicIP.Is4() {
-			t.outer.put(number(p.PublicIP), p)
-		}
-		if p.Subnet.Addr().Is4() {
-			count[p.Subnet.Bits()]++
-		}
-	}
-	for bits := 32; bits >= 0; bits-- {
-		if count[bits] == 0 {
-			continue
-		}
-		l := length{mask: ^uint32(0) << (32 - bits), index: newIndex(count[bits])}
-		for _, p := range peers {
-			if p.Subnet.Addr().Is4() && p.Subnet.Bits() == bits {
-				l.put(number(p.Subnet.Addr()), p)
-			}
-		}
-		t.inner = append(t.inner, l)
-	}
-	return t
+	t := &Table{outer: newIndex[uint32](len(peers))}
+	return t.With(peers, nil)
 }
 
 // Lookup returns the peer whose subnet holds the inner address, or nil.
@@ -91,8 +67,8 @@ func (t *Table) Lookup(inner netip.Addr) *Peer {
 
 // KnowsOuter reports whether any peer has this PublicIP.
 func (t *Table) KnowsOuter(outer netip.Addr) bool {
-	return outer.Is4() && t.outer.get(number(outer)) != nil
+	return outer.Is4() && t.outer.get(number(outer)) != 0
 }
 
-// Peers is the table's content in the order given to New. Not to be changed.
+// Peers is the table's content, sorted by Subnet. Not to be changed.
 func (t *Table) Peers() []*Peer { return t.peers }
