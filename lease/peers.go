@@ -12,8 +12,13 @@ import (
 	"muslin/tunnel/fib"
 )
 
-// gather is how long a change waits for others, so that a burst makes one table.
-const gather = 5 * time.Millisecond
+// A change waits for others, so that a burst makes one table: longer where tables are dear, so that making
+// them, and taking them into use, keeps a processor busy for no more than one part in gatherShare.
+const (
+	gatherLeast = 5 * time.Millisecond
+	gatherMost  = 50 * time.Millisecond
+	gatherShare = 20
+)
 
 // WatcherConfig says what a Watcher watches and for whom.
 type WatcherConfig struct {
@@ -57,24 +62,33 @@ func (w *Watcher) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	f := follower{store: w.cfg.Store, log: w.cfg.Logger, what: "watch the leases", listed: w.listed, changed: w.changed, health: w.health}
 	g.Go(func() error { return f.run(ctx) })
-	g.Go(func() error {
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-w.dirty:
-			}
-			if pause(ctx, gather) != nil {
-				return nil
-			}
-			select {
-			case <-w.dirty:
-			default:
-			}
-			w.cfg.OnTable(w.rebuild())
-		}
-	})
+	g.Go(func() error { return w.publish(ctx) })
 	return g.Wait()
+}
+
+// publish hands out a table at first, and whenever the peers have changed.
+func (w *Watcher) publish(ctx context.Context) error {
+	gather, first := gatherLeast, true
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.dirty:
+		}
+		if pause(ctx, gather) != nil {
+			return nil
+		}
+		select {
+		case <-w.dirty:
+		default:
+		}
+		began := time.Now()
+		if t, changed := w.update(); changed || first {
+			first = false
+			w.cfg.OnTable(t)
+		}
+		gather = min(max(gatherLeast, gatherShare*time.Since(began)), gatherMost)
+	}
 }
 
 // Status may be called from anywhere.
@@ -131,11 +145,13 @@ func (w *Watcher) touch() {
 	}
 }
 
-func (w *Watcher) rebuild() *fib.Table {
+func (w *Watcher) update() (t *fib.Table, changed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	t, skipped := w.roster.table()
-	w.status.Peers, w.status.Skipped = len(t.Peers()), skipped
-	w.cfg.Logger.Debug("peers changed", "peers", len(t.Peers()), "skipped", describe(skipped))
-	return t
+	t, changed = w.roster.update()
+	w.status.Peers, w.status.Skipped = len(t.Peers()), maps.Clone(w.roster.skipped)
+	if changed {
+		w.cfg.Logger.Debug("peers changed", "peers", len(t.Peers()), "skipped", describe(w.status.Skipped))
+	}
+	return t, changed
 }

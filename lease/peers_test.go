@@ -239,7 +239,7 @@ func TestRosterForgetsStrangers(t *testing.T) {
 	r := newRoster(testNode(t, BackendUDP), new(logBuffer).logger())
 	for i := range 3 * strangers {
 		r.replace([]Entry{{Key: "10.244.2.0-24", Value: fmt.Appendf(nil, `{"PublicIP":"198.51.%d.%d"}`, i/250, i%250)}})
-		r.table()
+		r.update()
 	}
 	if n := len(r.counters); n > strangers+1 || n == 0 {
 		t.Errorf("%d counters kept", n)

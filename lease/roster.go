@@ -13,20 +13,6 @@ import (
 	"muslin/tunnel/fib"
 )
 
-// Why a lease is not made a peer: the keys of WatchStatus.Skipped.
-const (
-	SkipKey      = "foreign-key"     // not a lease key
-	SkipValue    = "bad-value"       // a lease key with a value that cannot be read
-	SkipIPv6     = "ipv6-only"       // has no IPv4 subnet
-	SkipOutside  = "outside-network" // does not lie in the network
-	SkipBackend  = "other-backend"   // of a BackendType that does not talk to ours
-	SkipVNI      = "other-vni"       // of another VXLAN network
-	SkipPublicIP = "own-public-ip"   // has our PublicIP, but another subnet
-	SkipReserved = "reserved"        // vxlan: a reservation that no node has taken up yet
-	SkipCircular = "circular"        // its PublicIP lies inside the overlay
-	SkipDouble   = "same-subnet"     // the same subnet under another key, which is newer
-)
-
 // Node is what makes a lease a peer or not: how this node is set up.
 type Node struct {
 	Subnet   netip.Prefix // ours; zero while unknown
@@ -36,19 +22,43 @@ type Node struct {
 	Network  netip.Prefix // the overlay's; zero: leases may lie anywhere
 }
 
-// roster turns entries into a table. It keeps each peer's counters from table to table, and says each
-// thing that is wrong just once.
+// roster turns entries into a table, change by change: what a lease costs does not grow with how many there
+// are. It keeps each peer's counters from table to table, and says each thing that is wrong just once.
 type roster struct {
 	node     Node
 	log      *slog.Logger
-	parsed   map[string]parsedEntry // by key
+	known    map[string]*known         // by key
+	holdings map[netip.Prefix]*holding // by subnet
+	touched  map[netip.Prefix]*holding // whose peer may be another one than in the table
+	skipped  map[string]int            // by reason; SkipDouble too
+	lengths  [33]int                   // holdings by prefix length, and our own subnet
+	own      *known                    // our subnet, for complaints about where it lies
+	nested   bool                      // there were subnets inside others at the last look
 	counters map[counterKey]*fib.Counters
-	said     map[string]bool
+	table    *fib.Table
 }
 
-type parsedEntry struct {
+// known is an entry, read and judged.
+type known struct {
 	lease Lease
 	err   error
+	why   string // it is no peer; own: it is ours; "": it holds its subnet, perhaps beside others
+	said  [complaints]string
+}
+
+// The kinds of complaint that there may be about one entry at a time.
+const (
+	aboutItself  = iota // see judge
+	aboutDouble         // there is another lease for its subnet
+	aboutNesting        // its subnet lies inside another one
+	complaints
+)
+
+// holding is the leases of one subnet, more than one only if they have different keys, sorted by key; and
+// the peer in the table.
+type holding struct {
+	leases []*known
+	peer   *fib.Peer
 }
 
 type counterKey struct {
@@ -60,146 +70,221 @@ type counterKey struct {
 const strangers = 1024
 
 func newRoster(node Node, log *slog.Logger) *roster {
-	return &roster{
+	r := &roster{
 		node: node, log: log,
-		parsed:   make(map[string]parsedEntry),
+		known:    make(map[string]*known),
+		holdings: make(map[netip.Prefix]*holding),
+		touched:  make(map[netip.Prefix]*holding),
+		skipped:  make(map[string]int),
 		counters: make(map[counterKey]*fib.Counters),
-		said:     make(map[string]bool),
+		table:    fib.New(nil),
+	}
+	if node.Subnet.IsValid() {
+		r.own = &known{lease: Lease{Key: Key(node.Subnet), Subnet: node.Subnet}}
+		r.lengths[node.Subnet.Bits()]++
+	}
+	return r
+}
+
+// set takes an entry in, in place of the one with its key.
+func (r *roster) set(e Entry) {
+	k := new(known)
+	k.lease, k.err = ParseLease(e)
+	if old := r.known[e.Key]; old != nil {
+		r.withdraw(old)
+		k.said = old.said
+	}
+	r.known[e.Key] = k
+	why, level, text, args := r.judge(k.lease, k.err)
+	k.why = why
+	r.complain(k, aboutItself, level, text, args...)
+	switch why {
+	case own:
+	case "":
+		r.hold(k)
+	default:
+		k.said[aboutDouble], k.said[aboutNesting] = "", ""
+		r.skip(why, 1)
 	}
 }
 
-func (r *roster) set(e Entry) {
-	l, err := ParseLease(e)
-	r.parsed[e.Key] = parsedEntry{l, err}
+func (r *roster) remove(key string) {
+	if old := r.known[key]; old != nil {
+		r.withdraw(old)
+		delete(r.known, key)
+	}
 }
 
-func (r *roster) remove(key string) { delete(r.parsed, key) }
-
+// replace makes the entries all that there are.
 func (r *roster) replace(entries []Entry) {
-	clear(r.parsed)
+	there := make(map[string]bool, len(entries))
 	for _, e := range entries {
+		there[e.Key] = true
 		r.set(e)
+	}
+	for key := range r.known {
+		if !there[key] {
+			r.remove(key)
+		}
+	}
+}
+
+// hold puts a lease among those of its subnet.
+func (r *roster) hold(k *known) {
+	subnet := k.lease.Subnet
+	h := r.holdings[subnet]
+	if h != nil {
+		r.skip(SkipDouble, 1)
+	} else {
+		h = r.touched[subnet] // perhaps it has just lost its last lease
+		if h == nil {
+			h = new(holding)
+		}
+		r.holdings[subnet] = h
+		r.lengths[subnet.Bits()]++
+	}
+	at, _ := slices.BinarySearchFunc(h.leases, k, func(a, b *known) int { return strings.Compare(a.lease.Key, b.lease.Key) })
+	h.leases = slices.Insert(h.leases, at, k)
+	r.touched[subnet] = h
+}
+
+// withdraw undoes what set did.
+func (r *roster) withdraw(k *known) {
+	switch k.why {
+	case own:
+	case "":
+		subnet := k.lease.Subnet
+		h := r.holdings[subnet]
+		h.leases = slices.DeleteFunc(h.leases, func(o *known) bool { return o == k })
+		r.touched[subnet] = h
+		if len(h.leases) > 0 {
+			r.skip(SkipDouble, -1)
+			return
+		}
+		delete(r.holdings, subnet)
+		r.lengths[subnet.Bits()]--
+	default:
+		r.skip(k.why, -1)
+	}
+}
+
+func (r *roster) skip(why string, by int) {
+	if r.skipped[why] += by; r.skipped[why] == 0 {
+		delete(r.skipped, why)
+	}
+}
+
+// complain logs, unless the same was said of this key and value before; no text: there is nothing to
+// complain about any more.
+func (r *roster) complain(k *known, about int, level slog.Level, text string, args ...any) {
+	if text == "" {
+		k.said[about] = ""
+		return
+	}
+	once := text + "\x00" + k.lease.Attrs.String()
+	if k.said[about] != once {
+		k.said[about] = once
+		r.log.Log(context.Background(), level, text, append([]any{"key", clip(k.lease.Key)}, args...)...)
 	}
 }
 
 // leases is everything that could be read, sorted by key.
 func (r *roster) leases() []Lease {
 	var out []Lease
-	for _, key := range slices.Sorted(maps.Keys(r.parsed)) {
-		if p := r.parsed[key]; p.err == nil {
-			out = append(out, p.lease)
+	for _, key := range slices.Sorted(maps.Keys(r.known)) {
+		if k := r.known[key]; k.err == nil {
+			out = append(out, k.lease)
 		}
 	}
 	return out
 }
 
-// table builds the peers that these leases make, sorted by subnet, and counts what makes none.
-func (r *roster) table() (*fib.Table, map[string]int) {
-	skipped := make(map[string]int)
-	said := make(map[string]bool)
-	say := func(level slog.Level, text string, l Lease, args ...any) {
-		once := strings.Join([]string{text, l.Key, l.Attrs.String()}, "\x00")
-		said[once] = true
-		if !r.said[once] {
-			r.log.Log(context.Background(), level, text, append([]any{"key", clip(l.Key)}, args...)...)
+// update brings the table up to date, and reports whether it had to change.
+func (r *roster) update() (t *fib.Table, changed bool) {
+	var set []*fib.Peer
+	var gone []netip.Prefix
+	for subnet, h := range r.touched {
+		old := h.peer
+		if holder := r.holder(h); holder == nil {
+			h.peer = nil
+		} else if p := r.peer(holder.lease); old == nil || *p != *old {
+			h.peer = p
+		}
+		switch {
+		case h.peer == old:
+		case h.peer == nil:
+			gone = append(gone, subnet)
+		default:
+			set = append(set, h.peer)
 		}
 	}
-	bySubnet := make(map[netip.Prefix]Lease)
-	for _, key := range slices.Sorted(maps.Keys(r.parsed)) {
-		p := r.parsed[key]
-		l := p.lease
-		why, level, text, args := r.judge(l, p.err)
-		if text != "" {
-			say(level, text, l, args...)
-		}
-		if why == own {
-			continue
-		}
-		if why != "" {
-			skipped[why]++
-			continue
-		}
-		if other, ok := bySubnet[l.Subnet]; ok {
-			skipped[SkipDouble]++
-			say(slog.LevelWarn, "two leases for one subnet: the newer one counts", l, "other", other.Key)
-			if other.Revision > l.Revision {
-				continue
-			}
-		}
-		bySubnet[l.Subnet] = l
+	if changed = len(set)+len(gone) > 0; changed {
+		r.table = r.table.With(set, gone)
+		r.forget()
 	}
-	var peers []*fib.Peer
+	if len(r.touched) > 0 {
+		r.lookForNesting()
+		clear(r.touched)
+	}
+	return r.table, changed
+}
+
+// holder is whose lease of a subnet counts: the newest.
+func (r *roster) holder(h *holding) *known {
+	var newest *known
+	for i, k := range h.leases {
+		if i == 0 {
+			r.complain(k, aboutDouble, slog.LevelWarn, "")
+			newest = k
+			continue
+		}
+		r.complain(k, aboutDouble, slog.LevelWarn, "two leases for one subnet: the newer one counts", "other", newest.lease.Key)
+		if k.lease.Revision >= newest.lease.Revision {
+			newest = k
+		}
+	}
+	return newest
+}
+
+// lookForNesting complains about subnets that lie inside others. In a network as flannel makes them all are
+// of one length, and none does.
+func (r *roster) lookForNesting() {
+	lengths := 0
+	for _, n := range r.lengths {
+		if n > 0 {
+			lengths++
+		}
+	}
+	if lengths < 2 && !r.nested {
+		return
+	}
+	r.nested = false
 	var open []netip.Prefix // the subnets that the one at hand may lie in, outermost first
-	for _, subnet := range r.withOwn(bySubnet) {
+	for _, k := range r.holders() {
+		subnet := k.lease.Subnet
 		for len(open) > 0 && !open[len(open)-1].Overlaps(subnet) {
 			open = open[:len(open)-1]
 		}
-		l, isPeer := bySubnet[subnet]
-		if len(open) > 0 {
-			if !isPeer {
-				l.Key = Key(subnet)
-			}
-			say(slog.LevelWarn, "a subnet lies inside another one: the longer prefix counts", l, "subnet", subnet, "inside", open[len(open)-1])
+		if len(open) == 0 {
+			r.complain(k, aboutNesting, slog.LevelWarn, "")
+		} else {
+			r.nested = true
+			r.complain(k, aboutNesting, slog.LevelWarn, "a subnet lies inside another one: the longer prefix counts", "subnet", subnet, "inside", open[len(open)-1])
 		}
 		open = append(open, subnet)
-		if isPeer {
-			peers = append(peers, r.peer(l))
-		}
 	}
-	r.said = said
-	r.forget(peers)
-	return fib.New(peers), skipped
 }
 
-const own = "own"
-
-// judge says why a lease is not made a peer, "" if it is, and what to log about it.
-func (r *roster) judge(l Lease, err error) (why string, level slog.Level, text string, args []any) {
-	n := r.node
-	level = slog.LevelWarn
-	switch {
-	case err != nil && !l.Subnet.IsValid() && !l.Subnet6.IsValid():
-		return SkipKey, level, "a foreign key lies among the leases: skipped; flannel nodes lose their peers over it, so remove it", []any{"err", err}
-	case l.Subnet.IsValid() && l.Subnet == n.Subnet:
-		return own, level, "", nil
-	case err != nil:
-		return SkipValue, level, "a lease cannot be read: skipped", []any{"err", err}
-	case !l.Subnet.IsValid():
-		return SkipIPv6, slog.LevelInfo, "a lease has no IPv4 subnet: skipped", nil
-	case n.Network.IsValid() && (l.Subnet.Bits() < n.Network.Bits() || !n.Network.Contains(l.Subnet.Addr())):
-		return SkipOutside, level, "a lease lies outside the network: skipped", []any{"subnet", l.Subnet, "network", n.Network}
-	case n.Network.IsValid() && n.Network.Contains(l.Attrs.PublicIP):
-		return SkipCircular, slog.LevelError, "a lease's PublicIP lies inside the overlay: skipped, since its datagrams would be routed into the overlay again, and again; start that node with a --public-ip of the underlay",
-			[]any{"subnet", l.Subnet, "public_ip", l.Attrs.PublicIP, "network", n.Network}
-	case l.Attrs.PublicIP == n.PublicIP:
-		return SkipPublicIP, slog.LevelError, "a lease for another subnet has our PublicIP: skipped; if another host uses that address, give one of the two its own with --public-ip",
-			[]any{"subnet", l.Subnet, "public_ip", n.PublicIP}
-	case n.Backend != BackendVXLAN:
-		return "", level, "", nil // a flannel udp node accepts every lease
-	case l.Reserved && l.Attrs.BackendType == BackendUDP:
-		// A reservation made by hand names a PublicIP only.
-		return SkipReserved, slog.LevelDebug, "a reserved subnet is not in use yet", []any{"subnet", l.Subnet}
-	case l.Attrs.BackendType != BackendVXLAN:
-		return SkipBackend, level, "a lease is of another backend: no traffic with that node", []any{"peer", l.Attrs.PublicIP, "backend", clip(l.Attrs.BackendType), "ours", n.Backend}
-	case l.Attrs.VNI != n.VNI:
-		return SkipVNI, slog.LevelError, "a lease is of another VNI: no traffic with that node until both agree",
-			[]any{"peer", l.Attrs.PublicIP, "vni", l.Attrs.VNI, "ours", n.VNI}
+// holders is who holds each subnet, ours too, in an order in which a subnet follows those that it lies in.
+func (r *roster) holders() []*known {
+	var all []*known
+	for _, p := range r.table.Peers() {
+		all = append(all, r.holder(r.holdings[p.Subnet]))
 	}
-	return "", level, "", nil
-}
-
-// withOwn is every subnet in use, ours too, in an order in which a subnet follows those that it lies in.
-func (r *roster) withOwn(peers map[netip.Prefix]Lease) []netip.Prefix {
-	all := slices.Collect(maps.Keys(peers))
-	if r.node.Subnet.IsValid() {
-		all = append(all, r.node.Subnet)
+	if r.own != nil {
+		at, _ := slices.BinarySearchFunc(all, r.own, func(a, b *known) int { return a.lease.Subnet.Compare(b.lease.Subnet) })
+		all = slices.Insert(all, at, r.own)
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
-	})
 	return all
 }
 
@@ -214,7 +299,8 @@ func (r *roster) peer(l Lease) *fib.Peer {
 }
 
 // forget drops the counters of peers that are gone, once there are many.
-func (r *roster) forget(peers []*fib.Peer) {
+func (r *roster) forget() {
+	peers := r.table.Peers()
 	if len(r.counters) <= len(peers)+strangers {
 		return
 	}

@@ -138,7 +138,8 @@ func (s *Static) reload() {
 
 func (s *Static) publish() {
 	s.mu.Lock()
-	t, skipped := s.roster.table()
+	t, _ := s.roster.update()
+	skipped := maps.Clone(s.roster.skipped)
 	s.mu.Unlock()
 	s.cfg.OnTable(t)
 	s.cfg.Logger.Info("peers read from file", "path", s.cfg.Path, "peers", len(t.Peers()), "skipped", describe(skipped))
