@@ -5,9 +5,10 @@
 // a subnet is chosen, and the subnet file that container runtimes read. The store behind it is an
 // interface (Store) with two implementations: memory, in this package, and etcd, in lease/etcd.
 //
-//	Store ─ Keeper   one key: ours. Acquire, renew, defend.
-//	Store ─ Watcher  all keys. Leases to fib.Table, at each change.
-//	file  ─ Static   the Watcher's part without a store, from a peers file.
+//	Store ─ Keeper          one key: ours. Acquire, renew, defend.
+//	Store ─ Feed ─ Keeper   one list and one watch, for both: what happens to our key,
+//	             ─ Watcher  and all keys. Leases to fib.Table, at each change.
+//	file  ─ Static          the Watcher's part without a store, from a peers file.
 //
 // The package reads the clock and two small files. It never sees a packet or a socket, never knows
 // etcd, and never writes anything but leases among the leases.

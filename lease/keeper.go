@@ -42,6 +42,7 @@ const (
 // KeeperConfig says what a Keeper keeps.
 type KeeperConfig struct {
 	Store    Store
+	Feed     *Feed // what tells of our key, where others follow the leases as well; Acquire comes before its Run
 	Network  *Config
 	Attrs    Attrs            // of our lease; PublicIP and what the backend needs
 	Previous netip.Prefix     // the subnet that the subnet file names, or zero
@@ -63,6 +64,8 @@ type KeepStatus struct {
 type Keeper struct {
 	cfg   KeeperConfig
 	store Store
+	feed  *Feed // nil: cfg.Feed, which others run
+	seen  inbox
 	log   *slog.Logger
 
 	mu     sync.Mutex
@@ -99,12 +102,21 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Keeper{
+	k := &Keeper{
 		cfg: cfg, store: cfg.Store, log: cfg.Logger,
+		seen:    newInbox(),
 		defend:  newBackoff(defendLeast, defendMost),
 		retry:   newBackoff(renewRetryLeast, renewRetryMost),
 		trouble: outage{log: cfg.Logger, what: "write our lease"},
-	}, nil
+	}
+	feed := cfg.Feed
+	if feed == nil {
+		k.feed = NewFeed(cfg.Store, cfg.Logger)
+		feed = k.feed
+	}
+	// Whether the store answers is the Watcher's to report, for all.
+	feed.add(reader{listed: k.listed, changed: k.changed, health: func(error) {}})
+	return k, nil
 }
 
 // Status may be called from anywhere.
@@ -166,53 +178,16 @@ func (k *Keeper) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	key := k.Status().Lease.Key
-	seen := make(chan observation)
 	g, ctx := errgroup.WithContext(ctx)
-	tell := func(o observation) {
-		select {
-		case seen <- o:
-		case <-ctx.Done():
-		}
+	if k.feed != nil {
+		g.Go(func() error { return k.feed.Run(ctx) })
 	}
-	g.Go(func() error {
-		f := follower{
-			store: k.store, log: k.log, what: "watch our lease", key: key,
-			listed: func(entries []Entry, revision int64) { tell(observe(entries, key, revision)) },
-			changed: func(events []Event, _ int64) {
-				for _, e := range events {
-					if e.Key == key {
-						tell(observation{entry: e.Entry, absent: e.Deleted, asOf: e.Revision})
-					}
-				}
-			},
-			health: func(error) {}, // the Watcher reports it for all
-		}
-		return f.run(ctx)
-	})
-	g.Go(func() error { return k.tend(ctx, seen) })
+	g.Go(func() error { return k.tend(ctx) })
 	return g.Wait()
 }
 
-// observation is what somebody saw at our key: an entry or its absence, as of a revision of the store.
-type observation struct {
-	entry  Entry
-	absent bool
-	asOf   int64 // the store's revision that this was true at
-	listed bool  // it comes from a list, which is the whole truth as of then
-}
-
-func observe(entries []Entry, key string, revision int64) observation {
-	for _, e := range entries {
-		if e.Key == key {
-			return observation{entry: e, asOf: revision, listed: true}
-		}
-	}
-	return observation{absent: true, asOf: revision, listed: true}
-}
-
 // tend is the one goroutine that judges and writes.
-func (k *Keeper) tend(ctx context.Context, seen <-chan observation) error {
+func (k *Keeper) tend(ctx context.Context) error {
 	for {
 		// A minute is often enough to notice that a conflict is over, and that a suspended machine
 		// has slept through its renewal.
@@ -224,12 +199,11 @@ func (k *Keeper) tend(ctx context.Context, seen <-chan observation) error {
 		var err error
 		select {
 		case <-ctx.Done():
-		case o := <-seen:
-			if o.listed && o.asOf < k.judged {
-				// The list may merely be older than our last write. Or the store was set back.
-				err = k.look(ctx)
-			} else {
-				err = k.judge(ctx, o)
+		case <-k.seen.news:
+			for o := range k.seen.take() {
+				if err = k.consider(ctx, o); err != nil {
+					break
+				}
 			}
 		case <-timer.C:
 			k.settle()
@@ -245,6 +219,15 @@ func (k *Keeper) tend(ctx context.Context, seen <-chan observation) error {
 			return err
 		}
 	}
+}
+
+// consider judges what was seen, or first looks for itself.
+func (k *Keeper) consider(ctx context.Context, o observation) error {
+	if o.listed && o.asOf < k.judged {
+		// The list may merely be older than our last write. Or the store was set back.
+		return k.look(ctx)
+	}
+	return k.judge(ctx, o)
 }
 
 // settle ends a conflict after a calm time.

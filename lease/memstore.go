@@ -105,7 +105,7 @@ func (m *MemStore) List(ctx context.Context) ([]Entry, int64, error) {
 }
 
 // Watch implements Store.
-func (m *MemStore) Watch(ctx context.Context, key string, from int64, changed func([]Event, int64)) error {
+func (m *MemStore) Watch(ctx context.Context, from int64, changed func([]Event, int64)) error {
 	standing := false
 	seen := from - 1
 	for {
@@ -124,7 +124,7 @@ func (m *MemStore) Watch(ctx context.Context, key string, from int64, changed fu
 		}
 		var events []Event
 		for _, e := range m.log {
-			if e.Revision >= from && (key == "" || e.Key == key) {
+			if e.Revision >= from {
 				e.Value = bytes.Clone(e.Value)
 				events = append(events, e)
 			}

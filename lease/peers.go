@@ -23,6 +23,7 @@ const (
 // WatcherConfig says what a Watcher watches and for whom.
 type WatcherConfig struct {
 	Store   Store
+	Feed    *Feed // in place of Store, where others follow the leases as well
 	Node    Node
 	OnTable func(*fib.Table) // at each change, from one goroutine
 	Logger  *slog.Logger     // nil means slog.Default
@@ -40,7 +41,8 @@ type WatchStatus struct {
 // Watcher turns everybody's leases into the peers of a fib.Table. While the store does not answer, the
 // last peers stay.
 type Watcher struct {
-	cfg WatcherConfig
+	cfg  WatcherConfig
+	feed *Feed // nil: cfg.Feed, which others run
 
 	mu     sync.Mutex
 	roster *roster
@@ -54,14 +56,23 @@ func NewWatcher(cfg WatcherConfig) *Watcher {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Watcher{cfg: cfg, roster: newRoster(cfg.Node, cfg.Logger), dirty: make(chan struct{}, 1)}
+	w := &Watcher{cfg: cfg, roster: newRoster(cfg.Node, cfg.Logger), dirty: make(chan struct{}, 1)}
+	feed := cfg.Feed
+	if feed == nil {
+		w.feed = NewFeed(cfg.Store, cfg.Logger)
+		feed = w.feed
+	}
+	feed.add(reader{listed: w.listed, changed: w.changed, health: w.health})
+	return w
 }
 
-// Run watches until ctx ends; then it returns nil. Nothing else ends it.
+// Run hands out tables until ctx ends; then it returns nil. Nothing else ends it. It watches the store itself,
+// unless there is a Feed.
 func (w *Watcher) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	f := follower{store: w.cfg.Store, log: w.cfg.Logger, what: "watch the leases", listed: w.listed, changed: w.changed, health: w.health}
-	g.Go(func() error { return f.run(ctx) })
+	if w.feed != nil {
+		g.Go(func() error { return w.feed.Run(ctx) })
+	}
 	g.Go(func() error { return w.publish(ctx) })
 	return g.Wait()
 }

@@ -53,7 +53,6 @@ type follower struct {
 	store   Store
 	log     *slog.Logger
 	what    string // for the log: what it follows
-	key     string // "" for every key
 	listed  func(entries []Entry, revision int64)
 	changed func(events []Event, revision int64)
 	health  func(err error) // nil: list done and watch standing
@@ -94,7 +93,7 @@ func (f *follower) round(ctx context.Context, standing func()) error {
 	}
 	f.listed(entries, revision)
 	stands := false
-	err = f.store.Watch(ctx, f.key, revision+1, func(events []Event, seen int64) {
+	err = f.store.Watch(ctx, revision+1, func(events []Event, seen int64) {
 		if !stands {
 			stands = true
 			standing()

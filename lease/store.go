@@ -61,10 +61,9 @@ type Store interface {
 
 	// Watch calls changed for every change from the revision from on, in order, until ctx ends (then
 	// it returns nil) or the watch breaks. It calls changed once without events when the watch stands.
-	// key limits it to one key; "" means all. revision is the newest one the caller has seen
-	// everything up to. ErrCompacted means that the caller must list again; so, to be safe, does any
-	// other error.
-	Watch(ctx context.Context, key string, from int64, changed func(events []Event, revision int64)) error
+	// revision is the newest one the caller has seen everything up to. ErrCompacted means that the
+	// caller must list again; so, to be safe, does any other error.
+	Watch(ctx context.Context, from int64, changed func(events []Event, revision int64)) error
 
 	// PutLease writes a lease with a time to live, or Permanent, if its key's revision is still the
 	// given one (otherwise ErrConflict), or Absent (otherwise ErrExists), or Any. What is not a lease

@@ -119,6 +119,7 @@ type membership struct {
 	subnet  netip.Prefix
 	keeper  *lease.Keeper // nil with a peers file
 	peers   peerSource
+	feed    *lease.Feed      // of both; nil with a peers file
 	onTable func(*fib.Table) // set before any task runs
 }
 
@@ -134,7 +135,7 @@ func (m *membership) publish(t *fib.Table) { m.onTable(t) }
 func (m *membership) tasks() []func(context.Context) error {
 	tasks := []func(context.Context) error{m.peers.Run}
 	if m.keeper != nil {
-		tasks = append(tasks, m.keeper.Run)
+		tasks = append(tasks, m.keeper.Run, m.feed.Run)
 	}
 	return tasks
 }
@@ -178,8 +179,9 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	if src.static != nil {
 		return src.member, nil
 	}
+	feed := lease.NewFeed(src.store, d.log)
 	keeper, err := lease.NewKeeper(lease.KeeperConfig{
-		Store: src.store, Network: src.config, Attrs: n.attrs(), Previous: previous,
+		Store: src.store, Feed: feed, Network: src.config, Attrs: n.attrs(), Previous: previous,
 		Margin: d.opts.renewMargin, Logger: d.log})
 	if err != nil {
 		return nil, err
@@ -188,9 +190,9 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	if err != nil {
 		return nil, err
 	}
-	m := &membership{subnet: got.Subnet, keeper: keeper}
+	m := &membership{subnet: got.Subnet, keeper: keeper, feed: feed}
 	m.peers = lease.NewWatcher(lease.WatcherConfig{
-		Store: src.store,
+		Feed: feed,
 		Node: lease.Node{
 			Subnet: got.Subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network},
 		OnTable: m.publish,

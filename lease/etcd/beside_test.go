@@ -63,7 +63,7 @@ func TestKeysBesideTheLeases(t *testing.T) {
 	}
 	watching, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
-	err = s.Watch(watching, "", before+1, func(events []lease.Event, _ int64) {
+	err = s.Watch(watching, before+1, func(events []lease.Event, _ int64) {
 		for _, e := range events {
 			watched = append(watched, e.Key)
 		}

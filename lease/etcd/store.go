@@ -135,7 +135,7 @@ func (s *Store) entry(kv *mvccpb.KeyValue) lease.Entry {
 
 // Watch implements lease.Store. The etcd client mends a broken watch by itself and says nothing; so
 // the state of its connection is watched as well, and Watch returns when that is lost.
-func (s *Store) Watch(ctx context.Context, key string, from int64, changed func([]lease.Event, int64)) error {
+func (s *Store) Watch(ctx context.Context, from int64, changed func([]lease.Event, int64)) error {
 	c, err := s.connect(ctx)
 	if err != nil {
 		return err
@@ -149,13 +149,8 @@ func (s *Store) Watch(ctx context.Context, key string, from int64, changed func(
 	}()
 	defer func() { cancel(); <-dead }()
 
-	options := []clientv3.OpOption{clientv3.WithRev(from), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify()}
-	what := s.fullKey(key)
-	if key == "" {
-		what = s.subnets()
-		options = append(options, clientv3.WithPrefix())
-	}
-	answers := c.Watch(clientv3.WithRequireLeader(inner), what, options...)
+	answers := c.Watch(clientv3.WithRequireLeader(inner), s.subnets(),
+		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify())
 	created := time.NewTimer(s.cfg.Timeout)
 	defer created.Stop()
 	seen := from - 1

@@ -241,7 +241,7 @@ type compactor struct {
 	compact func(revision int64)
 }
 
-func (c *compactor) Watch(ctx context.Context, key string, from int64, changed func([]lease.Event, int64)) error {
+func (c *compactor) Watch(ctx context.Context, from int64, changed func([]lease.Event, int64)) error {
 	c.once.Do(func() { c.compact(from - 1) })
-	return c.Store.Watch(ctx, key, from, changed)
+	return c.Store.Watch(ctx, from, changed)
 }

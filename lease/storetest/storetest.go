@@ -43,7 +43,6 @@ func Run(t *testing.T, fresh func(t *testing.T) Harness) {
 		{"refuses what is not a lease", refuses},
 		{"foreign keys are seen", foreign},
 		{"watch", watch},
-		{"watch one key", watchOne},
 		{"compaction", compaction},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -161,7 +160,7 @@ func timeToLive(t *testing.T, ctx context.Context, h Harness) {
 	gone := make(chan lease.Event, 1)
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	err = h.Store.Watch(watching, "", short.Revision+1, func(events []lease.Event, _ int64) {
+	err = h.Store.Watch(watching, short.Revision+1, func(events []lease.Event, _ int64) {
 		for _, e := range events {
 			gone <- e
 			stop()
@@ -219,7 +218,7 @@ func watch(t *testing.T, ctx context.Context, h Harness) {
 	defer stop()
 	var got []lease.Event
 	standing := 0
-	err = h.Store.Watch(watching, "", revision+1, func(events []lease.Event, seen int64) {
+	err = h.Store.Watch(watching, revision+1, func(events []lease.Event, seen int64) {
 		if standing++; standing == 1 {
 			if len(events) != 0 || seen < revision {
 				t.Errorf("first call: %v, seen %d, want no events and at least %d", events, seen, revision)
@@ -263,34 +262,12 @@ func lines(s []string) string {
 	return string(b)
 }
 
-func watchOne(t *testing.T, ctx context.Context, h Harness) {
-	_, revision, err := h.Store.List(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// keyA is a prefix of the second key.
-	put(t, ctx, h, keyB, valid, time.Hour, lease.Absent)
-	put(t, ctx, h, keyA+"&2001:db8:1::-64", valid, time.Hour, lease.Absent)
-	put(t, ctx, h, keyA, valid, time.Hour, lease.Absent)
-	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	var got []lease.Event
-	err = h.Store.Watch(watching, keyA, revision+1, func(events []lease.Event, _ int64) {
-		if got = append(got, events...); len(got) > 0 {
-			stop()
-		}
-	})
-	if err != nil || len(got) != 1 || got[0].Key != keyA {
-		t.Fatalf("events %v, %v, want one of %s", got, err, keyA)
-	}
-}
-
 func compaction(t *testing.T, ctx context.Context, h Harness) {
 	a := put(t, ctx, h, keyA, valid, time.Hour, lease.Absent)
 	put(t, ctx, h, keyA, valid, time.Hour, lease.Any)
 	put(t, ctx, h, keyA, valid, time.Hour, lease.Any)
 	h.Compact(t)
-	err := h.Store.Watch(ctx, "", a.Revision, func(events []lease.Event, _ int64) {
+	err := h.Store.Watch(ctx, a.Revision, func(events []lease.Event, _ int64) {
 		if len(events) > 0 {
 			t.Errorf("events from before the compaction: %v", events)
 		}
