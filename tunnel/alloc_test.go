@@ -76,11 +76,12 @@ func (u *steadyUnderlay) Receive(ds []Datagram) (int, error) {
 	return n, nil
 }
 
-func (*steadyUnderlay) Overflow() uint64     { return 0 }
-func (*steadyUnderlay) SendOverflow() uint64 { return 0 }
-func (*steadyUnderlay) Pause() error         { return nil }
-func (*steadyUnderlay) Resume() error        { return nil }
-func (*steadyUnderlay) Close() error         { return nil }
+func (*steadyUnderlay) SetPeers(_ *fib.Table, use func()) { use() }
+func (*steadyUnderlay) Losses() Losses                    { return Losses{} }
+func (*steadyUnderlay) SendOverflow() uint64              { return 0 }
+func (*steadyUnderlay) Pause() error                      { return nil }
+func (*steadyUnderlay) Resume() error                     { return nil }
+func (*steadyUnderlay) Close() error                      { return nil }
 
 // load is what waits on both sides for ever.
 type load struct {

@@ -23,6 +23,8 @@ const (
 
 	// Inbound: the datagram came from the underlay.
 
+	DropOuterChecksum    // outer UDP checksum wrong: the kernel dropped it before us
+	DropUnknownSource    // outer source address is no peer's PublicIP
 	DropOversized        // longer than Config.Jumbo, and no TCP superpacket
 	DropShort            // shorter than its framing and an IP header
 	DropFlags            // VXLAN flags or reserved bits are not what flannel sends
@@ -37,7 +39,6 @@ const (
 	DropInnerHeader      // inner IHL impossible
 	DropInnerLength      // inner total length and datagram length differ
 	DropInnerChecksum    // inner IPv4 header checksum wrong
-	DropUnknownSource    // outer source address is no peer's PublicIP
 	DropInnerSource      // inner source is not in the sending peer's subnet
 	DropInnerDestination // inner destination is not in our subnet
 	DropECN              // congestion mark on a packet that cannot carry it (RFC 6040)
@@ -58,6 +59,8 @@ var reasons = [numReasons]struct{ name, explain string }{
 	DropSendFailed:     {"send-failed", "the kernel refused the outer datagram: no underlay route, or a firewall rule (see the log)"},
 	DropSendBufferFull: {"send-buffer-full", "the underlay interface's queue was full"},
 
+	DropOuterChecksum:    {"outer-checksum", "outer UDP checksum is wrong: damaged on the way, by a NIC or a switch"},
+	DropUnknownSource:    {"unknown-source", "outer source is no peer's PublicIP: an intruder, a peer behind NAT, or a lease not seen yet"},
 	DropOversized:        {"oversized", "datagram larger than any MTU the underlay could have"},
 	DropShort:            {"short", "datagram too short for its framing and an IP header"},
 	DropFlags:            {"vxlan-flags", "VXLAN flags other than 08, or a reserved bit set (GBP, GPE or a foreign sender)"},
@@ -72,7 +75,6 @@ var reasons = [numReasons]struct{ name, explain string }{
 	DropInnerHeader:      {"inner-header", "inner IPv4 header length is impossible"},
 	DropInnerLength:      {"inner-length", "inner IPv4 total length does not match the datagram"},
 	DropInnerChecksum:    {"inner-checksum", "inner IPv4 header checksum is wrong"},
-	DropUnknownSource:    {"unknown-source", "outer source is no peer's PublicIP: an intruder, a peer behind NAT, or a lease not seen yet"},
 	DropInnerSource:      {"inner-source", "inner source is not in the subnet that the sending peer leases"},
 	DropInnerDestination: {"inner-destination", "inner destination is not in this node's subnet"},
 	DropECN:              {"ecn", "congestion mark on an inner packet that is not ECN-capable (RFC 6040)"},

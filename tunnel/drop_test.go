@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -66,6 +67,9 @@ func between(src, dst string) func(*testing.T, *bench) Datagram {
 	return func(t *testing.T, x *bench) Datagram { return x.from(t, nodeB, udpPacket(t, src, dst, "payload")) }
 }
 
+// neverCame is the datagram that the kernel dropped before.
+var neverCame = Datagram{}
+
 var dropCases = []dropCase{
 	{reason: DropTUNOverflow, name: "told by the device", out: func(t *testing.T, x *bench) []byte {
 		x.device.overflow.Store(1)
@@ -115,6 +119,18 @@ var dropCases = []dropCase{
 	{reason: DropInnerLength, name: "datagram too long", in: spoiled(func(d *Datagram) { d.Buf = append(d.Buf, 0) })},
 	{reason: DropInnerChecksum, name: "TTL changed on the way", in: spoiledByte(true, 8, 63)},
 	{reason: DropUnknownSource, name: "stranger", in: spoiled(func(d *Datagram) { d.Addr = netip.AddrPortFrom(stranger, port) })},
+	{reason: DropUnknownSource, name: "a stranger's nonsense", in: func(*testing.T, *bench) Datagram {
+		return Datagram{Buf: []byte("x"), Addr: netip.AddrPortFrom(stranger, port), ECN: encap.CE}
+	}},
+	{reason: DropUnknownSource, name: "longer than the buffer", in: spoiled(func(d *Datagram) { d.Addr, d.Truncated = netip.AddrPortFrom(stranger, port), true })},
+	{reason: DropUnknownSource, name: "told by the underlay", in: func(t *testing.T, x *bench) Datagram {
+		x.underlay.losses.Refused = 1
+		return neverCame
+	}},
+	{reason: DropOuterChecksum, name: "told by the underlay", in: func(t *testing.T, x *bench) Datagram {
+		x.underlay.losses.Checksum = 1
+		return neverCame
+	}},
 	{reason: DropInnerSource, name: "another peer's", in: between("10.3.0.5", "10.1.0.5")},
 	{reason: DropInnerSource, name: "nobody's", in: between("10.9.0.5", "10.1.0.5")},
 	{reason: DropInnerSource, name: "our own", in: between("10.1.0.6", "10.1.0.5")},
@@ -125,8 +141,8 @@ var dropCases = []dropCase{
 		return x.from(t, nodeB, udpPacket(t, "10.2.0.5", "10.1.0.5", marked))
 	}},
 	{reason: DropSocketOverflow, name: "told by the underlay", in: func(t *testing.T, x *bench) Datagram {
-		x.underlay.overflow.Store(1)
-		return Datagram{} // the datagram that never came
+		x.underlay.losses.Overflow = 1
+		return neverCame
 	}},
 }
 
@@ -203,7 +219,7 @@ func checkInboundDrop(t *testing.T, x *bench, c dropCase) {
 	bad := c.in(t, x)
 	good := [][]byte{udpPacket(t, "10.2.0.5", "10.1.0.5", "first"), udpPacket(t, "10.3.0.5", "10.1.0.5", "second")}
 	ds := []Datagram{x.from(t, nodeB, good[0]), bad, x.from(t, nodeC, good[1])}
-	if c.reason == DropSocketOverflow {
+	if reflect.DeepEqual(bad, neverCame) {
 		ds = slices.Delete(ds, 1, 2)
 	}
 	checkFlows(t, x.receive(t, ds...), good)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"muslin/encap"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/gso"
 )
 
@@ -282,7 +283,8 @@ type fakeUnderlay struct {
 	closed       chan struct{}
 	once         sync.Once
 	sendOverflow atomic.Uint64
-	overflow     atomic.Uint64
+	losses       Losses             // to be set before anybody looks
+	onPeers      func(t *fib.Table) // what SetPeers does before use
 }
 
 // fakeUnderlayQueue is a queue of a fakeUnderlay. It cuts messages as the kernel does. What is sent to in
@@ -333,7 +335,14 @@ func (u *fakeUnderlay) Queues() (all []UnderlayQueue) {
 	return all
 }
 
-func (u *fakeUnderlay) Overflow() uint64 { return u.overflow.Load() }
+func (u *fakeUnderlay) SetPeers(t *fib.Table, use func()) {
+	if u.onPeers != nil {
+		u.onPeers(t)
+	}
+	use()
+}
+
+func (u *fakeUnderlay) Losses() Losses { return u.losses }
 
 func (u *fakeUnderlay) SendOverflow() uint64 { return u.sendOverflow.Load() }
 

@@ -276,3 +276,20 @@ func TestClosedUnderlayEndsBatch(t *testing.T) {
 		}
 	}
 }
+
+// The kernel lets a table's peers in before the VTEP knows them, and only then keeps out the others.
+func TestSetTableOrder(t *testing.T) {
+	x := newBench(t, "vxlan")
+	before, next := x.Table(), fib.New([]*fib.Peer{nodeC.peer()})
+	asked := false
+	x.underlay.onPeers = func(t2 *fib.Table) {
+		asked = true
+		if t2 != next || x.Table() != before {
+			t.Error("the table was in use before its peers were let in")
+		}
+	}
+	x.SetTable(next)
+	if !asked || x.Table() != next {
+		t.Errorf("the underlay was asked: %v, the table is in use: %v", asked, x.Table() == next)
+	}
+}

@@ -85,8 +85,13 @@ type Underlay interface {
 	// Queues are as many as the Device's, always the same.
 	Queues() []UnderlayQueue
 
-	// Overflow is how many datagrams the kernel dropped because a receive buffer was full.
-	Overflow() uint64
+	// SetPeers says whose datagrams are wanted. It lets those of t's peers in, calls use, which puts t to
+	// use, and only then may have the kernel drop those of others, which Losses counts as Refused. It is
+	// not called by two goroutines at once.
+	SetPeers(t *fib.Table, use func())
+
+	// Losses is what the kernel dropped of what came, before Receive.
+	Losses() Losses
 
 	// SendOverflow is how many datagrams the kernel took and then dropped because the outgoing
 	// interface's queue was full. They were counted as sent before.
@@ -99,6 +104,19 @@ type Underlay interface {
 
 	// Close ends Send and Receive of every queue with os.ErrClosed. Closing again changes nothing.
 	Close() error
+}
+
+// Losses are datagrams that the kernel dropped before they could be received, by cause. Of datagrams that it
+// had joined to one piece it counts the piece.
+type Losses struct {
+	Overflow uint64 // a receive buffer was full
+	Checksum uint64 // the outer UDP checksum was wrong
+	Refused  uint64 // they came from no peer
+}
+
+// Plus is the sum.
+func (l Losses) Plus(m Losses) Losses {
+	return Losses{l.Overflow + m.Overflow, l.Checksum + m.Checksum, l.Refused + m.Refused}
 }
 
 // UnderlayQueue moves outer datagrams. Send is for one goroutine, Receive for one other.
@@ -231,8 +249,11 @@ func New(cfg Config) (*VTEP, error) {
 	return v, nil
 }
 
-// SetTable replaces the peers. Packets under way finish with the old table.
-func (v *VTEP) SetTable(t *fib.Table) { v.table.Store(t) }
+// SetTable replaces the peers. Packets under way finish with the old table. It is not to be called by two
+// goroutines at once.
+func (v *VTEP) SetTable(t *fib.Table) {
+	v.cfg.Underlay.SetPeers(t, func() { v.table.Store(t) })
+}
 
 // Table is the peers as they are now.
 func (v *VTEP) Table() *fib.Table { return v.table.Load() }
@@ -305,6 +326,7 @@ func ended(ctx context.Context, err error) error {
 // Drops returns the count of every reason that has occurred, by name.
 func (v *VTEP) Drops() map[string]uint64 {
 	all := make(map[string]uint64)
+	lost := v.cfg.Underlay.Losses()
 	for r := range numReasons {
 		var n uint64
 		for i := range v.out {
@@ -315,8 +337,12 @@ func (v *VTEP) Drops() map[string]uint64 {
 			n += v.cfg.Device.Overflow()
 		case DropSendBufferFull:
 			n += v.cfg.Underlay.SendOverflow()
+		case DropUnknownSource:
+			n += lost.Refused
+		case DropOuterChecksum:
+			n += lost.Checksum
 		case DropSocketOverflow:
-			n += v.cfg.Underlay.Overflow()
+			n += lost.Overflow
 		}
 		if n > 0 {
 			all[r.String()] = n

@@ -201,7 +201,11 @@ func keepProcessors(queues int) {
 // carry opens both sides, takes the lease, and runs everything until ctx ends or something fails.
 func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix) error {
 	d.view.waiting("trying out the kernel's features")
-	features, _ := kernel.Examine(ctx, d.opts.features)
+	wanted := d.opts.features
+	if d.opts.sourceCheck == tunnel.SourceCheckOff {
+		wanted = wanted.Without(kernel.EarlyFilter, "--source-check=off lets every address in")
+	}
+	features, _ := kernel.Examine(ctx, wanted)
 	queues := d.queueCount(features)
 	keepProcessors(queues)
 	conn, err := underlay.Open(underlay.Config{
@@ -254,7 +258,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 	})
 	member.onTable = vtep.SetTable
 	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
-	tasks := append(member.tasks(), vtep.Run, state.Run, mtu.run,
+	tasks := append(member.tasks(), vtep.Run, conn.Run, state.Run, mtu.run,
 		func(ctx context.Context) error { return reportDrops(ctx, d.log, vtep) },
 		func(ctx context.Context) error { return notifySystemd(ctx, d.log) })
 	return d.runTasks(ctx, tasks)

@@ -91,6 +91,7 @@ func (e *examiner) run(ctx context.Context) {
 	e.try(OuterECN, probeOuterECN)
 	e.try(UDPGSO, probeUDPGSO)
 	e.try(UDPGRO, probeUDPGRO)
+	e.try(EarlyFilter, probeEarlyFilter)
 	e.try(TUNDrain, nothingNeeded)
 	e.try(MultiQueue, probeMultiQueue)
 	e.try(TUNNAPI, probeTUNNAPI)

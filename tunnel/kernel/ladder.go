@@ -14,6 +14,7 @@ const (
 	OuterECN    = "outer-ecn"
 	UDPGSO      = "udp-gso"
 	UDPGRO      = "udp-gro"
+	EarlyFilter = "early-filter"
 	TUNDrain    = "tun-drain"
 	MultiQueue  = "multi-queue"
 	TUNNAPI     = "tun-napi"
@@ -40,6 +41,7 @@ var Ladder = []Rung{
 	{Name: OuterECN, Since: "3.13", Buys: "congestion marks cross the tunnel (RFC 6040)"},
 	{Name: UDPGSO, Needs: MMsg, Since: "4.18", Buys: "a run of datagrams leaves as one, cut by the NIC or late in the stack"},
 	{Name: UDPGRO, Needs: MMsg, Since: "5.12", Buys: "a run of datagrams arrives as one"},
+	{Name: EarlyFilter, Since: "any", Buys: "the kernel drops strangers' datagrams before they cost the daemon anything"},
 	{Name: TUNDrain, Since: "any", Buys: "one wake-up takes every packet that waits in the TUN device"},
 	{Name: MultiQueue, Needs: TUNDrain, Since: "3.9", Buys: "several workers, each with a queue of the TUN device and a socket"},
 	{Name: TUNVnet, Needs: TUNDrain, Since: "2.6.27", Buys: "checksums and segmentation cross the TUN device as they would a NIC"},

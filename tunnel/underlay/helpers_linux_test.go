@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/waiter"
 )
 
 // twins are the choices of features that must carry the same datagrams.
-var twins = []string{"auto", "-udp-gso", "-udp-gro", "-udp-gso,-udp-gro", "-mmsg", "-source-ports", "-outer-ecn", "none"}
+var twins = []string{"auto", "-udp-gso", "-udp-gro", "-udp-gso,-udp-gro", "-mmsg", "-early-filter", "-source-ports", "-outer-ecn", "none"}
 
 // maxSegments is what every kernel with UDP_SEGMENT takes.
 const maxSegments = 64
@@ -83,7 +84,20 @@ func open(t testing.TB, features string, change func(*Config)) *Conn {
 			t.Errorf("Close: %v", err)
 		}
 	})
+	befriend(c, loopback)
 	return c
+}
+
+// befriend makes these addresses the peers.
+func befriend(c *Conn, addrs ...netip.Addr) { c.SetPeers(tableOf(addrs...), func() {}) }
+
+// tableOf is a table of peers with these addresses.
+func tableOf(addrs ...netip.Addr) *fib.Table {
+	var peers []*fib.Peer
+	for i, a := range addrs {
+		peers = append(peers, &fib.Peer{Subnet: netip.PrefixFrom(address(10<<24|uint32(i)<<8), 24), PublicIP: a})
+	}
+	return fib.New(peers)
 }
 
 // boundTo is the address that the kernel gave a socket.

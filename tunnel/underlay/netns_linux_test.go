@@ -76,6 +76,7 @@ func (n *namespace) open(t testing.TB, features string, change func(*Config)) (c
 		return err
 	})
 	t.Cleanup(func() { c.Close() })
+	befriend(c, loopback, nearAddr, farAddr)
 	return c
 }
 

@@ -79,8 +79,8 @@ func TestOverflow(t *testing.T) {
 	for _, features := range twins {
 		t.Run(features, func(t *testing.T) {
 			c := open(t, features, nil)
-			if n := c.Overflow(); n != 0 {
-				t.Fatalf("Overflow at the start = %d", n)
+			if n := c.Losses(); n != (tunnel.Losses{}) {
+				t.Fatalf("losses at the start: %+v", n)
 			}
 			listener := c.queues[0].listener
 			setInt(t, listener, unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10)
@@ -89,13 +89,13 @@ func TestOverflow(t *testing.T) {
 			for i := range n {
 				sendPlain(t, plain, boundTo(t, listener), []byte{byte(i >> 8), byte(i)})
 			}
-			lost := c.Overflow()
+			lost := c.Losses().Overflow
 			if lost == 0 || lost >= n {
-				t.Fatalf("Overflow = %d of %d datagrams into a small buffer", lost, n)
+				t.Fatalf("an overflow of %d of %d datagrams into a small buffer", lost, n)
 			}
 			receive(t, c, n-int(lost), tunnel.BatchSize, 100)
-			if again := c.Overflow(); again != lost {
-				t.Errorf("Overflow went from %d to %d with nothing sent", lost, again)
+			if again := c.Losses(); again != (tunnel.Losses{Overflow: lost}) {
+				t.Errorf("from an overflow of %d the losses went to %+v with nothing sent", lost, again)
 			}
 		})
 	}

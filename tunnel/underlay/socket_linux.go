@@ -8,9 +8,7 @@ import (
 	"os"
 	"syscall"
 	"time"
-	"unsafe"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel/kernel"
@@ -157,20 +155,7 @@ func setSendOptions(fd int) error {
 }
 
 // refuseAll makes the kernel drop what is sent to a socket that only sends, before it takes up memory.
-func refuseAll(fd int) error {
-	raw, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})
-	if err != nil {
-		return err
-	}
-	prog := unix.SockFprog{
-		Len:    uint16(len(raw)),
-		Filter: &unix.SockFilter{Code: raw[0].Op, Jt: raw[0].Jt, Jf: raw[0].Jf, K: raw[0].K},
-	}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
-		return fmt.Errorf("setsockopt SO_ATTACH_FILTER: %w", err)
-	}
-	return nil
-}
+func refuseAll(fd int) error { return attachFilter(fd, filterProgram(nil, sourceOffset)) }
 
 // setBuffer asks for bufferBytes past the system's limit, which takes CAP_NET_ADMIN, and falls back to
 // what the limit (net.core.rmem_max, wmem_max) allows. bufferFeature reports which it was.
@@ -196,43 +181,20 @@ func bufferFeature(s *socket, name string, receive bool) kernel.Feature {
 	return kernel.Feature{Name: name, On: true, Reason: fmt.Sprintf("%d KiB", got>>10)}
 }
 
-func getInt(s *socket, option int) (int, error) {
-	fd, err := s.file.Begin()
-	if err != nil {
-		return 0, err
-	}
-	defer s.file.End()
-	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
-	return n, os.NewSyscallError("getsockopt", err)
+func getInt(s *socket, option int) (n int, err error) {
+	err = s.with(func(fd int) error {
+		n, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+		return os.NewSyscallError("getsockopt", err)
+	})
+	return n, err
 }
 
-// Overflow implements tunnel.Underlay by SO_MEMINFO, since Linux 4.12 (a2d133b1d465); 0 before that.
-func (c *Conn) Overflow() uint64 {
-	var n uint64
-	for _, q := range c.queues {
-		if now := q.listener.drops(); now > q.dropped {
-			n += now - q.dropped
-		}
-	}
-	return n
-}
-
-func (s *socket) drops() uint64 {
-	const (
-		soMeminfo      = 55 // SO_MEMINFO in asm-generic/socket.h
-		skMeminfoDrops = 8  // SK_MEMINFO_DROPS in linux/sock_diag.h
-	)
-	var info [9]uint32
+// with calls f with the descriptor, which stays open meanwhile.
+func (s *socket) with(f func(fd int) error) error {
 	fd, err := s.file.Begin()
 	if err != nil {
-		return 0
+		return err
 	}
 	defer s.file.End()
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, soMeminfo,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return 0
-	}
-	return uint64(info[skMeminfoDrops])
+	return f(fd)
 }

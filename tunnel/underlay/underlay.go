@@ -2,11 +2,13 @@
 //
 // It owns a receiving socket for each queue, all on the overlay's port, and a few sending sockets, whose
 // ports give the underlay's switches and the receivers' queues something to spread flows by. Runs of
-// datagrams leave and arrive in one piece where the kernel can cut and join them (UDP_SEGMENT, UDP_GRO). It
-// never looks into a datagram.
+// datagrams leave and arrive in one piece where the kernel can cut and join them (UDP_SEGMENT, UDP_GRO). A
+// filter on the receiving sockets has the kernel drop what comes from strangers (earlyfilter_linux.go). The room never
+// looks into a datagram.
 package underlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"muslin/tunnel"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/waiter"
 )
@@ -45,6 +48,8 @@ type Conn struct {
 	queues  []*queue
 	senders []*sender // by source port; all queues use them
 
+	filter       *earlyFilter
+	losses       losses
 	sndbufErrors uint64 // at Open
 
 	ecn     atomic.Bool // outer ECN can be set on sending
@@ -55,7 +60,6 @@ type Conn struct {
 type queue struct {
 	conn     *Conn
 	listener *socket
-	dropped  uint64 // by the kernel, before Open
 	receiver receiver
 	out      sendState
 }
@@ -66,7 +70,7 @@ type receiver interface {
 
 // Open binds the sockets. An error that is syscall.EADDRINUSE means the port is taken.
 func Open(cfg Config) (*Conn, error) {
-	c := &Conn{cfg: cfg, log: cfg.Logger, sndbufErrors: sndbufErrors()}
+	c := &Conn{cfg: cfg, log: cfg.Logger, filter: newEarlyFilter(cfg.Features, cfg.Logger), sndbufErrors: udpCounters()["SndbufErrors"]}
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -102,6 +106,7 @@ func (c *Conn) open() error {
 		q.out.init(c.senders, c.cfg.Features.On(kernel.MMsg))
 	}
 	c.ecn.Store(c.cfg.Features.On(kernel.OuterECN))
+	c.losses.begin(c.filter.sockets)
 	return nil
 }
 
@@ -126,13 +131,14 @@ func (c *Conn) listen(number int) error {
 	var s *socket
 	var err error
 	if number < len(c.cfg.Adopt.Receive) {
-		if s, err = adoptSocket(c.cfg.Adopt.Receive[number], local, options.set); err != nil {
+		adopt := func(fd int) error { return errors.Join(options.set(fd), c.filter.adopt(fd)) }
+		if s, err = adoptSocket(c.cfg.Adopt.Receive[number], local, adopt); err != nil {
 			return fmt.Errorf("adopt the receiving socket of queue %d: %w", number, err)
 		}
-	} else if s, err = openSocket(local, options.set); err != nil {
+	} else if s, err = openSocket(local, func(fd int) error { c.filter.shut(fd); return options.set(fd) }); err != nil {
 		return c.bindError(err)
 	}
-	q := &queue{conn: c, listener: s, dropped: s.drops()}
+	q := &queue{conn: c, listener: s}
 	if c.cfg.Features.On(kernel.MMsg) {
 		q.receiver = newMmsgReceiver(s)
 	} else {
@@ -142,6 +148,7 @@ func (c *Conn) listen(number int) error {
 		c.buffers = append(c.buffers, bufferFeature(s, "receive-buffer", true))
 	}
 	c.queues = append(c.queues, q)
+	c.filter.sockets = append(c.filter.sockets, s)
 	return nil
 }
 
@@ -184,6 +191,7 @@ func (c *Conn) Features() []kernel.Feature {
 		c.ecnFeature(),
 		c.gsoFeature(),
 		c.cfg.Features.Feature(kernel.UDPGRO),
+		c.filter.feature(c.cfg.Features.Feature(kernel.EarlyFilter)),
 	}
 	return append(all, c.buffers...)
 }
@@ -196,14 +204,26 @@ func (c *Conn) ecnFeature() kernel.Feature {
 	return f
 }
 
+// SetPeers implements tunnel.Underlay.
+func (c *Conn) SetPeers(t *fib.Table, use func()) { c.filter.setPeers(t, use) }
+
+// Run keeps strangers out that SetPeers let in with the peers, until ctx ends; then it returns nil.
+func (c *Conn) Run(ctx context.Context) error { return c.filter.run(ctx) }
+
 // Receive implements tunnel.UnderlayQueue.
 func (q *queue) Receive(ds []tunnel.Datagram) (int, error) { return q.receiver.receive(ds) }
 
-// Pause implements tunnel.Underlay.
-func (c *Conn) Pause() error { return c.each((*waiter.File).Pause) }
+// Pause implements tunnel.Underlay. Meanwhile it leaves the filter to whoever has adopted the sockets.
+func (c *Conn) Pause() error {
+	c.filter.freeze()
+	return c.each((*waiter.File).Pause)
+}
 
 // Resume implements tunnel.Underlay.
-func (c *Conn) Resume() error { return c.each((*waiter.File).Resume) }
+func (c *Conn) Resume() error {
+	c.filter.thaw()
+	return c.each((*waiter.File).Resume)
+}
 
 func (c *Conn) each(do func(*waiter.File) error) error {
 	var all []error

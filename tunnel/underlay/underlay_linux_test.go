@@ -62,8 +62,8 @@ func TestClose(t *testing.T) {
 					}
 				}
 			}
-			if n := c.Overflow(); n != 0 {
-				t.Errorf("Overflow after Close = %d", n)
+			if n := c.Losses(); n != (tunnel.Losses{}) {
+				t.Errorf("losses after Close: %+v", n)
 			}
 			if err := c.Close(); err != nil {
 				t.Errorf("second Close: %v", err)
@@ -160,7 +160,7 @@ func TestFeatures(t *testing.T) {
 					t.Errorf("feature %+v, want it on: %v", f, want)
 				}
 			}
-			want := []string{"mmsg", "source-ports", "outer-ecn", "udp-gso", "udp-gro", "receive-buffer", "send-buffer"}
+			want := []string{"early-filter", "mmsg", "source-ports", "outer-ecn", "udp-gso", "udp-gro", "receive-buffer", "send-buffer"}
 			slices.Sort(names)
 			slices.Sort(want)
 			if !slices.Equal(names, want) {

@@ -1,0 +1,116 @@
+package underlay
+
+import (
+	"cmp"
+	"encoding/binary"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// span is a range of IPv4 addresses as numbers, the first byte uppermost. Both ends belong to it.
+type span struct{ first, last uint32 }
+
+// spans is a set of addresses: ascending, with at least one address that is left out between two of them.
+type spans []span
+
+// everything is the set of all addresses.
+var everything = spans{{0, math.MaxUint32}}
+
+// spansOf joins single addresses, in any order, to ranges. It sorts addrs.
+func spansOf(addrs []uint32) spans {
+	slices.Sort(addrs)
+	var s spans
+	for _, a := range addrs {
+		s = s.append(span{a, a})
+	}
+	return s
+}
+
+// append adds a span that begins no earlier than any of s.
+func (s spans) append(next span) spans {
+	if n := len(s); n > 0 {
+		if last := &s[n-1]; last.last == math.MaxUint32 || next.first <= last.last+1 {
+			last.last = max(last.last, next.last)
+			return s
+		}
+	}
+	return append(s, next)
+}
+
+// with is the union.
+func (s spans) with(other spans) spans {
+	all := slices.Concat(s, other)
+	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.first, b.first) })
+	var union spans
+	for _, next := range all {
+		union = union.append(next)
+	}
+	return union
+}
+
+// contains reports whether the address is in the set.
+func (s spans) contains(addr uint32) bool {
+	_, found := slices.BinarySearchFunc(s, addr, func(s span, addr uint32) int {
+		switch {
+		case s.last < addr:
+			return -1
+		case s.first > addr:
+			return 1
+		}
+		return 0
+	})
+	return found
+}
+
+// coarse is a set that holds s in at most so many ranges (at least 1): where there are more, the smallest gaps
+// are closed.
+func (s spans) coarse(most int) spans {
+	surplus := len(s) - most
+	if surplus <= 0 {
+		return s
+	}
+	gaps := make([]uint32, 0, len(s)-1)
+	for i := range s[1:] {
+		gaps = append(gaps, s[i+1].first-s[i].last)
+	}
+	slices.Sort(gaps)
+	limit := gaps[surplus-1]
+	atLimit := surplus // how many gaps of just that size are to be closed
+	for _, g := range gaps[:surplus] {
+		if g < limit {
+			atLimit--
+		}
+	}
+	out := spans{s[0]}
+	for _, next := range s[1:] {
+		last := &out[len(out)-1]
+		gap := next.first - last.last
+		switch {
+		case gap < limit:
+			last.last = next.last
+		case gap == limit && atLimit > 0:
+			atLimit--
+			last.last = next.last
+		default:
+			out = append(out, next)
+		}
+	}
+	return out
+}
+
+// prefixes are the networks of so many bits (at least 1) around the addresses of s.
+func (s spans) prefixes(bits int) spans {
+	host := uint32(1)<<(32-bits) - 1
+	var out spans
+	for _, one := range s {
+		out = out.append(span{one.first &^ host, one.last | host})
+	}
+	return out
+}
+
+// number is an IPv4 address as a number.
+func number(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
