@@ -6,6 +6,7 @@
 package fib
 
 import (
+	"iter"
 	"net/netip"
 	"sync/atomic"
 
@@ -72,3 +73,24 @@ func (t *Table) KnowsOuter(outer netip.Addr) bool {
 
 // Peers is the table's content, sorted by Subnet. Not to be changed.
 func (t *Table) Peers() []*Peer { return t.peers }
+
+// OuterSince yields each PublicIP of t, of IPv4, but for most of those that before has, too. With nil it yields
+// all. Between a table and the one that With made of it that takes the time of the change, not of the table.
+func (t *Table) OuterSince(before *Table) iter.Seq[netip.Addr] {
+	var known []*page[uint32]
+	if before != nil && len(before.outer.pages) == len(t.outer.pages) {
+		known = before.outer.pages
+	}
+	return func(yield func(netip.Addr) bool) {
+		for n, p := range t.outer.pages {
+			if known != nil && known[n] == p {
+				continue
+			}
+			for _, s := range p {
+				if s.value != 0 && !yield(address(s.key)) {
+					return
+				}
+			}
+		}
+	}
+}

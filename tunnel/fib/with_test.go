@@ -56,6 +56,51 @@ func TestWithAgainstTwin(t *testing.T) {
 	}
 }
 
+// What OuterSince leaves out the table before has, and without one it yields everything, once.
+func TestOuterSince(t *testing.T) {
+	rng := rand.New(rand.NewPCG(13, 14))
+	for round := range 20 {
+		table := New(nil)
+		for range 50 {
+			var set []*Peer
+			for range rng.IntN(1 + 100*round) {
+				set = append(set, &Peer{Subnet: netip.PrefixFrom(addr4(rng.Uint32N(1<<13)<<8), 24), PublicIP: addr4(rng.Uint32N(1 << 13))})
+			}
+			next := table.With(set, nil)
+			want := map[netip.Addr]bool{}
+			for _, p := range next.Peers() {
+				want[p.PublicIP] = true
+			}
+			since := map[netip.Addr]bool{}
+			for a := range next.OuterSince(table) {
+				if !want[a] {
+					t.Fatalf("%v is no peer's", a)
+				}
+				since[a] = true
+			}
+			for a := range want {
+				if !since[a] && !table.KnowsOuter(a) {
+					t.Fatalf("%v is new and was left out", a)
+				}
+			}
+			all := slices.Collect(next.OuterSince(nil))
+			if len(all) != len(want) {
+				t.Fatalf("%d addresses of %d", len(all), len(want))
+			}
+			for range next.OuterSince(nil) {
+				break // as a caller may
+			}
+			table = next
+		}
+	}
+	table, _, _ := benchTable(10_000, true)
+	moved := *table.Peers()[5000]
+	moved.PublicIP = addr4(0xac200000)
+	if n := len(slices.Collect(table.With([]*Peer{&moved}, nil).OuterSince(table))); n > 3*pageSlots {
+		t.Errorf("%d addresses looked at for one change", n)
+	}
+}
+
 func compareTables(t *testing.T, got, want *Table, space uint32) {
 	t.Helper()
 	if !slices.Equal(got.Peers(), want.Peers()) {

@@ -108,9 +108,9 @@ func (e *earlyFilter) admit(t *fib.Table) {
 		return
 	}
 	var missing []uint32
-	for _, a := range outerAddrs(t) {
-		if !e.open.contains(a) {
-			missing = append(missing, a)
+	for a := range t.OuterSince(e.peers) {
+		if n := number(a); !e.open.contains(n) {
+			missing = append(missing, n)
 		}
 	}
 	if len(missing) == 0 {
@@ -225,13 +225,11 @@ func (e *earlyFilter) feature(f kernel.Feature) kernel.Feature {
 	return f
 }
 
-// outerAddrs are the peers' addresses on the underlay, those of IPv4.
+// outerAddrs are the peers' addresses on the underlay.
 func outerAddrs(t *fib.Table) []uint32 {
 	addrs := make([]uint32, 0, len(t.Peers()))
-	for _, p := range t.Peers() {
-		if p.PublicIP.Is4() {
-			addrs = append(addrs, number(p.PublicIP))
-		}
+	for a := range t.OuterSince(nil) {
+		addrs = append(addrs, number(a))
 	}
 	return addrs
 }

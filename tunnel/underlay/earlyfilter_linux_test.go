@@ -16,7 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/waiter"
 )
 
 // loopbackHost is an address of 127.0.0.0/8, all of which the loopback interface has.
@@ -282,31 +284,73 @@ func TestEarlyFilterLeavesTheSameAlone(t *testing.T) {
 	}
 }
 
+// Another process has taken over the sockets: their filter is its, until we go on.
+func TestEarlyFilterOfAdoptedSockets(t *testing.T) {
+	c := open(t, "auto", func(cfg *Config) { cfg.Port = freePort(t) })
+	last, old, young := loopbackHost(1), loopbackHost(2), loopbackHost(3)
+	befriend(c, last, old)
+	successor := func(features string) *Conn {
+		given, err := c.Sockets()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer given.Close()
+		cfg := config(t, features, nil)
+		cfg.Port, cfg.Adopt = c.cfg.Port, given
+		next, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { next.Close() })
+		return next
+	}
+	want := func(when string, want ...netip.Addr) {
+		t.Helper()
+		if got := passes(t, c, last, old, young); !slices.Equal(got, want) {
+			t.Errorf("%s %v come through, want %v", when, got, want)
+		}
+	}
+	next := successor("auto")
+	want("with the filter of before", old)
+	if err := c.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	befriend(next, last, young)
+	next.filter.narrow()
+	befriend(c, last, old)
+	c.filter.narrow()
+	if err := c.each((*waiter.File).Resume); err != nil { // to receive what the other let in
+		t.Fatal(err)
+	}
+	want("while the other one has the sockets", young)
+	if err := c.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	want("after it gave them back", old)
+	successor("-early-filter")
+	want("with one that wants no filter", old, young)
+}
+
+// What a change of one lease costs among 10,000.
 func BenchmarkEarlyFilter(b *testing.B) {
 	var addrs []netip.Addr
 	for i := range uint32(10000) {
 		addrs = append(addrs, loopbackHost(1+i*7))
 	}
 	table := tableOf(addrs...)
+	peer := *table.Peers()[5000]
+	changed := table.With([]*fib.Peer{&peer}, nil)
+	c := open(b, "auto", nil)
 	b.Run("nothing new", func(b *testing.B) {
-		c := open(b, "auto", nil)
-		c.SetPeers(table, func() {})
 		for b.Loop() {
 			c.SetPeers(table, func() {})
+			c.SetPeers(changed, func() {})
 		}
 	})
 	b.Run("narrow", func(b *testing.B) {
-		c := open(b, "auto", nil)
-		c.SetPeers(table, func() {})
 		for b.Loop() {
 			c.filter.open = nil
 			c.filter.narrow()
-		}
-	})
-	b.Run("attach", func(b *testing.B) {
-		c := open(b, "auto", nil)
-		for b.Loop() {
-			c.filter.attach(c.filter.open)
 		}
 	})
 }

@@ -22,33 +22,38 @@ import (
 // there that are not ours: of another UDP socket, or wrong checksums of datagrams up to 76 bytes (CHECKSUM_BREAK in
 // linux/skbuff.h), which it finds before it looks for a socket. As many of what we refused then go by that name.
 type losses struct {
-	mu      sync.Mutex
-	sum     tunnel.Losses
-	drops   []uint32 // of each socket, which wrap
-	full    uint64   // of the namespace, from here on
-	badSums uint64
+	mu     sync.Mutex
+	sum    tunnel.Losses
+	drops  []uint32 // of each socket, which wrap
+	before namespaceLosses
 }
+
+// namespaceLosses are what all UDP sockets of the network namespace have lost since it was made.
+type namespaceLosses struct{ full, badSums uint64 }
 
 // begin makes what was lost before not count.
 func (l *losses) begin(sockets []*socket) {
-	l.full, l.badSums = lossCounters()
+	l.before = readNamespaceLosses()
 	l.drops = make([]uint32, len(sockets))
 	for i, s := range sockets {
 		l.drops[i], _ = s.drops()
 	}
 }
 
-// lossCounters are the namespace's: for full buffers and, in kernels that tell it apart, for UDP's memory being
-// used up; and for wrong checksums. What a kernel does not count is 0.
-func lossCounters() (full, badSums uint64) {
+// readNamespaceLosses counts as full also what, in kernels that tell it apart, found UDP's memory used up. What a
+// kernel does not count is 0.
+func readNamespaceLosses() namespaceLosses {
 	c := udpCounters()
-	return c["RcvbufErrors"] + c["MemErrors"], c["InCsumErrors"]
+	return namespaceLosses{c["RcvbufErrors"] + c["MemErrors"], c["InCsumErrors"]}
 }
 
-// look adds what was lost since the last time; filtered says whether the sockets have a filter.
+// look adds what was lost since the last time; filtered says whether the sockets have a filter. It reads the
+// namespace's counters before those of the sockets and after them, so that whatever a socket dropped in between
+// two looks is surely in the difference.
 func (l *losses) look(sockets []*socket, filtered bool) tunnel.Losses {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	before := readNamespaceLosses()
 	var dropped uint64
 	for i, s := range sockets {
 		if n, ok := s.drops(); ok {
@@ -56,11 +61,9 @@ func (l *losses) look(sockets []*socket, filtered bool) tunnel.Losses {
 			l.drops[i] = n
 		}
 	}
-	// What is lost between the two readings is in the second one only. It then stands for a refused one in this
-	// interval, and a refused one for it in the next.
-	full, badSums := lossCounters()
-	l.sum = l.sum.Plus(split(dropped, full-l.full, badSums-l.badSums, filtered))
-	l.full, l.badSums = full, badSums
+	after := readNamespaceLosses()
+	l.sum = l.sum.Plus(split(dropped, after.full-l.before.full, after.badSums-l.before.badSums, filtered))
+	l.before = before
 	return l.sum
 }
 
