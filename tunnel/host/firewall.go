@@ -39,6 +39,14 @@ type firewall interface {
 	// remove takes out everything that apply put in, by this process or an earlier one, and reports
 	// whether there was anything.
 	remove() (bool, error)
+	// needs is what doing any of this takes beside CAP_NET_ADMIN.
+	needs() Needs
+}
+
+// Needs is what looking after the host takes beside CAP_NET_ADMIN.
+type Needs struct {
+	Programs  bool // starting a program that is to have our capabilities
+	RawSocket bool // CAP_NET_RAW, in that program
 }
 
 // verdict is what a rule does with the packets that match it.

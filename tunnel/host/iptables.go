@@ -5,6 +5,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -75,6 +76,13 @@ func ipTablesRule(r rule, randomFully bool) []string {
 		}
 	}
 	return out
+}
+
+// needs says what iptables(8) takes. The legacy tool speaks to the kernel through a raw socket; before 1.8 there
+// was no other, and its version names none.
+func (t *ipTables) needs() Needs {
+	version, err := exec.Command(iptablesCommand, "--version").Output()
+	return Needs{Programs: true, RawSocket: err != nil || !strings.Contains(string(version), "nf_tables")}
 }
 
 func (t *ipTables) apply() error {

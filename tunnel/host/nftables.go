@@ -26,6 +26,8 @@ type nfTables struct {
 
 func newNFTables(r rules) *nfTables { return &nfTables{rules: r} }
 
+func (t *nfTables) needs() Needs { return Needs{} }
+
 // Where an IPv4 header has its addresses (RFC 791, 3.1), in bytes.
 const (
 	sourceOffset      = 12

@@ -129,6 +129,14 @@ func (s *State) change() error {
 	return s.journal.save()
 }
 
+// Needs says what Run and Undo take.
+func (s *State) Needs() Needs {
+	if s.firewall == nil {
+		return Needs{}
+	}
+	return s.firewall.needs()
+}
+
 // Features says what became of the firewall rules, for status.
 func (s *State) Features() []kernel.Feature {
 	say := func(name string, wanted bool) kernel.Feature {
