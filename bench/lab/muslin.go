@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,8 +38,14 @@ type Muslin struct {
 // directory, on interface eth0, and the given flags behind these (of a flag given twice the later
 // counts). It does not wait: for daemons that are to fail. Launched again, the daemon finds its state.
 func (h *Host) LaunchMuslin(bin string, flags ...string) (*Muslin, error) {
+	return h.LaunchMuslinUnder(nil, bin, flags...)
+}
+
+// LaunchMuslinUnder is LaunchMuslin with a command in front that ends in an execve of what follows it, such as
+// setpriv(1) with its flags.
+func (h *Host) LaunchMuslinUnder(wrap []string, bin string, flags ...string) (*Muslin, error) {
 	m := h.Muslin(bin)
-	p, err := h.Start("muslin", nil, append(h.MuslinArgs(bin), flags...)...)
+	p, err := h.Start("muslin", nil, slices.Concat(wrap, h.MuslinArgs(bin), flags)...)
 	if err != nil {
 		return nil, err
 	}
@@ -230,4 +237,13 @@ type Status struct {
 		On     bool   `json:"on"`
 		Reason string `json:"reason"`
 	} `json:"features"`
+	Privileges struct {
+		UID          int `json:"uid"`
+		Capabilities []struct {
+			Name   string `json:"name"`
+			Reason string `json:"reason"`
+		} `json:"capabilities"`
+		NoNewPrivs bool   `json:"no_new_privs"`
+		Error      string `json:"error"`
+	} `json:"privileges"`
 }
