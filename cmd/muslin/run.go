@@ -15,7 +15,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
+	"muslin/cmd/muslin/privilege"
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel"
@@ -85,6 +87,9 @@ func newDaemon(opts *options) *daemon {
 func (d *daemon) run(ctx context.Context) error {
 	if err := kernel.Preflight(); err != nil {
 		return err
+	}
+	if err := privilege.Inherit(privilege.Of(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)); err != nil {
+		d.log.Warn("iptables may be refused by the kernel", "err", err)
 	}
 	iface, err := host.ChooseInterface(d.opts.iface)
 	if err != nil {
@@ -257,6 +262,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		v.member, v.vtep, v.conn, v.dev, v.host = member, vtep, conn, dev, state
 	})
 	member.onTable = vtep.SetTable
+	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
 	tasks := append(member.tasks(), vtep.Run, conn.Run, state.Run, mtu.run,
 		func(ctx context.Context) error { return reportDrops(ctx, d.log, vtep) },

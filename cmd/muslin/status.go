@@ -33,6 +33,8 @@ type Status struct {
 	Completed uint64            `json:"checksums_completed"` // inner packets whose sender had left the checksum to its NIC
 	Features  []kernel.Feature  `json:"features"`            // in the order of the packet's way
 	Warnings  []string          `json:"warnings"`            // sentences for the operator, the worst first
+
+	Privileges PrivilegeStatus `json:"privileges"`
 }
 
 // stateRunning is Status.State once packets are carried.
@@ -123,6 +125,7 @@ func (s *Status) print(w io.Writer, now time.Time) error {
 	if s.Store.LastError != "" {
 		p.line("\t%s", s.Store.LastError)
 	}
+	p.line("user\t%d with %s", s.Privileges.UID, s.Privileges.describe())
 	p.line("\n%d peers", len(s.Peers))
 	if len(s.Peers) > 0 {
 		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tSENT\tRECEIVED\tLAST HEARD")

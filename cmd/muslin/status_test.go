@@ -32,6 +32,9 @@ func exampleStatus(now time.Time) *Status {
 		Skipped:  map[string]int{"foreign-key": 1},
 		Features: []kernel.Feature{{Name: "recvmmsg", On: true, Reason: "up to 64 datagrams a call"}},
 		Warnings: []string{"something is odd"},
+
+		Privileges: PrivilegeStatus{UID: 65534, NoNewPrivs: true, Capabilities: []CapabilityStatus{
+			{Name: "CAP_NET_ADMIN", Reason: "routes"}, {Name: "CAP_NET_RAW", Reason: "iptables"}}},
 	}
 }
 
@@ -51,9 +54,11 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "checksums_completed drops features kernel node peers skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peers privileges skipped state store version warnings",
 				"node":  "backend iface lease_expires mtu network port public_ip subnet tun vni vtep_mac",
 				"store": "endpoints healthy kind last_error revision",
+
+				"privileges": "capabilities error no_new_privs uid",
 			}
 			for field, names := range want {
 				object := any(got)
@@ -74,6 +79,9 @@ func TestStatusShape(t *testing.T) {
 					t.Errorf("%s is %T, want an object, also when empty", object, got[object])
 				}
 			}
+			if _, ok := got["privileges"].(map[string]any)["capabilities"].([]any); !ok {
+				t.Error("privileges.capabilities is no list")
+			}
 			if name == "running" {
 				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend last_rx public_ip rx_bytes rx_packets subnet tx_bytes tx_packets vtep_mac" {
 					t.Errorf("a peer has %s", have)
@@ -93,7 +101,7 @@ func TestStatusText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
-		"192.0.2.2", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg"} {
+		"192.0.2.2", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}

@@ -35,6 +35,9 @@ type viewState struct {
 	conn   *underlay.Conn
 	dev    device
 	host   *host.State
+
+	kept    reasons // capabilities, once the others were given up
+	keptErr error   // why not all of them were
 }
 
 func (v *view) set(change func(*viewState)) {
@@ -65,6 +68,11 @@ func (d *daemon) status() *Status {
 		Skipped:  map[string]int{},
 		Features: []kernel.Feature{},
 		Warnings: append([]string{}, v.warnings...),
+
+		Privileges: privilegeStatus(v.kept, v.keptErr),
+	}
+	if v.keptErr != nil {
+		s.warn("the daemon keeps rights that it does not need: " + v.keptErr.Error())
 	}
 	if u, err := kernel.Uname(); err == nil {
 		s.Kernel = u.Release
