@@ -125,6 +125,9 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 	var err error
 	o.log, err = newLogger(logTo, r.logLevel, r.logFormat)
 	check(err)
+	if o.log != nil {
+		check(r.store.takePassword(o.log))
+	}
 	o.sourceCheck, err = tunnel.ParseSourceCheck(r.sourceCheck)
 	if err != nil {
 		check(fmt.Errorf("--source-check: %w", err))

@@ -19,6 +19,7 @@ type storeFlags struct {
 	endpoints, prefix         string
 	caFile, certFile, keyFile string
 	username, password        string
+	passwordFile              string
 }
 
 func (s *storeFlags) register(f *pflag.FlagSet) {
@@ -28,7 +29,8 @@ func (s *storeFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&s.certFile, "etcd-certfile", "", "PEM `file` of our client certificate")
 	f.StringVar(&s.keyFile, "etcd-keyfile", "", "PEM `file` of our client key")
 	f.StringVar(&s.username, "etcd-username", "", "etcd user `name`")
-	f.StringVar(&s.password, "etcd-password", "", "etcd `password` (better in MUSLIN_ETCD_PASSWORD: a process list shows flags)")
+	f.StringVar(&s.passwordFile, "etcd-password-file", "", "`file` that holds the etcd user's password")
+	f.StringVar(&s.password, "etcd-password", "", "etcd `password` (better in a file or in MUSLIN_ETCD_PASSWORD: a process list shows flags)")
 }
 
 func (s *storeFlags) dial(endpoints []string, log *slog.Logger) (*etcd.Store, error) {
@@ -54,6 +56,9 @@ func (s *storeFlags) list() []string {
 
 // connect is dial for a command that a person waits for: it fails if etcd does not answer.
 func (s *storeFlags) connect(ctx context.Context, log *slog.Logger) (*etcd.Store, error) {
+	if err := s.takePassword(log); err != nil {
+		return nil, err
+	}
 	store, err := s.dial(s.list(), log)
 	if err != nil {
 		return nil, err

@@ -89,7 +89,7 @@ func Dial(cfg Config) (*Store, error) {
 		cfg.Logger = slog.Default()
 	}
 	if (cfg.Username == "") != (cfg.Password == "") {
-		return nil, errors.New("etcd: a user name and a password belong together: give both --etcd-username and --etcd-password, or neither")
+		return nil, errors.New("etcd: a user name and a password belong together: give --etcd-username and --etcd-password-file (or --etcd-password), or none of them")
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, grants: make(map[string][]clientv3.LeaseID)}
 	files := cfg.CAFile != "" || cfg.CertFile != "" || cfg.KeyFile != ""
