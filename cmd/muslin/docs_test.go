@@ -423,7 +423,7 @@ func TestDocsExamples(t *testing.T) {
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	for _, name := range []string{"README.md", "CHANGELOG.md"} {
+	for _, name := range []string{"README.md", "CHANGELOG.md", "SECURITY.md"} {
 		all[name] = readDoc(t, name)
 	}
 	err := filepath.WalkDir(filepath.Join(projectRoot, "docs"), func(path string, d fs.DirEntry, err error) error {
