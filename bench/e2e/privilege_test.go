@@ -23,12 +23,11 @@ import (
 
 // rights is a way to start the daemon, and what is left to it once it runs.
 type rights struct {
-	name  string
-	tools []string
-	uid   int
-	wrap  []string // command in front of `muslin run`
-	file  bool     // the capabilities are the binary's file's
-	nft   bool     // the network's config says nftables
+	name string
+	uid  int
+	wrap []string // command in front of `muslin run`
+	file bool     // the capabilities are the binary's file's
+	nft  bool     // the network's config says nftables
 
 	want  uint64 // effective and permitted capabilities, and the bounding set unless the file has them
 	child uint64 // inheritable and ambient: what a program gets that it starts
