@@ -42,34 +42,32 @@ func (f SubnetFile) Write(path string) error {
 	return nil
 }
 
-func (f SubnetFile) write(path string) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// write uses a name beside the file that is always the same, so that a daemon that is killed meanwhile leaves
+// one file at most, which the next one writes over.
+func (f SubnetFile) write(path string) error {
+	dir, base := filepath.Split(path)
+	if err := os.MkdirAll(filepath.Clean(dir), 0o755); err != nil {
 		return err
 	}
-	t, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	unfinished := filepath.Join(dir, "."+base+".new")
+	if err := replaceFile(unfinished, path, f.Bytes(), 0o644); err != nil {
+		os.Remove(unfinished)
+		return err
+	}
+	return nil
+}
+
+func replaceFile(unfinished, path string, content []byte, mode fs.FileMode) error {
+	t, err := os.OpenFile(unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			t.Close()
-			os.Remove(t.Name())
-		}
-	}()
-	if _, err := t.Write(f.Bytes()); err != nil {
+	_, err = t.Write(content)
+	// The umask had a say in the mode.
+	if err = errors.Join(err, t.Chmod(mode), t.Sync(), t.Close()); err != nil {
 		return err
 	}
-	if err := t.Chmod(0o644); err != nil {
-		return err
-	}
-	if err := t.Sync(); err != nil {
-		return err
-	}
-	if err := t.Close(); err != nil {
-		return err
-	}
-	return os.Rename(t.Name(), path)
+	return os.Rename(unfinished, path)
 }
 
 // ReadSubnetFile reads what a muslin or a flannel left behind. A file that is not there gives the zero

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
+	"net/netip"
 	"os/exec"
 	"slices"
 
@@ -42,7 +42,8 @@ func (s *State) Undo() error {
 
 // Cleanup removes what a daemon that was killed left in this host, as its journal in stateDir says: all
 // routes with RouteProtocol, its TUN device when no process holds it, its firewall rules, and it turns
-// the kernel's switches back. Without a journal it still removes such routes and rules. It returns what
+// the kernel's switches back. Without a journal it still removes such routes and rules, and a TUN device that
+// such a route leads to. It returns what
 // it did, one phrase each, nothing when there was nothing. The caller makes sure that the daemon does not
 // run.
 func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
@@ -70,9 +71,16 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	if _, err := exec.LookPath(iptablesCommand); err == nil && (j == nil || j.Firewall == withIPTables) {
 		u.firewall(withIPTables, j != nil)
 	}
-	u.routes(func(r netlink.Route) bool { return r.Protocol == RouteProtocol })
-	if j != nil {
-		u.orphan(j)
+	led := make(map[int]bool) // indices of the devices that those routes led to
+	u.routes(func(r netlink.Route) bool {
+		ours := r.Protocol == RouteProtocol
+		led[r.LinkIndex] = led[r.LinkIndex] || ours
+		return ours
+	})
+	if j == nil {
+		u.orphans(func(tun netlink.Link) bool { return led[tun.Attrs().Index] })
+	} else {
+		u.orphans(j.isOf)
 		u.sysctls(j)
 		if len(u.failed) == 0 {
 			if err := j.remove(); err != nil {
@@ -150,57 +158,63 @@ func (u *undoing) link(j *journal) {
 		return
 	}
 	a := tun.Attrs()
-	change := func(what string, wanted bool, do func() error) {
-		if !wanted {
-			return
-		}
-		err := do()
-		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL) {
-			return
-		}
-		if err != nil {
-			u.fail(fmt.Errorf("%s of %q: %w", what, j.TUN.Name, err))
-			return
-		}
-		u.say("%s of %s", what, j.TUN.Name)
+	u.address(tun, j.Addr)
+	if !j.TUN.Up && a.Flags&net.FlagUp != 0 {
+		u.change(tun, "undid the up state", netlink.LinkSetDown(tun))
 	}
-	change("removed the address", true, func() error { return netlink.AddrDel(tun, &netlink.Addr{IPNet: ipNet(j.Addr)}) })
-	change("undid the up state", !j.TUN.Up && a.Flags&net.FlagUp != 0, func() error { return netlink.LinkSetDown(tun) })
-	change("put back the MTU", a.MTU != j.TUN.MTU, func() error { return netlink.LinkSetMTU(tun, j.TUN.MTU) })
-	change("put back the queue length", a.TxQLen != j.TUN.QueueLen, func() error { return netlink.LinkSetTxQLen(tun, j.TUN.QueueLen) })
+	if a.MTU != j.TUN.MTU {
+		u.change(tun, "put back the MTU", netlink.LinkSetMTU(tun, j.TUN.MTU))
+	}
+	if a.TxQLen != j.TUN.QueueLen {
+		u.change(tun, "put back the queue length", netlink.LinkSetTxQLen(tun, j.TUN.QueueLen))
+	}
 }
 
-// orphan deletes the TUN that a killed daemon left. A TUN goes with its last file descriptor, unless
-// somebody made it persistent.
-func (u *undoing) orphan(j *journal) {
-	tun, err := link(j.TUN.Name)
+func (u *undoing) address(tun netlink.Link, addr netip.Prefix) {
+	u.change(tun, "removed the address", netlink.AddrDel(tun, &netlink.Addr{IPNet: ipNet(addr)}))
+}
+
+// change notes what was done to the TUN, or why not. It may be gone meanwhile.
+func (u *undoing) change(tun netlink.Link, what string, err error) {
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EADDRNOTAVAIL):
+	case err != nil:
+		u.fail(fmt.Errorf("%s of %q: %w", what, tun.Attrs().Name, err))
+	default:
+		u.say("%s of %s", what, tun.Attrs().Name)
+	}
+}
+
+// orphans deletes the TUN that a killed daemon left. A TUN goes with its last file descriptor, unless it is
+// persistent, as ours are.
+func (u *undoing) orphans(ours func(netlink.Link) bool) {
+	all, err := links()
 	if err != nil {
 		u.fail(err)
 		return
 	}
-	if tun == nil || tun.Attrs().Index != j.TUN.Index || typeOf(tun) != "tun" {
-		return
+	for _, tun := range all {
+		if typeOf(tun) == "tun" && ours(tun) {
+			u.orphan(tun)
+		}
 	}
-	pid, held := tunHolder(j.TUN.Name)
-	if pid == os.Getpid() {
-		// Persistent, and taken up again by the daemon that is starting: as good as new is enough.
-		u.link(j)
-		return
-	}
-	if held {
-		u.log.Warn("left the TUN device alone: a process holds it", "tun", j.TUN.Name, "pid", pid, "command", command(pid))
-		return
-	}
-	// A TUN has a carrier while a file descriptor is attached, whoever holds it.
-	if a := tun.Attrs(); a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_LOWER_UP != 0 {
-		u.log.Warn("left the TUN device alone: a process that cannot be seen from here holds it", "tun", j.TUN.Name)
+}
+
+func (u *undoing) orphan(tun netlink.Link) {
+	name := tun.Attrs().Name
+	if pid, held := attachedBy(tun); held {
+		what := "a process that cannot be seen from here"
+		if pid != 0 {
+			what = fmt.Sprintf("process %d (%s)", pid, command(pid))
+		}
+		u.log.Warn("left the TUN device alone: it is held", "tun", name, "by", what)
 		return
 	}
 	if err := netlink.LinkDel(tun); err != nil {
-		u.fail(fmt.Errorf("delete the TUN device %q: %w; try `ip link del %s`", j.TUN.Name, err, j.TUN.Name))
+		u.fail(fmt.Errorf("delete the TUN device %q: %w; try `ip link del %s`", name, err, name))
 		return
 	}
-	u.say("deleted the TUN device %s", j.TUN.Name)
+	u.say("deleted the TUN device %s", name)
 }
 
 func (u *undoing) sysctls(j *journal) {

@@ -17,7 +17,8 @@ import (
 
 // Plan is what the daemon means to use, for CheckConflicts to hold against the host.
 type Plan struct {
-	TUN      string         // name of the TUN device to be made; "" is not checked
+	TUN      string         // name of the TUN device to be made
+	Found    bool           // it is there and ours (Leftover), and so not checked
 	Network  netip.Prefix   // the overlay; the zero value is not checked
 	Previous netip.Prefix   // this node's subnet of an earlier run; pod bridges may be in it
 	Listen   netip.AddrPort // the outer UDP socket; the zero value is not checked
@@ -152,7 +153,7 @@ func CheckConflicts(p Plan) error {
 	if p.Listen.IsValid() && (device == nil || !device.Up) {
 		found = append(found, CheckPort(p.Listen))
 	}
-	if p.TUN != "" {
+	if p.TUN != "" && !p.Found {
 		found = append(found, tunConflict(devices, p.TUN))
 	}
 	if p.Network.IsValid() {

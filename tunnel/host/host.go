@@ -53,6 +53,7 @@ type SetupConfig struct {
 
 	Resync   time.Duration // period of Run's check; 0 means DefaultResync
 	StateDir string        // directory of the journal; made if missing
+	Shared   bool          // a daemon that we are about to replace still runs on what it set up
 	Logger   *slog.Logger  // nil discards
 }
 

@@ -99,14 +99,21 @@ func (t *ipTables) apply() error {
 }
 
 // put fills the chain before the jump leads to it. The jump goes to the end, as flannel's does: what the
-// host's owner put in front stays in front.
+// host's owner put in front stays in front. A chain that an earlier daemon filled just so is left as it is:
+// while it was emptied, a host that forwards nothing by itself would drop the overlay's packets.
 func (t *ipTables) put(c *ipChain) error {
-	if err := t.cmd.ClearChain(c.table, c.name); err != nil {
+	filled, err := t.filled(c)
+	if err != nil {
 		return err
 	}
-	for _, r := range c.rules {
-		if err := t.cmd.Append(c.table, c.name, r...); err != nil {
+	if !filled {
+		if err := t.cmd.ClearChain(c.table, c.name); err != nil {
 			return err
+		}
+		for _, r := range c.rules {
+			if err := t.cmd.Append(c.table, c.name, r...); err != nil {
+				return err
+			}
 		}
 	}
 	if err := t.cmd.AppendUnique(c.table, c.parent, c.jump...); err != nil {
@@ -115,6 +122,23 @@ func (t *ipTables) put(c *ipChain) error {
 	left, err := t.cmd.List(c.table, c.name)
 	c.left = left
 	return err
+}
+
+// filled reports whether the chain has our rules and no other.
+func (t *ipTables) filled(c *ipChain) (bool, error) {
+	now, err := t.cmd.List(c.table, c.name)
+	if none := new(iptables.Error); errors.As(err, &none) && (none.ExitStatus() == 1 || none.ExitStatus() == 3) {
+		return false, nil // no such chain, or no such table yet
+	}
+	if err != nil || len(now) != 1+len(c.rules) { // -N comes first
+		return false, err
+	}
+	for _, r := range c.rules {
+		if ok, err := t.cmd.Exists(c.table, c.name, r...); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 func (t *ipTables) intact() (bool, error) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -105,25 +106,53 @@ func (j *journal) save() error {
 	return nil
 }
 
+// replaceFile writes under a name that is always the same, so that a daemon that is killed meanwhile leaves
+// one file at most, which the next one writes over.
 func replaceFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
+	unfinished := path + ".new"
+	if err := os.WriteFile(unfinished, b, 0o600); err != nil {
+		os.Remove(unfinished)
 		return err
 	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	return os.Rename(unfinished, path)
+}
+
+// inherit adds what an earlier daemon changed for the same device, which is still there to be undone. What
+// it found before it did counts, for now that is changed already.
+func (j *journal) inherit(old *journal) {
+	j.TUN = old.TUN
+	j.Sysctls = inheritSysctls(old.Sysctls, j.Sysctls)
+	j.Along = inheritSysctls(old.Along, j.Along)
+}
+
+func inheritSysctls(old, found []sysctl) []sysctl {
+	all := slices.Clone(old)
+	for _, s := range found {
+		if !slices.ContainsFunc(old, func(o sysctl) bool { return o.Path == s.Path }) {
+			all = append(all, s)
+		}
 	}
-	if err != nil {
-		return err
+	return all
+}
+
+// beyond is what the other journal has that this one has not.
+func (j *journal) beyond(other *journal) (routes []plannedRoute, addr bool, firewall firewallKind) {
+	for _, r := range other.Routes {
+		if !slices.Contains(j.Routes, r) {
+			routes = append(routes, r)
+		}
 	}
-	return os.Rename(f.Name(), path)
+	if other.Firewall != j.Firewall {
+		firewall = other.Firewall
+	}
+	return routes, other.Addr != j.Addr, firewall
 }
 
 func (j *journal) remove() error {
-	if err := os.Remove(j.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the journal of host changes: %w", err)
+	for _, path := range []string{j.path + ".new", j.path} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the journal of host changes: %w", err)
+		}
 	}
 	return nil
 }

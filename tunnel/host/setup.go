@@ -18,8 +18,10 @@ import (
 // ErrTUNGone: the TUN device was deleted, or replaced by another of its name.
 var ErrTUNGone = errors.New("the TUN device is gone")
 
-// Setup makes the TUN device ready and the host forward. It first clears away what a killed daemon left
-// according to the journal in StateDir. When it fails it has undone what it did.
+// Setup makes the TUN device ready and the host forward. Where the journal in StateDir says that an earlier
+// daemon did so for this very device, it takes that over as it is, and changes what differs; what else a
+// killed daemon left it first clears away. When it fails it has undone what it did, and what it took over,
+// unless that is still another's (Shared).
 //
 // A firewall that refuses the forward rules is logged and shown by Features, since a host without one
 // forwards anyway; one that refuses the masquerade that was asked for is an error.
@@ -28,9 +30,6 @@ func Setup(c SetupConfig) (*State, error) {
 		return nil, err
 	}
 	s := &State{config: c, log: orDiscard(c.Logger)}
-	if err := s.clearLeftovers(); err != nil {
-		return nil, err
-	}
 	tun, err := link(c.TUN)
 	if err != nil {
 		return nil, err
@@ -38,13 +37,26 @@ func Setup(c SetupConfig) (*State, error) {
 	if tun == nil {
 		return nil, fmt.Errorf("set up %q: no such device; open the TUN first", c.TUN)
 	}
+	old, err := s.predecessor(tun)
+	if err != nil {
+		return nil, err
+	}
 	if s.journal, err = c.plan(tun); err != nil {
 		return nil, err
+	}
+	if old != nil {
+		s.journal.inherit(old)
+		if err := s.undoBeyond(old, tun); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.journal.save(); err != nil {
 		return nil, err
 	}
 	if err := s.change(); err != nil {
+		if c.Shared {
+			return nil, err
+		}
 		return nil, errors.Join(err, s.Undo())
 	}
 	return s, nil
@@ -62,19 +74,65 @@ func (c SetupConfig) check() error {
 	return nil
 }
 
-func (s *State) clearLeftovers() error {
+// predecessor is the journal of the daemon that had this device before us. What is left of another one is
+// cleared away.
+func (s *State) predecessor(tun netlink.Link) (*journal, error) {
 	old, err := readJournal(s.config.StateDir)
 	if err != nil || old == nil {
-		return err
+		return nil, err
+	}
+	if old.isOf(tun) {
+		return old, nil
 	}
 	if old.NetNS != netNS() && old.Boot == bootID() {
 		s.log.Warn("forgetting host changes of an earlier daemon in another network namespace", "tun", old.TUN.Name)
-		return old.remove()
+		return nil, old.remove()
 	}
 	if _, err := Cleanup(s.config.StateDir, s.log); err != nil {
-		return fmt.Errorf("clear away what an earlier daemon left: %w", err)
+		return nil, fmt.Errorf("clear away what an earlier daemon left: %w", err)
+	}
+	return nil, nil
+}
+
+// undoBeyond undoes what another daemon did for this device, by its journal, and we do not want.
+func (s *State) undoBeyond(other *journal, tun netlink.Link) error {
+	u := undoing{log: s.log}
+	routes, addr, firewall := s.journal.beyond(other)
+	if firewall != "" {
+		u.firewall(firewall, true)
+	}
+	u.routes(func(r netlink.Route) bool {
+		return slices.ContainsFunc(routes, func(p plannedRoute) bool { return p.is(r) })
+	})
+	if addr {
+		u.address(tun, other.Addr)
+	}
+	if err := errors.Join(u.failed...); err != nil {
+		return fmt.Errorf("undo what another daemon did otherwise: %w", err)
 	}
 	return nil
+}
+
+// Restore has the host again as Setup left it, after another daemon with the same device, which did not take
+// it over in the end, has been at it. Call it while Run does not run.
+func (s *State) Restore() error {
+	tun, err := link(s.config.TUN)
+	if err != nil {
+		return err
+	}
+	theirs, err := readJournal(s.config.StateDir)
+	if err != nil {
+		return err
+	}
+	if tun != nil && theirs != nil {
+		err = s.undoBeyond(theirs, tun)
+	}
+	err = errors.Join(err, s.journal.save())
+	if s.firewall != nil {
+		err = errors.Join(err, s.firewall.apply())
+	}
+	_, more := s.converge()
+	return errors.Join(err, more)
 }
 
 // plan is everything that Setup is about to change.

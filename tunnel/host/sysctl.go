@@ -75,6 +75,9 @@ func forwardingSysctls() (main, along []sysctl, err error) {
 // inner source in our own subnet, or outside the overlay, never gets past the VTEP, whatever the source
 // check.
 //
+// ignore_routes_with_linkdown: while the daemon is away, its persistent TUN has no carrier. Its route must stay
+// nevertheless, so that what is meant for the overlay is dropped there and does not take the default route.
+//
 // disable_ipv6: the overlay carries IPv4 only, and without this the kernel gives the TUN a link-local
 // address and sends router solicitations and MLD reports into it.
 func deviceSysctls(tun string) []sysctl {
@@ -87,6 +90,10 @@ func deviceSysctls(tun string) []sysctl {
 	local := sysctlRoot + "/ipv4/conf/" + tun + "/accept_local"
 	if was, err := readSysctl(local); err == nil && was != "1" {
 		out = append(out, sysctl{Path: local, Was: was, Set: "1"})
+	}
+	ignore := sysctlRoot + "/ipv4/conf/" + tun + "/ignore_routes_with_linkdown" // since 4.3
+	if was, err := readSysctl(ignore); err == nil && was != "0" {
+		out = append(out, sysctl{Path: ignore, Was: was, Set: "0"})
 	}
 	v6 := sysctlRoot + "/ipv6/conf/" + tun + "/disable_ipv6"
 	if was, err := readSysctl(v6); err == nil && was != "1" {

@@ -1,0 +1,53 @@
+//go:build linux
+
+package host
+
+import (
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Leftover reports whether the TUN device of that name was left by a daemon that had this state directory and
+// was killed: the journal there is about this very device, and no process holds it. Such a device can be
+// attached to, and Setup takes over what leads to it.
+func Leftover(stateDir, tun string) (bool, error) {
+	j, err := readJournal(stateDir)
+	if err != nil || j == nil {
+		return false, err
+	}
+	l, err := link(tun)
+	if err != nil || l == nil || !j.isOf(l) {
+		return false, err
+	}
+	_, held := attachedBy(l)
+	return !held, nil
+}
+
+// DeleteLeftover deletes such a device, which is not as it is wanted.
+func DeleteLeftover(tun string) error {
+	l, err := link(tun)
+	if err != nil || l == nil {
+		return err
+	}
+	return netlink.LinkDel(l)
+}
+
+// isOf reports whether the journal is about this device.
+func (j *journal) isOf(tun netlink.Link) bool {
+	a := tun.Attrs()
+	return j.Boot == bootID() && j.NetNS == netNS() &&
+		j.TUN.Name == a.Name && j.TUN.Index == a.Index && typeOf(tun) == "tun"
+}
+
+// attachedBy is the process that has a TUN device attached, 0 when that cannot be seen from here. A TUN that is up
+// has a carrier while a file descriptor is attached, whoever holds it.
+func attachedBy(tun netlink.Link) (pid int, held bool) {
+	a := tun.Attrs()
+	if a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_LOWER_UP == 0 {
+		return 0, false
+	}
+	pid, held = tunHolder(a.Name)
+	return pid, held || a.Flags&net.FlagUp != 0
+}
