@@ -60,7 +60,7 @@ type KeepStatus struct {
 }
 
 // Keeper gets our lease and keeps it: it renews it in time, takes it again when somebody deletes it, and
-// tells an impostor from a successor. First Acquire, then Run.
+// tells an impostor from a successor. First Acquire, or Remember, then Run, which may be called again.
 type Keeper struct {
 	cfg   KeeperConfig
 	store Store
@@ -77,6 +77,7 @@ type Keeper struct {
 	expect     int64     // the revision that the next write replaces; Absent to create
 	judged     int64     // the store's revision that we have judged up to: older events are old news
 	unsure     bool      // a write of ours failed without saying whether it was done
+	remembered bool      // our lease comes from before we were away, and was not seen in the store since
 	defend     *backoff
 	defending  bool // the next write takes back what somebody else wrote
 	retry      *backoff
@@ -159,7 +160,7 @@ func (k *Keeper) wrote(l Lease) {
 // holds records our lease as the store has it now, and when to renew it.
 func (k *Keeper) holds(l Lease) {
 	k.update(func(s *KeepStatus) { s.Lease, s.LastError = l, "" })
-	k.expect, k.defending, k.unsure = l.Revision, false, false
+	k.expect, k.defending, k.unsure, k.remembered = l.Revision, false, false, false
 	k.next = time.Time{} // a reservation needs no renewal
 	if !l.Reserved {
 		k.next = l.Expires.Add(-k.cfg.Margin)
@@ -183,7 +184,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		g.Go(func() error { return k.feed.Run(ctx) })
 	}
 	g.Go(func() error { return k.tend(ctx) })
-	return g.Wait()
+	return k.outdated(g.Wait())
 }
 
 // tend is the one goroutine that judges and writes.
@@ -255,6 +256,7 @@ func (k *Keeper) judge(ctx context.Context, o observation) error {
 	theirs, err := ParseLease(o.entry)
 	same := err == nil && theirs.Attrs.Equal(k.cfg.Attrs)
 	if o.entry.Revision == k.expect && (same || k.defending) {
+		k.remembered = false
 		return nil // what we wrote, or what we are about to write over
 	}
 	ours := k.Status().Lease

@@ -25,6 +25,7 @@ type WatcherConfig struct {
 	Store   Store
 	Feed    *Feed // in place of Store, where others follow the leases as well
 	Node    Node
+	Known   []Entry          // what was known of the leases before
 	OnTable func(*fib.Table) // at each change, from one goroutine
 	Logger  *slog.Logger     // nil means slog.Default
 }
@@ -63,7 +64,17 @@ func NewWatcher(cfg WatcherConfig) *Watcher {
 		feed = w.feed
 	}
 	feed.add(reader{listed: w.listed, changed: w.changed, health: w.health})
+	if len(cfg.Known) > 0 {
+		w.roster.replace(cfg.Known)
+		w.touch()
+	}
 	return w
+}
+
+// Table is the peers as they are known now.
+func (w *Watcher) Table() *fib.Table {
+	t, _ := w.update()
+	return t
 }
 
 // Run hands out tables until ctx ends; then it returns nil. Nothing else ends it. It watches the store itself,

@@ -91,6 +91,14 @@ func (s *Static) Leases() []Lease {
 	return s.roster.leases()
 }
 
+// Table is the peers as they are known now.
+func (s *Static) Table() *fib.Table {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, _ := s.roster.update()
+	return t
+}
+
 // Run hands out the table, and a new one when the file changes, until ctx ends. A file that turned bad
 // is logged and changes nothing.
 func (s *Static) Run(ctx context.Context) error {
