@@ -40,22 +40,24 @@ func (c *Crowd) Churn(ctx context.Context, rate int) (Churned, error) {
 	began, before := time.Now(), c.Changes()
 	workers := min(hands, c.cfg.Nodes)
 	due := make(chan struct{})
-	g, ctx := errgroup.WithContext(ctx)
+	// What is under way at the end comes to its end.
+	g, requests := errgroup.WithContext(context.WithoutCancel(ctx))
 	g.Go(func() error {
 		defer close(due)
-		pace(ctx, rate, due)
+		pace(ctx, requests, rate, due)
 		return nil
 	})
 	for w := range workers {
 		// Each has nodes of its own, so that no two change one node at a time.
-		g.Go(func() error { return c.work(ctx, due, w, workers) })
+		g.Go(func() error { return c.work(requests, due, w, workers) })
 	}
 	err := g.Wait()
 	return Churned{Changes: int(c.Changes() - before), Took: time.Since(began)}, err
 }
 
-// pace lets one change after the other become due. What could not be started in time is made up for later.
-func pace(ctx context.Context, rate int, due chan<- struct{}) {
+// pace lets one change after the other become due, until ctx ends or a request failed. What could not be
+// started in time is made up for later.
+func pace(ctx, requests context.Context, rate int, due chan<- struct{}) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	began, done := time.Now(), 0
@@ -65,11 +67,15 @@ func pace(ctx context.Context, rate int, due chan<- struct{}) {
 			case due <- struct{}{}:
 			case <-ctx.Done():
 				return
+			case <-requests.Done():
+				return
 			}
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			return
+		case <-requests.Done():
 			return
 		}
 	}
@@ -82,36 +88,30 @@ func (c *Crowd) work(ctx context.Context, due <-chan struct{}, w, workers int) e
 	var gone []int
 	for range due {
 		i := w + workers*rng.IntN(mine)
-		if what := rng.IntN(tenths); what < bringOf && len(gone) > 0 {
+		what := rng.IntN(tenths)
+		if what < bringOf && len(gone) > 0 {
 			i, gone = gone[0], gone[1:]
-		} else if what >= tenths-takeOf && c.nodes[i].grant != clientv3.NoLease {
-			gone = append(gone, i)
-			if err := c.changed(ctx, c.vanish(ctx, i)); err != nil {
-				return err
-			}
-			continue
 		}
-		c.nodes[i].generation++
-		var err error
-		if c.nodes[i].grant == clientv3.NoLease {
-			err = c.appear(ctx, i)
-		} else {
-			err = c.put(ctx, i)
-		}
-		if err := c.changed(ctx, err); err != nil {
+		if err := c.change(ctx, i, what >= tenths-takeOf); err != nil {
 			return err
+		}
+		c.changes.Add(1)
+		if c.nodes[i].grant == clientv3.NoLease {
+			gone = append(gone, i)
 		}
 	}
 	return nil
 }
 
-// changed counts a change. What failed because ctx ended is no error.
-func (c *Crowd) changed(ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		c.changes.Add(1)
-	case ctx.Err() != nil:
-		return nil
+// change takes a node's lease away, brings it back, or changes it.
+func (c *Crowd) change(ctx context.Context, i int, take bool) error {
+	there := c.nodes[i].grant != clientv3.NoLease
+	if take && there {
+		return c.vanish(ctx, i)
 	}
-	return err
+	c.nodes[i].generation++
+	if !there {
+		return c.appear(ctx, i)
+	}
+	return c.put(ctx, i)
 }
