@@ -2,20 +2,21 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"muslin/lease"
 )
@@ -31,6 +32,13 @@ const (
 	keepAliveTime    = 10 * time.Second
 	keepAliveTimeout = 5 * time.Second
 )
+
+// reconnect is how a lost server is tried again: often enough that it is noticed within seconds however long
+// it was away. gRPC's own back-off grows to two minutes, and it waits 20 seconds for one that does not answer.
+var reconnect = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 500 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+	MinConnectTimeout: 5 * time.Second,
+}
 
 // DefaultEndpoints is flannel's.
 func DefaultEndpoints() []string { return []string{"http://127.0.0.1:4001", "http://127.0.0.1:2379"} }
@@ -54,13 +62,15 @@ type Config struct {
 type Store struct {
 	cfg       Config
 	endpoints []endpoint
-	tls       *tls.Config // nil: plain
+	tls       *tlsFiles // nil: plain
 	log       *slog.Logger
 
 	mu     sync.Mutex
 	client *clientv3.Client // nil until the first request that got through to a server
 	closed bool
 	grants map[string][]clientv3.LeaseID // by key: what this Store granted for it and has not revoked
+
+	watches atomic.Uint64 // begun so far
 }
 
 type endpoint struct {
@@ -102,7 +112,8 @@ func Dial(cfg Config) (*Store, error) {
 		s.cfg.Endpoints = append(s.cfg.Endpoints, e.url)
 	}
 	if s.endpoints[0].tls {
-		if s.tls, err = tlsConfig(cfg.CAFile, cfg.CertFile, cfg.KeyFile); err != nil {
+		s.tls = &tlsFiles{ca: cfg.CAFile, cert: cfg.CertFile, key: cfg.KeyFile}
+		if _, err := s.tls.config(); err != nil {
 			return nil, err
 		}
 	}
@@ -146,31 +157,6 @@ func parseEndpoints(texts []string, secure bool) ([]endpoint, error) {
 	return out, nil
 }
 
-func tlsConfig(caFile, certFile, keyFile string) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd: read CA: %w: name the right file with --etcd-cafile", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("etcd: CA file %s holds no PEM certificate: name the right file with --etcd-cafile", caFile)
-		}
-	}
-	switch {
-	case (certFile == "") != (keyFile == ""):
-		return nil, errors.New("etcd: a certificate and its key belong together: give both --etcd-certfile and --etcd-keyfile")
-	case certFile != "":
-		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd: load certificate %s and key %s: %w: name matching PEM files with --etcd-certfile and --etcd-keyfile", certFile, keyFile, err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
-}
-
 // connect returns the client, made at the first call that reaches a server. Without a user name no
 // server is needed to make one; with one, it is logged in.
 func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
@@ -182,22 +168,53 @@ func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
 	case s.client != nil:
 		return s.client, nil
 	}
-	c, err := clientv3.New(clientv3.Config{
-		Endpoints:            s.cfg.Endpoints,
-		TLS:                  s.tls,
-		Username:             s.cfg.Username,
-		Password:             s.cfg.Password,
-		DialTimeout:          s.cfg.Timeout,
-		DialKeepAliveTime:    keepAliveTime,
-		DialKeepAliveTimeout: keepAliveTimeout,
-		PermitWithoutStream:  true,
-		Logger:               clientLog(s.log),
-	})
+	cfg := s.clientConfig()
+	cfg.Username, cfg.Password = s.cfg.Username, s.cfg.Password
+	cfg.DialOptions = append(cfg.DialOptions, grpc.WithChainUnaryInterceptor(s.logInApart))
+	c, err := clientv3.New(cfg)
 	if err != nil {
 		return nil, s.explain(ctx, err)
 	}
 	s.client = c
 	return c, nil
+}
+
+// clientConfig is that of a client without a user.
+func (s *Store) clientConfig() clientv3.Config {
+	options := []grpc.DialOption{grpc.WithConnectParams(reconnect)}
+	if s.tls != nil {
+		options = append(options, grpc.WithTransportCredentials(s.tls))
+	}
+	return clientv3.Config{
+		Endpoints:            s.cfg.Endpoints,
+		DialOptions:          options,
+		DialTimeout:          s.cfg.Timeout,
+		DialKeepAliveTime:    keepAliveTime,
+		DialKeepAliveTimeout: keepAliveTimeout,
+		PermitWithoutStream:  true,
+		Logger:               clientLog(s.log),
+	}
+}
+
+// logInApart makes logins over a connection of their own. The client sends its token along with every request,
+// and etcd before 3.5 refuses a login that comes with a token which it has forgotten: after five minutes
+// without a request, or when it was started again, such a client would never get in any more.
+func (s *Store) logInApart(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	login, ok := req.(*pb.AuthenticateRequest)
+	if !ok {
+		return invoke(ctx, method, req, reply, cc, opts...)
+	}
+	c, err := clientv3.New(s.clientConfig())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	answer, err := c.Authenticate(ctx, login.Name, login.Password)
+	if err != nil {
+		return err
+	}
+	reply.(*pb.AuthenticateResponse).Token = answer.Token
+	return nil
 }
 
 // Close ends every request and watch.

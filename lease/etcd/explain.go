@@ -31,6 +31,11 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	switch rpctypes.Error(unwrapped(err)) {
+	case rpctypes.ErrInvalidAuthToken, rpctypes.ErrAuthOldRevision:
+		// Of a server that was started again, or whose users were changed a moment ago. The client logs in anew.
+		return fmt.Errorf("etcd: the server has forgotten our login: %w: %w", lease.ErrUnavailable, err)
+	}
 	if code := status.Code(unwrapped(err)); code == codes.PermissionDenied || code == codes.Unauthenticated {
 		return fmt.Errorf("etcd: user %q may not: %w: %w: grant it the prefix %s", s.cfg.Username, err, lease.ErrDenied, s.cfg.Prefix)
 	}
@@ -128,7 +133,10 @@ func (s *Store) probeOne(ctx context.Context, e endpoint) error {
 		}
 		return nil
 	}
-	c := s.tls.Clone()
+	c, err := s.tls.config()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrTLS, err)
+	}
 	c.ServerName, _, _ = net.SplitHostPort(e.host)
 	c.NextProtos = []string{"h2"}
 	secure := tls.Client(conn, c)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
 
 	"muslin/lease"
 )
@@ -149,7 +151,7 @@ func (s *Store) Watch(ctx context.Context, from int64, changed func([]lease.Even
 	}()
 	defer func() { cancel(); <-dead }()
 
-	answers := c.Watch(clientv3.WithRequireLeader(inner), s.subnets(),
+	answers := c.Watch(clientv3.WithRequireLeader(s.apart(inner)), s.subnets(),
 		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify())
 	created := time.NewTimer(s.cfg.Timeout)
 	defer created.Stop()
@@ -188,6 +190,16 @@ func (s *Store) Watch(ctx context.Context, from int64, changed func([]lease.Even
 			}
 		}
 	}
+}
+
+// apart gives a watch that is logged in a stream of its own. The client joins watches into one, which keeps the
+// login that it was begun with: once the server has forgotten that, a watch that is added ends them all. Watches
+// whose metadata differ are not joined.
+func (s *Store) apart(ctx context.Context) context.Context {
+	if s.cfg.Username == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "muslin-watch", strconv.FormatUint(s.watches.Add(1), 10))
 }
 
 func (s *Store) events(in []*clientv3.Event) []lease.Event {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,9 +30,9 @@ func attrs(t *testing.T, n int) lease.Attrs {
 	return lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), BackendType: lease.BackendVXLAN, VNI: v, MAC: encap.LocalMAC([6]byte{0, 0, 0, 0, 0, byte(n)})}
 }
 
-func keeper(t *testing.T, s lease.Store, n int) *lease.Keeper {
+func keeper(t *testing.T, s lease.Store, config string, n int) *lease.Keeper {
 	t.Helper()
-	c, err := lease.ParseConfig([]byte(network))
+	c, err := lease.ParseConfig([]byte(config))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,20 +43,27 @@ func keeper(t *testing.T, s lease.Store, n int) *lease.Keeper {
 	return k
 }
 
-// There are exactly as many subnets as nodes, so every lost race must end well.
-func TestTwentyNodesRaceForTwentySubnets(t *testing.T) {
+// Twenty nodes for twenty subnets, so that every lost race must end well; and two hundred for a few more.
+func TestNodesRaceForSubnets(t *testing.T) {
+	for _, c := range []struct{ nodes, subnets int }{{20, 20}, {200, 220}} {
+		t.Run(fmt.Sprintf("%d for %d", c.nodes, c.subnets), func(t *testing.T) { testRace(t, c.nodes, c.subnets) })
+	}
+}
+
+func testRace(t *testing.T, nodes, subnets int) {
 	server := startReal(t, "http")
-	subnets := make([]netip.Prefix, 20)
+	config := fmt.Sprintf(`{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.%d.0","Backend":{"Type":"vxlan"}}`, subnets)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	start := make(chan struct{})
-	for i := range subnets {
-		k := keeper(t, dial(t, etcd.Config{Endpoints: []string{server.url}}), i+1)
+	got := make([]netip.Prefix, nodes)
+	for i := range got {
+		k := keeper(t, dial(t, etcd.Config{Endpoints: []string{server.url}}), config, i+1)
 		g.Go(func() error {
 			<-start
 			l, err := k.Acquire(ctx)
-			subnets[i] = l.Subnet
+			got[i] = l.Subnet
 			return err
 		})
 	}
@@ -65,30 +71,56 @@ func TestTwentyNodesRaceForTwentySubnets(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	slices.SortFunc(subnets, netip.Prefix.Compare)
-	for i, s := range subnets {
-		if want := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i + 1), 0}), 24); s != want {
-			t.Errorf("subnet %d is %s, want %s", i, s, want)
-		}
-	}
 	s := dial(t, etcd.Config{Endpoints: []string{server.url}})
-	if _, err := keeper(t, s, 21).Acquire(t.Context()); !errors.Is(err, lease.ErrExhausted) || !strings.Contains(err.Error(), "has 20 of them") {
-		t.Errorf("node 21: %v", err)
+	entries, _, err := s.List(t.Context())
+	if err != nil || len(entries) != nodes {
+		t.Fatalf("%d leases in etcd (%v), want %d", len(entries), err, nodes)
+	}
+	cfg, err := lease.ParseConfig([]byte(config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	holders := make(map[netip.Prefix]lease.Attrs)
+	for _, e := range entries {
+		l, err := lease.ParseLease(e)
+		if err != nil || !cfg.Fits(l.Subnet) {
+			t.Errorf("lease %s: %v", e.Key, err)
+		}
+		holders[l.Subnet] = l.Attrs
+	}
+	for i, subnet := range got {
+		if !holders[subnet].Equal(attrs(t, i+1)) {
+			t.Errorf("node %d thinks that it has %s, which is held by %s", i+1, subnet, holders[subnet])
+		}
 	}
 	// A lost race leaves no grant behind.
 	raw := rawClient(t, server.url)
-	if r, err := raw.Leases(t.Context()); err != nil || len(r.Leases) != 20 {
-		t.Errorf("etcd has %d leases (%v), want 20", len(r.Leases), err)
+	if r, err := raw.Leases(t.Context()); err != nil || len(r.Leases) != nodes {
+		t.Errorf("etcd has %d leases (%v), want %d", len(r.Leases), err, nodes)
 	}
-	if l, err := keeper(t, s, 7).Acquire(t.Context()); err != nil || l.Attrs.PublicIP != attrs(t, 7).PublicIP {
-		t.Errorf("a restart: %v", err)
+	if l, err := keeper(t, s, config, 7).Acquire(t.Context()); err != nil || l.Subnet != got[6] {
+		t.Errorf("node 7 after a restart: %s, %v; want %s", l.Subnet, err, got[6])
+	}
+	for n := nodes + 1; n <= subnets; n++ {
+		if _, err := keeper(t, s, config, n).Acquire(t.Context()); err != nil {
+			t.Errorf("node %d: %v", n, err)
+		}
+	}
+	_, err = keeper(t, s, config, subnets+1).Acquire(t.Context())
+	if !errors.Is(err, lease.ErrExhausted) {
+		t.Fatalf("node %d: %v", subnets+1, err)
+	}
+	for _, want := range []string{fmt.Sprintf("has %d of them", subnets), "10.244.1.0/24 by 192.0.2.", fmt.Sprintf("and %d more", subnets-10), "leases release"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
 	}
 }
 
 // Our own key, and its bytes, as flannel's nodes see them; and no key but that.
 func TestWhatIsWritten(t *testing.T) {
 	server := startReal(t, "http")
-	k := keeper(t, dial(t, etcd.Config{Endpoints: []string{server.url}}), 1)
+	k := keeper(t, dial(t, etcd.Config{Endpoints: []string{server.url}}), network, 1)
 	l, err := k.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +165,7 @@ func TestServerGoesAndComesBack(t *testing.T) {
 	var log logged
 	// As with flannel's default endpoints, nobody listens at the first.
 	s := dial(t, etcd.Config{Endpoints: []string{"http://" + freePort(t), server.url}, Timeout: 2 * time.Second, Logger: log.logger()})
-	k := keeper(t, s, 1)
+	k := keeper(t, s, network, 1)
 	own, err := k.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
