@@ -108,7 +108,7 @@ func (k *Keeper) tryAcquire(ctx context.Context) (l Lease, reused bool, err erro
 		}
 	}
 	if own, ok := k.chooseOwn(taken); ok {
-		ttl := TTL
+		ttl := k.cfg.TTL
 		if own.Reserved {
 			ttl = Permanent
 		}
@@ -131,14 +131,14 @@ func (k *Keeper) tryAcquire(ctx context.Context) (l Lease, reused bool, err erro
 		}
 	}
 	if k.cfg.Network.Fits(previous) && !overlapsAny(taken, previous) {
-		l, err := k.put(ctx, previous, TTL, Absent)
+		l, err := k.put(ctx, previous, k.cfg.TTL, Absent)
 		return l, false, err
 	}
 	free := k.cfg.Network.freeSubnets(taken, candidates)
 	if len(free) == 0 {
 		return Lease{}, false, exhausted(k.cfg.Network, taken)
 	}
-	l, err = k.put(ctx, free[k.cfg.Pick(len(free))], TTL, Absent)
+	l, err = k.put(ctx, free[k.cfg.Pick(len(free))], k.cfg.TTL, Absent)
 	return l, false, err
 }
 

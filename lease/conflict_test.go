@@ -235,3 +235,78 @@ func TestStoreSetBack(t *testing.T) {
 		})
 	}
 }
+
+// The restored store is of a time when another node had our subnet. That node has gone since, or it has another
+// subnet now; what is written later than our lease counts, as ever.
+func TestStoreSetBackToAnotherHolder(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		entry int64 // the revision of the other node's lease; ours is 5
+		want  string
+	}{
+		{"of the past", 2, "10.244.1.0-24=192.0.2.1"},
+		{"of a newcomer after the restore", 4, "10.244.1.0-24=192.0.2.1"},
+		{"newer than ours", 6, "10.244.1.0-24=192.0.2.9"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := NewMemStore()
+				for range 3 { // up to revision 4
+					m.PutRaw("10.244.3.0-24", `{"PublicIP":"192.0.2.3"}`, TTL)
+				}
+				k, log := testKeeper(t, m, "192.0.2.1", macA)
+				stop := running(t, k)
+				if got := k.Status().Lease.Revision; got != 5 {
+					t.Fatalf("our revision is %d: the test counts on 5", got)
+				}
+				settle(time.Hour)
+				m.Fail(ErrUnavailable)
+				settle(10 * time.Second)
+				m.mu.Lock()
+				clear(m.leases)
+				m.revision, m.compacted, m.log = test.entry-1, 0, nil
+				m.put("10.244.1.0-24", []byte(`{"PublicIP":"192.0.2.9"}`), TTL)
+				m.mu.Unlock()
+				m.Fail(nil)
+				settle(watchRetryMost + time.Second)
+				if got := snapshot(t, m); got != test.want {
+					t.Errorf("store: %s, want %s\n%s", got, test.want, log.String())
+				}
+				err := stop()
+				if lost := test.want != "10.244.1.0-24=192.0.2.1"; errors.Is(err, ErrSubnetLost) != lost {
+					t.Errorf("got %v", err)
+				}
+				if s := k.Status(); err == nil && (!strings.Contains(s.Conflict, "set back") || !strings.Contains(s.Conflict, "192.0.2.9")) {
+					t.Errorf("status %+v", s)
+				}
+			})
+		})
+	}
+}
+
+// Peers send to the wrong node until our lease is back: the first time that is at once.
+func TestFirstDefenceIsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemStore()
+		k, _ := testKeeper(t, m, "192.0.2.1", macA)
+		stop := running(t, k)
+		settle(time.Hour)
+		for _, after := range []time.Duration{0, defendLeast, 2 * defendLeast, 4 * defendLeast} {
+			m.PutRaw("10.244.1.0-24", valueOf(t, vxlanAttrs(t, "192.0.2.1", macB)), TTL)
+			began := time.Now()
+			for {
+				entries, _, _ := m.List(t.Context())
+				if string(entries[0].Value) == valueOf(t, k.cfg.Attrs) {
+					break
+				}
+				settle(time.Millisecond)
+			}
+			if took := time.Since(began); took < after || took > after+10*time.Millisecond {
+				t.Errorf("written back after %s, want %s", took, after)
+			}
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -46,6 +46,7 @@ type KeeperConfig struct {
 	Network  *Config
 	Attrs    Attrs            // of our lease; PublicIP and what the backend needs
 	Previous netip.Prefix     // the subnet that the subnet file names, or zero
+	TTL      time.Duration    // for which the lease lives if it is not renewed; 0 means TTL
 	Margin   time.Duration    // before expiry at which the lease is renewed; 0 means one hour
 	Pick     func(n int) int  // a random number below n; nil means math/rand's
 	Logger   *slog.Logger     // nil means slog.Default
@@ -91,8 +92,11 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	if cfg.Margin == 0 {
 		cfg.Margin = time.Hour
 	}
-	if cfg.Margin < time.Minute || cfg.Margin > TTL-time.Minute {
-		return nil, fmt.Errorf("subnet lease renew margin %s: want 1 minute to %s, since a lease lives for %s", cfg.Margin, TTL-time.Minute, TTL)
+	if cfg.TTL == 0 {
+		cfg.TTL = TTL
+	}
+	if cfg.Margin <= 0 || cfg.Margin >= cfg.TTL {
+		return nil, fmt.Errorf("subnet lease renew margin %s: want less than the %s that a lease lives", cfg.Margin, cfg.TTL)
 	}
 	if !cfg.Attrs.PublicIP.Is4() {
 		return nil, fmt.Errorf("keep lease: PublicIP %s is not an IPv4 address: give one with --public-ip", cfg.Attrs.PublicIP)
@@ -107,7 +111,7 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 		cfg: cfg, store: cfg.Store, log: cfg.Logger,
 		seen:    newInbox(),
 		defend:  newBackoff(defendLeast, defendMost),
-		retry:   newBackoff(renewRetryLeast, renewRetryMost),
+		retry:   newBackoff(renewRetryLeast, min(renewRetryMost, cfg.Margin/4)),
 		trouble: outage{log: cfg.Logger, what: "write our lease"},
 	}
 	feed := cfg.Feed
@@ -222,116 +226,10 @@ func (k *Keeper) tend(ctx context.Context) error {
 	}
 }
 
-// consider judges what was seen, or first looks for itself.
-func (k *Keeper) consider(ctx context.Context, o observation) error {
-	if o.listed && o.asOf < k.judged {
-		// The list may merely be older than our last write. Or the store was set back.
-		return k.look(ctx)
-	}
-	return k.judge(ctx, o)
-}
-
-// settle ends a conflict after a calm time.
-func (k *Keeper) settle() {
-	if !k.conflictAt.IsZero() && time.Since(k.conflictAt) > calm {
-		k.log.Info("nobody else has written our lease for a while: the conflict is over")
-		k.conflictAt, k.complained = time.Time{}, time.Time{}
-		k.defend.reset()
-		k.update(func(s *KeepStatus) { s.Conflict = "" })
-	}
-}
-
-// judge decides what to do about what was seen at our key. An event that is not newer than what we know
-// is an echo of our own write, or old. A list that is not older than what we know is the truth: a store
-// that was made anew or restored may have lost our key, or have it at any revision.
-func (k *Keeper) judge(ctx context.Context, o observation) error {
-	if !o.listed && o.asOf <= k.judged {
-		return nil
-	}
-	k.judged = o.asOf
-	if o.absent {
-		k.missing()
-		return nil
-	}
-	theirs, err := ParseLease(o.entry)
-	same := err == nil && theirs.Attrs.Equal(k.cfg.Attrs)
-	if o.entry.Revision == k.expect && (same || k.defending) {
-		k.remembered = false
-		return nil // what we wrote, or what we are about to write over
-	}
-	ours := k.Status().Lease
-	// A restored store has an entry of ours from the past; only what is newer was written by somebody.
-	// And that may have been us, as long as we do not know what became of a write. An operator who
-	// makes the lease a reservation, or ends one, leaves the value as it is.
-	written := o.entry.Revision > k.expect && !k.unsure && o.entry.Reserved == ours.Reserved
-	ours.Revision, ours.Reserved = o.entry.Revision, o.entry.Reserved
-	switch {
-	case same && !written:
-		return k.adopt(ctx, ours)
-	case theirs.Attrs.PublicIP.IsValid() && theirs.Attrs.PublicIP != k.cfg.Attrs.PublicIP:
-		return fmt.Errorf("lease %s: %w: held by %s now. Restart to acquire another subnet", ours.Key, ErrSubnetLost, theirs.Attrs)
-	case !theirs.Attrs.PublicIP.IsValid():
-		k.contest(ours, fmt.Sprintf("somebody wrote what is not a lease (%v) over our lease %s", err, ours.Key))
-		return nil
-	}
-	if o.entry.Revision > k.expect && !k.reusedAt.IsZero() && time.Since(k.reusedAt) < newcomer {
-		return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with --public-ip",
-			ours.Key, ErrPublicIPInUse, k.cfg.Attrs.PublicIP, theirs.Attrs, k.cfg.Attrs)
-	}
-	did := fmt.Sprintf("our lease %s of %s was overwritten with %s", ours.Key, k.cfg.Attrs, theirs.Attrs)
-	if same {
-		did = fmt.Sprintf("somebody else wrote our lease %s, with the very same %s", ours.Key, theirs.Attrs)
-	}
-	k.contest(ours, fmt.Sprintf("two hosts have PublicIP %s: %s; give one of the two hosts another address with --public-ip", k.cfg.Attrs.PublicIP, did))
-	return nil
-}
-
-// missing has our lease made again.
-func (k *Keeper) missing() {
-	if k.expect == Absent {
-		return // the write is due already
-	}
-	ours := k.Status().Lease
-	k.log.Error("our lease was deleted from the store: taking the same subnet again; traffic goes on meanwhile", "subnet", ours.Subnet)
-	k.setError(fmt.Errorf("our lease %s was deleted from the store", ours.Key))
-	k.expect, k.next = Absent, time.Now()
-}
-
-// contest has our lease, which is as somebody else wrote it, written back. That is done for an equal
-// value too: it is how a newcomer learns of us.
-func (k *Keeper) contest(l Lease, what string) {
-	k.conflictAt = time.Now()
-	k.expect = l.Revision
-	k.update(func(s *KeepStatus) { s.Conflict, s.Lease.Reserved = what, l.Reserved })
-	if k.defending { // a write-back is due already, and a flood of foreign ones must not put it off
-		return
-	}
-	delay := k.defend.next()
-	k.defending, k.next = true, time.Now().Add(delay)
-	if k.complained.IsZero() || time.Since(k.complained) >= complainEvery {
-		k.complained = time.Now()
-		k.log.Error(what, "writing_ours_back_in", delay)
-	}
-}
-
-// adopt takes the store's entry as our own.
-func (k *Keeper) adopt(ctx context.Context, l Lease) error {
-	l.Expires = time.Time{}
-	if !l.Reserved {
-		left, err := k.store.TimeToLive(ctx, l.Key)
-		if err != nil || left <= 0 {
-			left = k.cfg.Margin // unknown: renew at once
-		}
-		l.Expires = time.Now().Add(left)
-	}
-	k.holds(l)
-	return nil
-}
-
 // write renews, defends or takes again: all are one conditional write.
 func (k *Keeper) write(ctx context.Context) error {
 	ours := k.Status().Lease
-	ttl := TTL
+	ttl := k.cfg.TTL
 	if ours.Reserved {
 		ttl = Permanent
 	}

@@ -162,7 +162,7 @@ func TestOutage(t *testing.T) {
 				m.Fail(ErrUnavailable)
 				settle(length)
 				m.Fail(nil)
-				settle(2 * time.Minute)
+				settle(watchRetryMost + time.Second) // however long it lasted
 				if got := snapshot(t, m); got != "10.244.1.0-24=192.0.2.1" {
 					t.Errorf("store: %s", got)
 				}
@@ -331,9 +331,37 @@ func TestGarbageOverOurLease(t *testing.T) {
 	})
 }
 
+// A lease may be made to live for seconds, which tests of the whole daemon need.
+func TestShortLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemStore()
+		k, _ := testKeeper(t, m, "192.0.2.1", macA, func(c *KeeperConfig) { c.TTL, c.Margin = 10*time.Second, 4*time.Second })
+		stop := running(t, k)
+		for range 100 {
+			settle(time.Second)
+			left, err := m.TimeToLive(t.Context(), "10.244.1.0-24")
+			if err != nil || left < 4*time.Second || left > 10*time.Second {
+				t.Fatalf("%s left, %v", left, err)
+			}
+		}
+		// Tried again often enough that a short outage does not cost the lease.
+		m.Fail(ErrUnavailable)
+		settle(6 * time.Second)
+		m.Fail(nil)
+		settle(time.Second)
+		if got := snapshot(t, m); got != "10.244.1.0-24=192.0.2.1" {
+			t.Errorf("store: %s", got)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 func TestNewKeeperRefuses(t *testing.T) {
 	for _, c := range []KeeperConfig{
-		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: time.Second},
+		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: -time.Second},
+		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: time.Minute, TTL: time.Minute},
 		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: TTL},
 		{Margin: time.Hour},
 	} {

@@ -116,7 +116,7 @@ func same(t *testing.T, what string, inDocs, inCode []string) {
 	}
 }
 
-// commandFlags maps "muslin run" to its flags, those of its parents too.
+// commandFlags maps "muslin run" to its flags, those of its parents too. A hidden flag is for tests.
 func commandFlags() map[string]map[string]*pflag.Flag {
 	all := map[string]map[string]*pflag.Flag{}
 	var walk func(c *cobra.Command)
@@ -124,7 +124,7 @@ func commandFlags() map[string]map[string]*pflag.Flag {
 		flags := map[string]*pflag.Flag{}
 		for _, set := range []*pflag.FlagSet{c.LocalFlags(), c.InheritedFlags()} {
 			set.VisitAll(func(f *pflag.Flag) {
-				if f.Name != "help" {
+				if f.Name != "help" && !f.Hidden {
 					flags[f.Name] = f
 				}
 			})

@@ -41,6 +41,7 @@ type runFlags struct {
 	peersFile    string
 	subnetFile   string
 	renewMargin  int
+	leaseTTL     time.Duration
 	stateDir     string
 	control      string
 	tunName      string
@@ -80,6 +81,8 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 
 	f.StringVar(&r.subnetFile, "subnet-file", lease.DefaultSubnetFile, "`file` that tells container runtimes this node's subnet and MTU")
 	f.IntVar(&r.renewMargin, "subnet-lease-renew-margin", 60, "renew the lease this many `minutes` before it expires, 1 to 1439")
+	f.DurationVar(&r.leaseTTL, "subnet-lease-ttl", lease.TTL, "for tests: `how long` the lease lives without renewal; if it is not a day, it is renewed after half of that")
+	f.Lookup("subnet-lease-ttl").Hidden = true
 	f.StringVar(&r.stateDir, "state-dir", defaultStateDir, "`directory` for what must outlive the daemon: MAC, journal, embedded etcd")
 	f.StringVar(&r.control, "control", defaultControl, "unix `socket` that muslin status asks")
 	f.StringVar(&r.tunName, "tun-name", defaultTUN, "`name` of the TUN device")
@@ -149,6 +152,12 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 		check(fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes, as a lease lasts 1440", r.renewMargin))
 	}
 	o.renewMargin = time.Duration(r.renewMargin) * time.Minute
+	if r.leaseTTL < 2*time.Second || r.leaseTTL > lease.TTL {
+		check(fmt.Errorf("--subnet-lease-ttl %v: want 2s to %v", r.leaseTTL, lease.TTL))
+	}
+	if r.leaseTTL != lease.TTL {
+		o.renewMargin = r.leaseTTL / 2
+	}
 	if r.resync < 1 {
 		check(fmt.Errorf("--iptables-resync %d: want at least 1 second", r.resync))
 	}

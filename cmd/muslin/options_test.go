@@ -46,6 +46,20 @@ func TestOptionsDefaults(t *testing.T) {
 	}
 }
 
+// A lease made short for a test is renewed at half of its life; one of a day as the margin says.
+func TestLeaseLife(t *testing.T) {
+	for args, want := range map[string]time.Duration{
+		"--subnet-lease-ttl=10s":                                5 * time.Second,
+		"--subnet-lease-renew-margin=30":                        30 * time.Minute,
+		"--subnet-lease-ttl=24h --subnet-lease-renew-margin=30": 30 * time.Minute,
+	} {
+		o, err := parse(t, nil, strings.Fields(args)...)
+		if err != nil || o.renewMargin != want {
+			t.Errorf("%s: %+v, %v; want a margin of %v", args, o, err, want)
+		}
+	}
+}
+
 func TestOptionsRefusals(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "net.json")
 	if err := os.WriteFile(bad, []byte(`{"Network":"10.244.0.0/16"`), 0o644); err != nil {
@@ -67,6 +81,8 @@ func TestOptionsRefusals(t *testing.T) {
 		{"public ipv6", "--public-ipv6=2001:db8::1", "IPv4 only"},
 		{"margin too small", "--subnet-lease-renew-margin=0", "1 to 1439"},
 		{"margin too large", "--subnet-lease-renew-margin=1440", "1 to 1439"},
+		{"lease life too short", "--subnet-lease-ttl=1s", "2s to 24h"},
+		{"lease life too long", "--subnet-lease-ttl=25h", "2s to 24h"},
 		{"resync", "--iptables-resync=0", "--iptables-resync"},
 		{"TUN name long", "--tun-name=sixteencharacter", "1 to 15 characters"},
 		{"TUN name empty", "--tun-name=", "1 to 15 characters"},

@@ -182,7 +182,7 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	feed := lease.NewFeed(src.store, d.log)
 	keeper, err := lease.NewKeeper(lease.KeeperConfig{
 		Store: src.store, Feed: feed, Network: src.config, Attrs: n.attrs(), Previous: previous,
-		Margin: d.opts.renewMargin, Logger: d.log})
+		TTL: d.opts.flags.leaseTTL, Margin: d.opts.renewMargin, Logger: d.log})
 	if err != nil {
 		return nil, err
 	}
