@@ -224,7 +224,7 @@ func (s *State) converge() (did []string, err error) {
 		return nil, fmt.Errorf("device %q: %w; start the daemon again", s.config.TUN, ErrTUNGone)
 	}
 	// The switches come before the device is up: from then on IPv6 would talk into it.
-	steps := []func(netlink.Link) ([]string, error){s.convergeSysctls, s.convergeLink, s.convergeAddress, s.convergeRoutes}
+	steps := []func(netlink.Link) ([]string, error){s.convergeSysctls, s.convergeLink, s.convergeAddress, s.convergeLocal, s.convergeRoutes}
 	for _, step := range steps {
 		done, err := step(tun)
 		did = append(did, done...)
@@ -291,6 +291,27 @@ func (s *State) convergeAddress(tun netlink.Link) (did []string, err error) {
 		return nil, fmt.Errorf("give %q the address %s: %w", s.config.TUN, s.config.Address, err)
 	}
 	return []string{"address " + s.config.Address.String()}, nil
+}
+
+// convergeLocal makes the kernel take our address for its own. Before 5.14 (94c821c74bf5) it gives every device with
+// a subnet a broadcast route for the subnet's lowest address, too. That is our address, and the device the pods'
+// bridge: when the bridge was there before us, as at every restart, its route would stand before ours and win.
+func (s *State) convergeLocal(tun netlink.Link) (did []string, err error) {
+	address := net.IP(s.config.Address.Addr().AsSlice())
+	found, err := netlink.RouteGet(address)
+	if err == nil && len(found) > 0 && found[0].Type == unix.RTN_LOCAL {
+		return nil, nil
+	}
+	// Added with neither NLM_F_APPEND nor NLM_F_EXCL, which is what the library's function for it does, a route
+	// stands before its equals. It goes with the device.
+	r := &netlink.Route{
+		LinkIndex: tun.Attrs().Index, Dst: ipNet(s.config.Address), Src: address, Protocol: RouteProtocol,
+		Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Table: unix.RT_TABLE_LOCAL,
+	}
+	if err := netlink.RouteAddEcmp(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("add local route %s on %q: %w", s.config.Address, s.config.TUN, err)
+	}
+	return []string{"local route " + s.config.Address.String()}, nil
 }
 
 func (s *State) convergeRoutes(tun netlink.Link) (did []string, err error) {

@@ -96,6 +96,35 @@ func TestSetupAndUndo(t *testing.T) {
 	}
 }
 
+// Kernels before 5.14 have a broadcast route for the lowest address of the pods' subnet, which is ours. It is made
+// by hand here, as those kernels make it, so that the newer one shows the same.
+func TestSetupBesideBroadcastRoute(t *testing.T) {
+	newHost(t)
+	run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=1")
+	const broadcast = "broadcast 10.244.5.0 dev pods"
+	if !strings.Contains(run(t, "ip route show table local"), broadcast) {
+		run(t, "ip route add table local proto kernel scope link src 10.244.5.1 "+broadcast)
+	}
+	openTestTUN(t, "muslin0")
+	before := snapshot(t)
+	s, err := Setup(config(t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSetUp(t, "2")
+	contains(t, run(t, "ip route get 10.244.5.0"), "local 10.244.5.0")
+	for range 2 { // it is not added again and again
+		did, err := s.converge()
+		if err != nil || len(did) != 0 {
+			t.Errorf("converge: %q, %v", did, err)
+		}
+	}
+	if err := s.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, before)
+}
+
 func checkSetUp(t *testing.T, rpFilter string) {
 	t.Helper()
 	contains(t, run(t, "ip link show muslin0"), "mtu 1450", "qlen 1000", "UP")
