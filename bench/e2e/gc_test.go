@@ -33,10 +33,6 @@ const (
 	gcSeconds = 3
 	gcRounds  = 7
 
-	// gcBallast is how much there is for the collector to look through, in bytes: far more than a daemon with
-	// ten thousand peers has.
-	gcBallast = 200 << 20
-
 	// gcNoise is the share of the datagrams that a run may drop for other reasons. A pause long enough to drop
 	// anything would drop as much in a few collections, and there are some twenty in a run.
 	gcNoise = 0.002
@@ -45,6 +41,10 @@ const (
 var (
 	gcRate    = lab.Modest(1_000_000_000) // bits of payload per second
 	gcSlowest = gcRate / 16               // for a machine that does much else, or is slow
+
+	// gcBallast is how much there is for the collector to look through, in bytes: far more than a daemon with
+	// ten thousand peers has.
+	gcBallast = lab.Modest(200 << 20)
 
 	// gcPause is how much of gcRate the queue of a TUN device holds: 500 packets (TUN_READQ_SIZE, the default
 	// txqueuelen).

@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -189,6 +191,28 @@ func echoUDP(t *testing.T, from, to *lab.Pod) {
 	}
 }
 
+// sendRun sends a run of datagrams in one piece. Before Linux 6.11 (10154dbded6d) the kernel wants checksum offload on
+// the way out for that, and says EIO: then they go one by one, as QUIC does it.
+func sendRun(conn *net.UDPConn, at netip.AddrPort, run []byte) error {
+	control := make([]byte, unix.CmsgSpace(2))
+	header := unix.Cmsghdr{Level: unix.SOL_UDP, Type: unix.UDP_SEGMENT}
+	header.SetLen(unix.CmsgLen(2))
+	if _, err := binary.Encode(control, binary.NativeEndian, header); err != nil {
+		return err
+	}
+	binary.NativeEndian.PutUint16(control[unix.CmsgLen(0):], runSize)
+	_, _, err := conn.WriteMsgUDPAddrPort(run, control, at)
+	if !errors.Is(err, unix.EIO) {
+		return err
+	}
+	for datagram := range slices.Chunk(run, runSize) {
+		if _, err := conn.WriteToUDPAddrPort(datagram, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // echoRun sends a run of datagrams by UDP_SEGMENT (since Linux 4.18), each with its number in front, and wants
 // all of them back.
 func echoRun(conn *net.UDPConn, at netip.AddrPort, random *rand.ChaCha8) error {
@@ -197,14 +221,7 @@ func echoRun(conn *net.UDPConn, at netip.AddrPort, random *rand.ChaCha8) error {
 	for i := range runCount {
 		run[i*runSize] = byte(i)
 	}
-	control := make([]byte, unix.CmsgSpace(2))
-	header := unix.Cmsghdr{Level: unix.SOL_UDP, Type: unix.UDP_SEGMENT}
-	header.SetLen(unix.CmsgLen(2))
-	if _, err := binary.Encode(control, binary.NativeEndian, header); err != nil {
-		return err
-	}
-	binary.NativeEndian.PutUint16(control[unix.CmsgLen(0):], runSize)
-	if _, _, err := conn.WriteMsgUDPAddrPort(run, control, at); err != nil {
+	if err := sendRun(conn, at, run); err != nil {
 		return err
 	}
 	seen := make(map[byte]bool)

@@ -37,6 +37,26 @@ func (n *Node) SetOffloads(ctx context.Context, device string, want map[string]b
 	return parseOffloads(out), nil
 }
 
+// HasOffload reports whether this kernel's device can have an offload: neither is it unknown, nor off for good.
+// What devices of a kind can do differs from kernel to kernel.
+func (n *Node) HasOffload(ctx context.Context, device, name string) (bool, error) {
+	out, err := n.Output(ctx, "ethtool", "-k", device)
+	if err != nil {
+		return false, err
+	}
+	return canHave(out, name), nil
+}
+
+// canHave reads `ethtool -k`.
+func canHave(out, name string) bool {
+	for line := range strings.Lines(out) {
+		if have, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && have == name {
+			return value != "off [fixed]"
+		}
+	}
+	return false
+}
+
 // parseOffloads reads `ethtool -k`: lines "\tname: on [fixed]" under a heading.
 func parseOffloads(out string) map[string]bool {
 	got := make(map[string]bool)

@@ -38,5 +38,10 @@ func parseSlow(value string) (int, error) {
 // Patience is how long to wait on this machine for what takes at most limit on a machine as people have it.
 func Patience(limit time.Duration) time.Duration { return limit * time.Duration(slow()) }
 
+// Steady reports whether this machine's processors run whenever they have work, as real ones do. An emulated one is
+// taken away for milliseconds while it holds packets, which others overtake meanwhile on another processor: there
+// the order of packets says nothing about who carried them.
+func Steady() bool { return slow() == 1 }
+
 // Modest is how much of n (bytes to carry, bits or packets a second) can be asked of this machine.
 func Modest[N ~int | ~int64 | ~float64](n N) N { return n / N(slow()) }

@@ -66,6 +66,13 @@ func TestParseOffloads(t *testing.T) {
 	if _, known := got["Features for eth0"]; known {
 		t.Error("the heading became an offload")
 	}
+	for name, want := range map[string]bool{
+		"tx-udp-segmentation": true, "generic-receive-offload": true, "tx-checksum-ipv4": false, "no-such-offload": false,
+	} {
+		if can := canHave(string(content), name); can != want {
+			t.Errorf("the device can have %s: %v, want %v", name, can, want)
+		}
+	}
 }
 
 func TestParseSubnetEnv(t *testing.T) {
