@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,8 @@ type WatchStatus struct {
 	Peers     int            // in the last table
 	Skipped   map[string]int // leases that make no peer, by reason
 	LastError string         // while not Healthy
+	Held      int            // of the peers: those whose leases have vanished, perhaps by mistake
+	HeldUntil time.Time      // when the last of them goes, at the latest
 }
 
 // Watcher turns everybody's leases into the peers of a fib.Table. While the store does not answer, the
@@ -96,6 +99,7 @@ func (w *Watcher) publish(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-w.dirty:
+		case <-w.holdCheck():
 		}
 		if pause(ctx, gather) != nil {
 			return nil
@@ -131,24 +135,55 @@ func (w *Watcher) Leases() []Lease {
 
 func (w *Watcher) listed(entries []Entry, revision int64) {
 	w.mu.Lock()
-	w.roster.replace(entries)
+	_, had := w.roster.known[w.ownKey()]
+	there := w.roster.setAll(entries)
+	together := had && !there[w.ownKey()] || revision < w.status.Revision
+	held := w.roster.loseAllBut(there, together, time.Now())
 	w.status.Revision = revision
 	w.mu.Unlock()
+	w.noteHeld(held, together)
 	w.touch()
 }
 
 func (w *Watcher) changed(events []Event, revision int64) {
+	now, held := time.Now(), 0
+	together := slices.ContainsFunc(events, func(e Event) bool { return e.Deleted && e.Key == w.ownKey() })
 	w.mu.Lock()
 	for _, e := range events {
-		if e.Deleted {
-			w.roster.remove(e.Key)
-		} else {
+		switch {
+		case !e.Deleted:
 			w.roster.set(e.Entry)
+		case w.roster.lose(e.Key, together, now):
+			held++
 		}
 	}
 	w.status.Revision = revision
 	w.mu.Unlock()
+	w.noteHeld(held, together)
 	w.touch()
+}
+
+func (w *Watcher) ownKey() string { return Key(w.cfg.Node.Subnet) }
+
+func (w *Watcher) noteHeld(peers int, together bool) {
+	switch {
+	case peers == 0:
+	case together:
+		w.cfg.Logger.Error("leases vanished from the store together with ours, or because it was set back: their peers stay for now, since nodes that are alive take their leases again",
+			"peers", peers, "at_most", holdMost)
+	default:
+		w.cfg.Logger.Warn("leases vanished from the store whose nodes are alive: their peers stay while they are heard", "peers", peers, "at_most", holdMost)
+	}
+}
+
+// holdCheck fires after a while if there is somebody to let go.
+func (w *Watcher) holdCheck() <-chan time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.roster.held) == 0 {
+		return nil
+	}
+	return time.After(holdCheck)
 }
 
 func (w *Watcher) health(err error) {
@@ -170,7 +205,9 @@ func (w *Watcher) touch() {
 func (w *Watcher) update() (t *fib.Table, changed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.roster.letGo(time.Now())
 	t, changed = w.roster.update()
+	w.status.Held, w.status.HeldUntil = len(w.roster.held), w.roster.heldUntil()
 	w.status.Peers, w.status.Skipped = len(t.Peers()), maps.Clone(w.roster.skipped)
 	if changed {
 		w.cfg.Logger.Debug("peers changed", "peers", len(t.Peers()), "skipped", describe(w.status.Skipped))

@@ -28,6 +28,7 @@ type roster struct {
 	node     Node
 	log      *slog.Logger
 	known    map[string]*known         // by key
+	held     map[string]*known         // those of known whose leases have vanished (hold.go)
 	holdings map[netip.Prefix]*holding // by subnet
 	touched  map[netip.Prefix]*holding // whose peer may be another one than in the table
 	skipped  map[string]int            // by reason; SkipDouble too
@@ -44,6 +45,8 @@ type known struct {
 	err   error
 	why   string // it is no peer; own: it is ours; "": it holds its subnet, perhaps beside others
 	said  [complaints]string
+
+	vanished vanished
 }
 
 // The kinds of complaint that there may be about one entry at a time.
@@ -73,6 +76,7 @@ func newRoster(node Node, log *slog.Logger) *roster {
 	r := &roster{
 		node: node, log: log,
 		known:    make(map[string]*known),
+		held:     make(map[string]*known),
 		holdings: make(map[netip.Prefix]*holding),
 		touched:  make(map[netip.Prefix]*holding),
 		skipped:  make(map[string]int),
@@ -92,6 +96,7 @@ func (r *roster) set(e Entry) {
 	k.lease, k.err = ParseLease(e)
 	if old := r.known[e.Key]; old != nil {
 		r.withdraw(old)
+		delete(r.held, e.Key)
 		k.said = old.said
 	}
 	r.known[e.Key] = k
@@ -101,6 +106,7 @@ func (r *roster) set(e Entry) {
 	switch why {
 	case own:
 	case "":
+		r.supersede(k.lease.Subnet)
 		r.hold(k)
 	default:
 		k.said[aboutDouble], k.said[aboutNesting] = "", ""
@@ -112,21 +118,28 @@ func (r *roster) remove(key string) {
 	if old := r.known[key]; old != nil {
 		r.withdraw(old)
 		delete(r.known, key)
+		delete(r.held, key)
 	}
 }
 
 // replace makes the entries all that there are.
 func (r *roster) replace(entries []Entry) {
-	there := make(map[string]bool, len(entries))
-	for _, e := range entries {
-		there[e.Key] = true
-		r.set(e)
-	}
+	there := r.setAll(entries)
 	for key := range r.known {
 		if !there[key] {
 			r.remove(key)
 		}
 	}
+}
+
+// setAll is set for many, and returns their keys.
+func (r *roster) setAll(entries []Entry) (there map[string]bool) {
+	there = make(map[string]bool, len(entries))
+	for _, e := range entries {
+		there[e.Key] = true
+		r.set(e)
+	}
+	return there
 }
 
 // hold puts a lease among those of its subnet.

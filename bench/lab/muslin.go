@@ -219,18 +219,9 @@ type Status struct {
 		Endpoints []string `json:"endpoints"`
 		Healthy   bool     `json:"healthy"`
 		Revision  int64    `json:"revision"`
+		LastError string   `json:"last_error"`
 	} `json:"store"`
-	Peers []struct {
-		Subnet    netip.Prefix `json:"subnet"`
-		PublicIP  netip.Addr   `json:"public_ip"`
-		Backend   string       `json:"backend"`
-		VtepMAC   string       `json:"vtep_mac"`
-		TxPackets uint64       `json:"tx_packets"`
-		TxBytes   uint64       `json:"tx_bytes"`
-		RxPackets uint64       `json:"rx_packets"`
-		RxBytes   uint64       `json:"rx_bytes"`
-		LastRx    string       `json:"last_rx"`
-	} `json:"peers"`
+	Peers    []PeerStatus      `json:"peers"`
 	Drops    map[string]uint64 `json:"drops"`
 	Features []struct {
 		Name   string `json:"name"`
@@ -246,4 +237,28 @@ type Status struct {
 		NoNewPrivs bool   `json:"no_new_privs"`
 		Error      string `json:"error"`
 	} `json:"privileges"`
+	Warnings []string `json:"warnings"`
+}
+
+// PeerStatus is one of Status.Peers.
+type PeerStatus struct {
+	Subnet    netip.Prefix `json:"subnet"`
+	PublicIP  netip.Addr   `json:"public_ip"`
+	Backend   string       `json:"backend"`
+	VtepMAC   string       `json:"vtep_mac"`
+	TxPackets uint64       `json:"tx_packets"`
+	TxBytes   uint64       `json:"tx_bytes"`
+	RxPackets uint64       `json:"rx_packets"`
+	RxBytes   uint64       `json:"rx_bytes"`
+	LastRx    string       `json:"last_rx"`
+}
+
+// Peer is the peer that holds a subnet.
+func (s *Status) Peer(subnet netip.Prefix) (p PeerStatus, ok bool) {
+	for _, p := range s.Peers {
+		if p.Subnet == subnet {
+			return p, true
+		}
+	}
+	return PeerStatus{}, false
 }

@@ -104,7 +104,7 @@ func Eventually(t *testing.T, limit time.Duration, done func() error) {
 // WaitPeers waits until the daemon knows exactly this many peers.
 func WaitPeers(t *testing.T, m *lab.Muslin, want int) {
 	t.Helper()
-	Eventually(t, 10*time.Second, func() error {
+	Eventually(t, 30*time.Second, func() error { // one that was heard a moment ago outlives its lease
 		s, err := m.Status(t.Context())
 		if err == nil && len(s.Peers) != want {
 			err = fmt.Errorf("%s has %d peers, want %d", m.Name, len(s.Peers), want)

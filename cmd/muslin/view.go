@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -118,6 +119,9 @@ func (s *Status) fillRunning(v *viewState) {
 	}
 	w := v.member.peers.Status()
 	s.Store.Healthy, s.Store.Revision, s.Store.LastError = w.Healthy, w.Revision, w.LastError
+	if w.Held > 0 {
+		s.warn(fmt.Sprintf("%d leases have vanished from the store, perhaps by mistake: their peers stay until %s at the latest; nodes that are alive take their leases again, and flanneld when it is started again", w.Held, w.HeldUntil.UTC().Format(time.TimeOnly)))
+	}
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
 	}
