@@ -95,3 +95,19 @@ func (f *Flood) Sent() uint64 { return f.sent.Load() }
 
 // Close is for after Run.
 func (f *Flood) Close() error { return unix.Close(f.fd) }
+
+// Send sends each frame once, from an interface of the thread's network namespace. What leaves a TUN device is IP
+// packets, or whatever else the daemon behind it should get to read.
+func Send(device string, frames ...[]byte) error {
+	f, err := OpenFlood(device, frames)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, frame := range frames {
+		if _, err := unix.Write(f.fd, frame); err != nil {
+			return fmt.Errorf("send %d bytes from %s: %w", len(frame), device, err)
+		}
+	}
+	return nil
+}
