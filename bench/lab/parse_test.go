@@ -155,3 +155,15 @@ func TestRequireTool(t *testing.T) {
 		t.Errorf("with CI: %+v; want a failure", f)
 	}
 }
+
+func TestParseMemory(t *testing.T) {
+	const status = "Name:\tVmRSS: 1 kB\nVmPeak:\t 1262480 kB\nVmHWM:\t   31972 kB\nVmRSS:\t   20140 kB\nThreads:\t9\n"
+	if m, err := parseMemory(status); err != nil || m.Resident != 20140<<10 || m.Peak != 31972<<10 {
+		t.Errorf("%+v, %v", m, err)
+	}
+	for _, bad := range []string{"", "Name:\tzombie\nState:\tZ (zombie)\n", "Name:\tx\nVmHWM:\tmany kB\nVmRSS:\t1 kB\n"} {
+		if m, err := parseMemory(bad); err == nil {
+			t.Errorf("%q gave %+v", bad, m)
+		}
+	}
+}

@@ -59,3 +59,47 @@ func (p *Proc) CPU() (time.Duration, error) {
 	}
 	return total, nil
 }
+
+// Memory is what a process holds of the machine's, in bytes.
+type Memory struct {
+	Resident int64 // now (VmRSS)
+	Peak     int64 // at most, since it started (VmHWM)
+}
+
+// Memory reads what the process holds. A process that has ended is an error.
+func (p *Proc) Memory() (Memory, error) {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID()) + "/status")
+	if err != nil {
+		return Memory{}, fmt.Errorf("memory of %s: %w", p.Name, err)
+	}
+	m, err := parseMemory(string(status))
+	if err != nil {
+		return Memory{}, fmt.Errorf("memory of %s: %w", p.Name, err)
+	}
+	return m, nil
+}
+
+// parseMemory reads /proc/PID/status, which has both in KiB. A process that has ended, but was not waited for
+// yet, has neither.
+func parseMemory(status string) (Memory, error) {
+	var m Memory
+	for name, to := range map[string]*int64{"VmRSS": &m.Resident, "VmHWM": &m.Peak} {
+		_, after, _ := strings.Cut(status, "\n"+name+":")
+		line, _, _ := strings.Cut(after, "\n")
+		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(line, " kB")), 10, 64)
+		if err != nil {
+			return Memory{}, fmt.Errorf("no %s in /proc/PID/status", name)
+		}
+		*to = kib << 10
+	}
+	return m, nil
+}
+
+// Descriptors is how many file descriptors the process has open.
+func (p *Proc) Descriptors() (int, error) {
+	open, err := os.ReadDir("/proc/" + strconv.Itoa(p.PID()) + "/fd")
+	if err != nil {
+		return 0, fmt.Errorf("descriptors of %s: %w", p.Name, err)
+	}
+	return len(open), nil
+}
