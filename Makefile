@@ -15,9 +15,17 @@ BENCH_PACKAGES := $(DEMO_PACKAGES) ethtool sockperf etcd-server
 RIVAL_PACKAGES := wireguard-go wireguard-tools nebula tinc openvpn
 BENCH ?=
 
+# Kernels: what bench/vm needs to boot Debian's, which of them there are, and which older ones bench/oldkernel plays.
+VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 busybox-static kmod xz-utils
+KERNELS     := 5.10 6.1 6.12
+KERNEL      ?= 5.10
+VM          ?=
+PROFILES    := 3.2 3.10 4.4 4.18 5.4
+PROFILE     ?= 3.10
+
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the static binary, bin/muslin
@@ -73,6 +81,41 @@ test-e2e: build ## End-to-end and interoperability, in network namespaces, with 
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_LONG=1 $(GO) test -count=1 -timeout 30m -v -run TestBigFiles ./bench/e2e
 
+# Nothing here needs root: the guest has its own.
+.PHONY: vm
+vm: deps-vm build ## The end-to-end suite on Debian's Linux KERNEL (5.10, 6.1, 6.12) in QEMU, emulated (flags in VM="...")
+	$(GO) run ./bench/vm $(VM) $(KERNEL)
+
+.PHONY: vm-all
+vm-all: deps-vm build ## The same on each of them, one after the other
+	$(GO) run ./bench/vm $(VM) $(KERNELS)
+
+.PHONY: deps-vm
+deps-vm:
+	$(call install,$(VM_PACKAGES))
+
+# The suite runs muslin by the name of this script; the tools beside it see the kernel as it is.
+define oldkernel
+	@mkdir -p build/oldkernel/$(1)
+	@printf '#!/bin/sh\nexec %s --profile $(1) -- %s "$$@"\n' $(CURDIR)/bin/oldkernel $(CURDIR)/bin/muslin >build/oldkernel/$(1)/muslin
+	@chmod 755 build/oldkernel/$(1)/muslin
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/build/oldkernel/$(1)/muslin MUSLIN_OLDKERNEL=$(1) \
+	  $(GO) test -count=1 -timeout 15m ./bench/e2e
+
+endef
+
+.PHONY: bin/oldkernel
+bin/oldkernel:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/oldkernel ./bench/oldkernel
+
+.PHONY: test-oldkernel
+test-oldkernel: deps-test build bin/oldkernel ## The end-to-end suite with muslin refused what Linux PROFILE (3.2, 3.10, 4.4, 4.18, 5.4) lacks
+	$(call oldkernel,$(PROFILE))
+
+.PHONY: test-oldkernel-all
+test-oldkernel-all: deps-test build bin/oldkernel ## The same for each of them
+	$(foreach p,$(PROFILES),$(call oldkernel,$(p)))
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (15s)
 	@set -e; for dir in encap tunnel tunnel/gso tunnel/underlay lease bench/link; do \
@@ -115,4 +158,4 @@ check: lint test ## What a change must pass: lint and test
 
 .PHONY: clean
 clean: ## Remove what make built
-	rm -rf bin
+	rm -rf bin build

@@ -90,6 +90,9 @@ func TestPrivileges(t *testing.T) {
 	for _, r := range starts {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
+			if r.file && profile != "" {
+				t.Skip("a user other than root plays an older kernel by no_new_privs alone, under which a file's capabilities do not count")
+			}
 			lab.RequireTool(t, r.tool, "setpriv")
 			l := newLab(t, 2)
 			if err := os.Chmod(l.Dir(), 0o755); err != nil {

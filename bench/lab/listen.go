@@ -17,7 +17,7 @@ func (n *Node) listens(network string, port int) (bool, error) {
 	found := false
 	err := n.Do(func() error {
 		for _, table := range []string{network, network + "6"} {
-			content, err := os.ReadFile("/proc/thread-self/net/" + table)
+			content, err := os.ReadFile(threadDir() + "/net/" + table)
 			if os.IsNotExist(err) {
 				continue // a kernel without IPv6
 			}

@@ -98,7 +98,7 @@ func (n *Node) Do(fn func() error) error {
 
 func (n *Node) inNamespace(fn func() error) error {
 	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
+	home, err := os.Open(threadDir() + "/ns/net")
 	if err != nil {
 		return fmt.Errorf("enter namespace: %w", err)
 	}
@@ -121,6 +121,10 @@ func (n *Node) inNamespace(fn func() error) error {
 	}()
 	return fn()
 }
+
+// threadDir is the calling thread's directory in /proc, which shows the network namespace that it stands in.
+// /proc/thread-self is there since Linux 3.17 only (proc(5)).
+func threadDir() string { return fmt.Sprintf("/proc/self/task/%d", unix.Gettid()) }
 
 // Sysctl writes a sysctl of the node's network, named by its path below /proc/sys.
 func (n *Node) Sysctl(path, value string) error {

@@ -137,8 +137,8 @@ func socketHolder(inode string) (pid int, ok bool) {
 // show the device's name in fdinfo ("iff:") names no holder. Names repeat between namespaces, hence the
 // look at each thread's.
 func tunHolder(name string) (pid int, ok bool) {
-	here, err := os.Readlink("/proc/thread-self/ns/net")
-	if err != nil {
+	here := netNS()
+	if here == "" {
 		return 0, false
 	}
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")

@@ -55,7 +55,7 @@ func TestSetupTakesOver(t *testing.T) {
 					t.Errorf("Setup changed %s", k)
 				}
 			}
-			checkSetUp(t, "0") // neither all nor default is strict
+			checkSetUp(t, "0")                                                   // neither all nor default is strict
 			if now := run(t, "nft -a list ruleset"); !tool.nft && now != rules { // with nft they are replaced in one
 				t.Errorf("the rules were put in anew. Before:\n%s\nafter:\n%s", rules, now)
 			}
