@@ -27,8 +27,8 @@ const (
 	stateDir = "/run/muslin-lab"
 )
 
-// guardScript's arguments: namespace prefix, directory, state file, owner's pid. It looks again until it finds
-// nothing, as a command that the dying owner had started may have been faster than its own end.
+// guardScript's arguments: namespace prefix, directory, state file, owner's pid, cgroup. It looks again until it
+// finds nothing, as a command that the dying owner had started may have been faster than its own end.
 const guardScript = `
 trap '' INT TERM HUP
 read -r _
@@ -42,6 +42,10 @@ for try in 1 2 3 4 5; do
 	done
 	[ "$found" ] || break
 done
+for try in 1 2 3 4 5 6 7 8 9; do
+	[ -d "$5" ] || break
+	find "$5" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+done
 rm -rf "$2"
 rm -f "$3"
 rmdir "${3%/*}" 2>/dev/null
@@ -51,6 +55,7 @@ exit 0
 type guard struct {
 	id     string
 	dir    string
+	cgroup string
 	pipe   io.Closer
 	cmd    *exec.Cmd
 	output *strings.Builder
@@ -61,24 +66,26 @@ type state struct {
 	PID   int    `json:"pid"`   // of the owner
 	Start uint64 `json:"start"` // of the owner, in clock ticks since boot, since a pid is used again
 	Dir   string `json:"dir"`
+
+	Cgroup string `json:"cgroup,omitempty"`
 }
 
 func statePath(id string) string { return filepath.Join(stateDir, id) }
 
-func startGuard(id, dir string) (*guard, error) {
+func startGuard(id, dir, cgroup string) (*guard, error) {
 	start, err := processStart(os.Getpid())
 	if err != nil {
 		return nil, fmt.Errorf("start time of this process: %w", err)
 	}
-	content, err := json.Marshal(state{PID: os.Getpid(), Start: start, Dir: dir})
+	content, err := json.Marshal(state{PID: os.Getpid(), Start: start, Dir: dir, Cgroup: cgroup})
 	if err != nil {
 		return nil, err
 	}
 	if err := writeState(id, content); err != nil {
 		return nil, fmt.Errorf("write state file: %w", err)
 	}
-	g := &guard{id: id, dir: dir, output: new(strings.Builder)}
-	g.cmd = guardCommand(id, dir, g.output)
+	g := &guard{id: id, dir: dir, cgroup: cgroup, output: new(strings.Builder)}
+	g.cmd = g.command()
 	if g.pipe, err = g.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -89,11 +96,12 @@ func startGuard(id, dir string) (*guard, error) {
 	return g, nil
 }
 
-// guardCommand has a session of its own, out of reach of the terminal's Ctrl-C.
-func guardCommand(id, dir string, output io.Writer) *exec.Cmd {
-	cmd := exec.Command("/bin/sh", "-c", guardScript, "muslin-lab-guard", namespacePrefix(id), dir, statePath(id), strconv.Itoa(os.Getpid()))
+// command has a session of its own, out of reach of the terminal's Ctrl-C.
+func (g *guard) command() *exec.Cmd {
+	cmd := exec.Command("/bin/sh", "-c", guardScript, "muslin-lab-guard",
+		namespacePrefix(g.id), g.dir, statePath(g.id), strconv.Itoa(os.Getpid()), g.cgroup)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Stdout, cmd.Stderr = output, output
+	cmd.Stdout, cmd.Stderr = g.output, g.output
 	return cmd
 }
 
@@ -114,7 +122,7 @@ func writeState(id string, content []byte) error {
 func (g *guard) release() error {
 	g.pipe.Close()
 	err := g.cmd.Wait()
-	left := (&Lab{id: g.id, dir: g.dir}).Leftovers()
+	left := (&Lab{id: g.id, dir: g.dir, cgroup: g.cgroup}).Leftovers()
 	if len(left) == 0 {
 		return nil
 	}
@@ -148,8 +156,8 @@ func Sweep() ([]string, error) {
 		if start, err := processStart(s.PID); err == nil && start == s.Start {
 			continue
 		}
-		g := &guard{id: f.Name(), dir: s.Dir, output: new(strings.Builder)}
-		g.cmd = guardCommand(g.id, g.dir, g.output)
+		g := &guard{id: f.Name(), dir: s.Dir, cgroup: s.Cgroup, output: new(strings.Builder)}
+		g.cmd = g.command()
 		if g.pipe, err = g.cmd.StdinPipe(); err != nil {
 			return swept, err
 		}

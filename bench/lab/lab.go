@@ -58,6 +58,8 @@ type Lab struct {
 	sw    *Node
 	hosts []*Host
 
+	cgroup string // where Cgroup makes one; "" where there can be none
+
 	mu      sync.Mutex
 	procs   []*Proc
 	closed  bool
@@ -94,7 +96,8 @@ func New(ctx context.Context, cfg Config) (*Lab, error) {
 		return nil, fmt.Errorf("build lab: directory for state and logs: %w", err)
 	}
 	l.dir = dir
-	if l.guard, err = startGuard(l.id, dir); err != nil {
+	l.cgroup = cgroupPath(l.id)
+	if l.guard, err = startGuard(l.id, dir, l.cgroup); err != nil {
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("build lab: %w", err)
 	}
@@ -224,11 +227,14 @@ func newID() string {
 	return string(random[:])
 }
 
-// Leftovers lists what still bears the lab's mark: namespaces, the directory, the state file. After a
-// Close without an error it is empty.
+// Leftovers lists what still bears the lab's mark: namespaces, the directory, the state file, the cgroup. After
+// a Close without an error it is empty.
 func (l *Lab) Leftovers() []string {
 	left, _ := filepath.Glob(filepath.Join(netnsDir, namespacePrefix(l.id)+"*"))
-	for _, path := range []string{l.dir, statePath(l.id)} {
+	for _, path := range []string{l.dir, statePath(l.id), l.cgroup} {
+		if path == "" {
+			continue
+		}
 		if _, err := os.Lstat(path); err == nil {
 			left = append(left, path)
 		}

@@ -188,6 +188,9 @@ type Host struct {
 	pods []*Pod
 }
 
+// Lab is the lab that the host is in.
+func (h *Host) Lab() *Lab { return h.lab }
+
 // Pods are the host's pods in the order in which they were added.
 func (h *Host) Pods() []*Pod { return h.pods }
 
