@@ -22,6 +22,7 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	if err := newRootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "muslin: %v\n", err)
+		pauseRefused(ctx, err)
 		os.Exit(1)
 	}
 }

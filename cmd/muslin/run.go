@@ -57,7 +57,12 @@ first host can run itself with --embedded-etcd.`,
 			}
 			// Whoever read our log may go away; the daemon stays, and undoes its changes at its end.
 			signal.Ignore(syscall.SIGPIPE)
-			return newDaemon(opts).run(cmd.Context())
+			d := newDaemon(opts)
+			err = d.run(cmd.Context())
+			if err != nil && d.view.ready() {
+				return ranError{err}
+			}
+			return err
 		},
 	}
 	flags.register(cmd.Flags())
