@@ -77,6 +77,14 @@ test-fuzz: ## Every fuzz target over its seeds and kept corpus
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 9m ./bench/e2e
 
+.PHONY: deps-systemd
+deps-systemd:
+	$(call install,$(TEST_PACKAGES) systemd)
+
+.PHONY: test-systemd
+test-systemd: deps-systemd build ## The systemd unit under a real systemd: rights, install, crashes and what they cost (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/systemd
+
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_LONG=1 $(GO) test -count=1 -timeout 30m -v -run TestBigFiles ./bench/e2e
@@ -155,6 +163,38 @@ deps-bench:
 
 .PHONY: check
 check: lint test ## What a change must pass: lint and test
+
+# Where install puts what, below DESTDIR. systemd looks below /usr/local/lib as well as below /usr/lib.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+BINARY  ?= bin/muslin
+define INSTALLED
+$(PREFIX)/bin/muslin
+$(PREFIX)/lib/systemd/system/muslin.service
+$(PREFIX)/lib/sysusers.d/muslin.conf
+$(PREFIX)/lib/tmpfiles.d/muslin.conf
+$(PREFIX)/share/doc/muslin/muslin.env
+endef
+
+.PHONY: install
+install: ## Install binary, systemd unit, user and an example of settings below PREFIX (/usr/local); root
+	@[ -x $(BINARY) ] || { echo "there is no $(BINARY): run make build first"; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/muslin
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' docs/examples/muslin.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/muslin.service
+	chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/muslin.service
+	install -D -m 644 docs/examples/muslin.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/muslin.conf
+	install -D -m 644 docs/examples/muslin.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/muslin.conf
+	install -D -m 644 docs/examples/muslin.env $(DESTDIR)$(PREFIX)/share/doc/muslin/muslin.env
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || { systemd-sysusers muslin.conf && systemd-tmpfiles --create muslin.conf && systemctl daemon-reload; }
+	@[ -n "$(DESTDIR)" ] || echo "settings go into /etc/muslin.env (an example: $(PREFIX)/share/doc/muslin/muslin.env); then: systemctl enable --now muslin"
+
+.PHONY: uninstall
+uninstall: ## Stop the daemon and remove what install installed; state, settings and the user stay (root)
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl disable -q --now muslin 2>/dev/null || true
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	@rmdir $(DESTDIR)$(PREFIX)/share/doc/muslin 2>/dev/null || true
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 
 .PHONY: clean
 clean: ## Remove what make built

@@ -401,7 +401,7 @@ func TestDocsExamples(t *testing.T) {
 	}
 	for file, want := range map[string][]string{
 		"docs/examples/docker-muslin.conf": {"EnvironmentFile=" + lease.DefaultSubnetFile + "\n", "\nExecStart=\n", "--bip=${FLANNEL_SUBNET} --mtu=${FLANNEL_MTU}"},
-		"docs/examples/muslin.service":     {"\nType=notify\n", "\nWatchdogSec=", "\nRestart=on-failure\n", "\nRuntimeDirectory=muslin flannel\n", "\nStateDirectory=muslin\n", "CAP_NET_ADMIN", "/dev/net/tun rw"},
+		"docs/examples/muslin.service":     {"\nType=notify\n", "\nWatchdogSec=", "\nRestart=on-failure\n", "\nFileDescriptorStoreMax=", "\nUser=muslin\n", "\nEnvironmentFile=-/etc/muslin.env\n", "\nRuntimeDirectory=muslin flannel\n", "\nStateDirectory=muslin\n", "CAP_NET_ADMIN", "/dev/net/tun rw"},
 	} {
 		text := readDoc(t, file)
 		for _, w := range want {
@@ -410,9 +410,13 @@ func TestDocsExamples(t *testing.T) {
 			}
 		}
 	}
-	// Variables in the unit's comments are flags of run.
+	// The settings are flags of run.
 	run := commandFlags()["muslin run"]
-	for _, m := range regexp.MustCompile(`MUSLIN_([A-Z_]+[A-Z])=`).FindAllStringSubmatch(readDoc(t, "docs/examples/muslin.service"), -1) {
+	settings := regexp.MustCompile(`MUSLIN_([A-Z_]+[A-Z])=`).FindAllStringSubmatch(readDoc(t, "docs/examples/muslin.env"), -1)
+	if len(settings) < 5 {
+		t.Errorf("%d settings in the example", len(settings))
+	}
+	for _, m := range settings {
 		if run[strings.ReplaceAll(strings.ToLower(m[1]), "_", "-")] == nil {
 			t.Errorf("MUSLIN_%s is no flag of run", m[1])
 		}
