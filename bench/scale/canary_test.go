@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,8 @@ type canary struct {
 	t      *testing.T
 	client *clientv3.Client
 	at     [2]*landing
-	now    int // index of where the lease points to
+	now    int         // index of where the lease points to
+	paused atomic.Bool // the stream is
 }
 
 // startCanary makes the second address, the sockets and the stream, but no lease yet.
@@ -43,7 +45,7 @@ func startCanary(t *testing.T, from, to *lab.Host, client *clientv3.Client) *can
 	for i, addr := range []netip.Addr{to.Addr, second} {
 		c.at[i] = land(t, to, addr)
 	}
-	stream(t, from)
+	stream(t, from, &c.paused)
 	return c
 }
 
@@ -96,7 +98,7 @@ func listen(t *testing.T, h *lab.Host, addr netip.AddrPort) *net.UDPConn {
 const streamSize = 200
 
 // stream sends a datagram into the canary's subnet every millisecond, from the host itself.
-func stream(t *testing.T, from *lab.Host) {
+func stream(t *testing.T, from *lab.Host, paused *atomic.Bool) {
 	t.Helper()
 	conn := listen(t, from, netip.AddrPort{})
 	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(canarySubnet.Addr().Next(), 9))
@@ -114,7 +116,9 @@ func stream(t *testing.T, from *lab.Host) {
 			case <-ctx.Done():
 				return
 			}
-			_, _ = conn.WriteToUDP(payload, to) // without a daemon there is no route
+			if !paused.Load() {
+				_, _ = conn.WriteToUDP(payload, to) // without a daemon there is no route
+			}
 		}
 	}()
 }
