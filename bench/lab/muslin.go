@@ -221,7 +221,13 @@ type Status struct {
 		Revision  int64    `json:"revision"`
 		LastError string   `json:"last_error"`
 	} `json:"store"`
-	Peers    []PeerStatus      `json:"peers"`
+	Peers   []PeerStatus `json:"peers"`
+	Process struct {
+		PID         int   `json:"pid"`
+		Goroutines  int   `json:"goroutines"`
+		Descriptors int   `json:"descriptors"`
+		Resident    int64 `json:"resident_bytes"`
+	} `json:"process"`
 	Drops    map[string]uint64 `json:"drops"`
 	Features []struct {
 		Name   string `json:"name"`

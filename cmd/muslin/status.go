@@ -35,6 +35,7 @@ type Status struct {
 	Warnings  []string          `json:"warnings"`            // sentences for the operator, the worst first
 
 	Privileges PrivilegeStatus `json:"privileges"`
+	Process    ProcessStatus   `json:"process"`
 }
 
 // stateRunning is Status.State once packets are carried.
@@ -77,17 +78,23 @@ type PeerStatus struct {
 	LastRx    *time.Time `json:"last_rx"` // null: nothing yet
 }
 
+// someLines is how many peers the text lists unless told otherwise: what a person reads.
+const someLines = 50
+
 func newStatusCommand() *cobra.Command {
 	var control, output string
+	var most int
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show this node, its peers, and what was dropped and why",
 		Long: `status asks the running daemon: this node and its lease, the store, every peer with its traffic, the
-packets that were dropped by reason, and the features that this kernel gives.
+packets that were dropped by reason, and the features that this kernel gives. Of many peers the text lists those
+that were heard of last.
 
 With --output json the fields are an interface to script against; they are listed in
 docs/configuration.md.`,
 		Example: `  muslin status
+  muslin status --peers 0
   muslin status --output json | jq '.drops'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -103,16 +110,20 @@ docs/configuration.md.`,
 				enc.SetIndent("", "  ")
 				return enc.Encode(status)
 			}
-			return status.print(cmd.OutOrStdout(), time.Now())
+			if most < 0 {
+				return fmt.Errorf("--peers %d: want 0 for all, or how many to list at most", most)
+			}
+			return status.print(cmd.OutOrStdout(), time.Now(), most)
 		},
 	}
 	cmd.Flags().StringVar(&control, "control", defaultControl, "unix `socket` of the daemon")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().IntVar(&most, "peers", someLines, "how many peers the text lists at `most`; 0: all")
 	return cmd
 }
 
-// print writes the status for a person.
-func (s *Status) print(w io.Writer, now time.Time) error {
+// print writes the status for a person, with so many peers at most, 0 for all.
+func (s *Status) print(w io.Writer, now time.Time, most int) error {
 	p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 	p.line("muslin %s: %s", s.Version, s.State)
 	for _, warning := range s.Warnings {
@@ -130,9 +141,13 @@ func (s *Status) print(w io.Writer, now time.Time) error {
 	if len(s.Peers) > 0 {
 		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tSENT\tRECEIVED\tLAST HEARD")
 	}
-	for _, peer := range s.Peers {
+	listed := heardLast(s.Peers, most)
+	for _, peer := range listed {
 		p.line("  %s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend,
 			peer.TxPackets, bytesText(peer.TxBytes), peer.RxPackets, bytesText(peer.RxBytes), ago(now, peer.LastRx))
+	}
+	if rest := len(s.Peers) - len(listed); rest > 0 {
+		p.line("  and %d more; all of them: muslin status --peers 0", rest)
 	}
 	counts(p, "drops", s.Drops, tunnel.ExplainDrop)
 	counts(p, "leases not used", s.Skipped, lease.ExplainSkip)
@@ -141,6 +156,31 @@ func (s *Status) print(w io.Writer, now time.Time) error {
 		p.line("  %s\t%s\t%s", f.Name, onOff(f.On), f.Reason)
 	}
 	return p.finish()
+}
+
+// heardLast picks the peers that were heard of last, so many at most, and leaves them in their order.
+func heardLast(peers []PeerStatus, most int) []PeerStatus {
+	if most == 0 || len(peers) <= most {
+		return peers
+	}
+	byTime := make([]int, len(peers))
+	for i := range byTime {
+		byTime[i] = i
+	}
+	slices.SortStableFunc(byTime, func(a, b int) int { return peers[b].heard().Compare(peers[a].heard()) })
+	var picked []PeerStatus
+	for _, i := range slices.Sorted(slices.Values(byTime[:most])) {
+		picked = append(picked, peers[i])
+	}
+	return picked
+}
+
+// heard is the zero time for a peer that was never heard of.
+func (p *PeerStatus) heard() time.Time {
+	if p.LastRx == nil {
+		return time.Time{}
+	}
+	return *p.LastRx
 }
 
 func (n *NodeStatus) describeBackend() string {

@@ -54,11 +54,12 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "checksums_completed drops features kernel node peers privileges skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peers privileges process skipped state store version warnings",
 				"node":  "backend iface lease_expires mtu network port public_ip subnet tun vni vtep_mac",
 				"store": "endpoints healthy kind last_error revision",
 
 				"privileges": "capabilities error no_new_privs uid",
+				"process":    "descriptors goroutines pid resident_bytes started",
 			}
 			for field, names := range want {
 				object := any(got)
@@ -97,7 +98,7 @@ func TestStatusShape(t *testing.T) {
 func TestStatusText(t *testing.T) {
 	now := time.Now()
 	var b bytes.Buffer
-	if err := exampleStatus(now).print(&b, now); err != nil {
+	if err := exampleStatus(now).print(&b, now, 0); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
@@ -193,4 +194,57 @@ func TestControlSocketStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
+}
+
+// Of many peers a person sees those that were heard of last, in the table's order.
+func TestStatusOfManyPeers(t *testing.T) {
+	now := time.Now()
+	var s Status
+	for i := range 1000 {
+		p := PeerStatus{Subnet: "10.0." + strconv.Itoa(i) + ".0/24"}
+		if i%100 == 7 {
+			last := now.Add(-time.Duration(i) * time.Second)
+			p.LastRx = &last
+		}
+		s.Peers = append(s.Peers, p)
+	}
+	for most, want := range map[int]string{
+		3:  "10.0.7.0/24 10.0.107.0/24 10.0.207.0/24",
+		12: "10.0.0.0/24 10.0.1.0/24 10.0.7.0/24 10.0.107.0/24 10.0.207.0/24 10.0.307.0/24 10.0.407.0/24 10.0.507.0/24 10.0.607.0/24 10.0.707.0/24 10.0.807.0/24 10.0.907.0/24",
+	} {
+		var b bytes.Buffer
+		if err := s.print(&b, now, most); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for line := range strings.Lines(b.String()) {
+			if f := strings.Fields(line); len(f) > 0 && strings.HasPrefix(f[0], "10.0.") {
+				got = append(got, f[0])
+			}
+		}
+		if strings.Join(got, " ") != want || !strings.Contains(b.String(), "\n1000 peers\n") || !strings.Contains(b.String(), "and "+strconv.Itoa(1000-most)+" more") {
+			t.Errorf("--peers %d:\n%s", most, b.String())
+		}
+	}
+	var b bytes.Buffer
+	if err := s.print(&b, now, 0); err != nil || strings.Count(b.String(), "10.0.") != 1000 {
+		t.Errorf("--peers 0 lists %d peers, %v", strings.Count(b.String(), "10.0."), err)
+	}
+}
+
+func TestProcessStatus(t *testing.T) {
+	before := processStatus()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { <-stop }()
+	after := processStatus()
+	if after.PID != os.Getpid() || after.Descriptors != before.Descriptors+2 || after.Goroutines <= before.Goroutines || after.Resident < 1<<20 || after.Resident > 1<<32 {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
 }

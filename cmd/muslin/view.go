@@ -71,6 +71,7 @@ func (d *daemon) status() *Status {
 		Warnings: append([]string{}, v.warnings...),
 
 		Privileges: privilegeStatus(v.kept, v.keptErr),
+		Process:    processStatus(),
 	}
 	if v.keptErr != nil {
 		s.warn("the daemon keeps rights that it does not need: " + v.keptErr.Error())
