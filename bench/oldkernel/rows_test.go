@@ -195,3 +195,15 @@ func TestUsage(t *testing.T) {
 		}
 	}
 }
+
+// docs/kernels.md shows the table as it is.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/kernels.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), markdown()) {
+		t.Errorf("docs/kernels.md lacks the table that `oldkernel --list` prints:\n%s", markdown())
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -32,6 +31,15 @@ func kernelNames() []string {
 	return names
 }
 
+func suitesOf(kernel string) []string {
+	for _, s := range suites {
+		if s.kernel == kernel {
+			return s.suites
+		}
+	}
+	return nil
+}
+
 // kernel is an unpacked kernel package.
 type kernel struct {
 	release string // as uname -r prints it
@@ -45,18 +53,12 @@ func fetchKernel(ctx context.Context, name, dir string) (kernel, error) {
 	if k, err := unpacked(dir); err == nil {
 		return k, nil
 	}
-	i := slices.IndexFunc(suites, func(s struct {
-		kernel string
-		suites []string
-	}) bool {
-		return s.kernel == name
-	})
 	mirror, err := ownMirror(ctx)
 	if err != nil {
 		return kernel{}, err
 	}
 	var failures []error
-	for _, suite := range suites[i].suites {
+	for _, suite := range suitesOf(name) {
 		fmt.Printf("fetching the kernel of Debian %s\n", suite)
 		if err := fetchFrom(ctx, mirror, suite, name, dir); err != nil {
 			failures = append(failures, fmt.Errorf("from %s: %w", suite, err))

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
@@ -45,6 +46,8 @@ func boot(ctx context.Context, m machine) ([]byte, error) {
 	)
 	cmd.Stdout = io.MultiWriter(&out, log, os.Stdout)
 	cmd.Stderr = &errors
+	runtime.LockOSThread() // the kernel kills the machine when the thread that started it ends (prctl(2))
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
