@@ -33,7 +33,9 @@ muslin features --output json >/dev/ttyS1
 say suite
 cd /root
 e2e.test -test.v -test.timeout "$LIMIT" ${RUN:+-test.run "$RUN"} >/dev/ttyS1 2>&1
-say "status $?"
+status=$?
+say "uptime $(cut -d. -f1 /proc/uptime)"
+say "status $status"
 dmesg | grep -E 'BUG|WARNING|Oops|Call Trace' | head -20
 sync
 poweroff -f

@@ -74,6 +74,7 @@ func TestReadResult(t *testing.T) {
     --- FAIL: TestB/one (0.00s)
 --- FAIL: TestB (2.00s)
 --- SKIP: TestC (0.00s)
+== uptime 90
 == status 1
 `, "\n", "\r\n")
 	r, err := readResult([]byte(guest))
@@ -81,7 +82,7 @@ func TestReadResult(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := result{
-		release: "5.10.0-32-cloud-amd64", segments: 64, status: 1,
+		release: "5.10.0-32-cloud-amd64", segments: 64, status: 1, guest: 90 * time.Second,
 		features: []feature{{Name: "mmsg", State: "on"}, {Name: "tun-uso", State: "off", Reason: "needs Linux 6.2"}},
 		pass:     1, fail: 1, skip: 1, failed: []string{"TestB"}, skipped: []string{"TestC"},
 	}
@@ -111,7 +112,7 @@ func TestNothingRan(t *testing.T) {
 func TestMarkdown(t *testing.T) {
 	t.Parallel()
 	got := markdown([]result{
-		{kernel: "5.10", version: "5.10.223-1", release: "5.10.0-32", took: 61 * time.Second, segments: 64, pass: 39, skipped: []string{"TestC"},
+		{kernel: "5.10", version: "5.10.223-1", release: "5.10.0-32", took: 61 * time.Second, guest: 30 * time.Second, segments: 64, pass: 39, skipped: []string{"TestC"},
 			features: []feature{{Name: "mmsg", State: "on"}, {Name: "tun-uso", State: "off"}}},
 		{kernel: "6.12", version: "6.12.117-1", release: "6.12.117", took: time.Hour, segments: 128, pass: 38, failed: []string{"TestB"},
 			features: []feature{{Name: "mmsg", State: "on"}, {Name: "tun-uso", State: "on"}}},
@@ -122,10 +123,10 @@ func TestMarkdown(t *testing.T) {
 | ` + "`tun-uso`" + ` | off | on |
 | datagrams in one piece | 64 | 128 |
 
-| Kernel | Package | Tests passed | Failed | Left out | Duration |
-|---|---|---|---|---|---|
-| 5.10.0-32 | 5.10.223-1 | 39 | none | TestC | 1m1s |
-| 6.12.117 | 6.12.117-1 | 38 | TestB | none | 1h0m0s |
+| Kernel | Package | Tests passed | Failed | Left out | Duration | By the guest's clock |
+|---|---|---|---|---|---|---|
+| 5.10.0-32 | 5.10.223-1 | 39 | none | TestC | 1m1s | 30s |
+| 6.12.117 | 6.12.117-1 | 38 | TestB | none | 1h0m0s | 0s |
 `
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
