@@ -58,8 +58,8 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 .PHONY: test
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
-# The end-to-end suite needs the machine to itself, so it is no part of the others.
-UNIT = $$($(GO) list ./... | grep -v /bench/e2e)
+# The suites with the built binary need the machine to themselves, so they are no part of the others.
+UNIT = $$($(GO) list ./... | grep -v -e /bench/e2e -e /bench/fault)
 
 .PHONY: test-unit
 test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
@@ -84,6 +84,10 @@ deps-systemd:
 .PHONY: test-systemd
 test-systemd: deps-systemd build ## The systemd unit under a real systemd: rights, install, crashes and what they cost (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/systemd
+
+.PHONY: test-fault
+test-fault: deps-test build ## Faults of etcd and of leases under a probe that counts every packet (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 12m -v ./bench/fault
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)

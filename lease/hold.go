@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,7 +25,8 @@ const (
 // vanished says when a lease did so; the zero value: it has not.
 type vanished struct {
 	at       time.Time
-	together bool // with our own, or because the store was set back: the peer stays even if it is not heard
+	together bool   // with our own, or because the store was set back: the peer stays even if it is not heard
+	spoilt   *known // what is at its key now, which cannot be read; nil: nothing
 }
 
 // lose takes an entry out, or only marks it if its peer is to outlive it, and reports which.
@@ -37,9 +39,10 @@ func (r *roster) lose(key string, together bool, now time.Time) (held bool) {
 		r.remove(key)
 		return false
 	case k.vanished.at.IsZero():
-		k.vanished = vanished{now, together}
+		k.vanished = vanished{at: now, together: together}
 		r.held[key] = k
 	}
+	k.vanished.spoilt = nil
 	return true
 }
 
@@ -53,11 +56,26 @@ func (r *roster) loseAllBut(there map[string]bool, together bool, now time.Time)
 	return held
 }
 
+// spoilt reports whether an entry that cannot be read lies in place of a lease whose peer is to outlive it: as good
+// as deleted, for its node writes its own back.
+func (r *roster) spoilt(old, now *known) bool {
+	if old == nil || old.why != "" || now.err == nil || old.vanished.at.IsZero() && !r.heard(old, time.Now()) {
+		return false
+	}
+	r.lose(old.lease.Key, false, time.Now())
+	old.vanished.spoilt = now
+	r.complain(now, aboutItself, slog.LevelWarn, "a lease cannot be read, but its node is alive: the peer stays while it is heard", "err", now.err)
+	return true
+}
+
 // letGo takes out what was held for long enough.
 func (r *roster) letGo(now time.Time) {
 	for key, k := range r.held {
 		if now.Sub(k.vanished.at) >= holdMost || !k.vanished.together && !r.heard(k, now) {
 			r.remove(key)
+			if spoilt := k.vanished.spoilt; spoilt != nil {
+				r.take(spoilt)
+			}
 		}
 	}
 }

@@ -136,6 +136,40 @@ func TestOneLeaseVanishes(t *testing.T) {
 	})
 }
 
+// What cannot be read is written over the leases of nodes, of which one is heard.
+func TestLeaseIsSpoilt(t *testing.T) {
+	withCrowd(t, func(c *crowd) {
+		c.heard(2)
+		c.heard(4)
+		for n := 2; n <= 4; n++ {
+			c.m.PutRaw(key(n), "nonsense", TTL)
+		}
+		c.peers("afterwards", "10.244.2.0/24>192.0.2.2 10.244.4.0/24>192.0.2.4")
+		c.held(2)
+		c.put(2)
+		settle(silence / 2)
+		c.peers("one is mended", "10.244.2.0/24>192.0.2.2 10.244.4.0/24>192.0.2.4")
+		c.held(1)
+		if s := c.w.Status(); s.Skipped[SkipValue] != 1 {
+			t.Errorf("skipped %v, want the one that nobody hears", s.Skipped)
+		}
+		settle(silence)
+		c.peers("the other is silent", "10.244.2.0/24>192.0.2.2")
+		if s := c.w.Status(); s.Skipped[SkipValue] != 2 || s.Held != 0 {
+			t.Errorf("%+v", s)
+		}
+		c.heard(2)
+		c.m.PutRaw(key(2), "nonsense", TTL)
+		c.remove(2)
+		c.peers("spoilt, then deleted", "10.244.2.0/24>192.0.2.2")
+		settle(silence)
+		c.peers("spoilt, deleted and silent", "")
+		if s := c.w.Status(); s.Skipped[SkipValue] != 2 || s.Held != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // A subnet that somebody has a lease for is his, whoever was held for it.
 func TestVanishedLeaseIsSuperseded(t *testing.T) {
 	withCrowd(t, func(c *crowd) {

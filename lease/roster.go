@@ -94,12 +94,19 @@ func newRoster(node Node, log *slog.Logger) *roster {
 func (r *roster) set(e Entry) {
 	k := new(known)
 	k.lease, k.err = ParseLease(e)
-	if old := r.known[e.Key]; old != nil {
+	if !r.spoilt(r.known[e.Key], k) {
+		r.take(k)
+	}
+}
+
+func (r *roster) take(k *known) {
+	key := k.lease.Key
+	if old := r.known[key]; old != nil {
 		r.withdraw(old)
-		delete(r.held, e.Key)
+		delete(r.held, key)
 		k.said = old.said
 	}
-	r.known[e.Key] = k
+	r.known[key] = k
 	why, level, text, args := r.judge(k.lease, k.err)
 	k.why = why
 	r.complain(k, aboutItself, level, text, args...)

@@ -69,42 +69,58 @@ func TestPrefixDeleted(t *testing.T) {
 	s.untouched()
 }
 
-// Somebody writes over the lease of a node: in its own name with another MAC, as a cloned host or a flanneld beside
-// the daemon would; then what is no lease at all.
+// overwrite writes over the lease of node 0, and waits until it is as it was.
+func (s *scene) overwrite(value string) {
+	s.Helper()
+	subnet := labtest.Status(s.T, s.nodes[0]).Node.Subnet
+	before := s.cluster.lease(s.T, subnet)
+	if value == before {
+		s.Fatalf("lease %s is %s already", subnet, before)
+	}
+	began := time.Now()
+	s.cluster.do(s.T, "put", labtest.Prefix+labtest.LeaseKey(subnet), value)
+	labtest.Eventually(s.T, 5*time.Second, func() error {
+		if now := s.cluster.lease(s.T, subnet); now != before {
+			return fmt.Errorf("lease %q, want %q", now, before)
+		}
+		return nil
+	})
+	s.Logf("written back after %v", time.Since(began).Round(10*time.Millisecond))
+}
+
+// Somebody writes over the lease of a node, in its own name but with another MAC, as a cloned host or a flanneld
+// beside the daemon would.
 //
-// Until the daemon has written its own back, peers send with the wrong MAC, or to nobody: what is sent to the
-// node in that time is lost, and nothing else is.
+// Peers that take that up before the daemon has written its own back send with the wrong MAC. What is sent to the
+// node in those milliseconds is lost, and nothing else is. A second time within five minutes the daemon waits for
+// a second, lest two that never yield write at full speed.
 func TestLeaseOverwritten(t *testing.T) {
 	s := newScene(t, 0, clusterOptions{})
 	node := labtest.Status(t, s.nodes[0]).Node
-	key := labtest.Prefix + labtest.LeaseKey(node.Subnet)
 	before := s.cluster.lease(t, node.Subnet)
-	for _, value := range []string{strings.Replace(before, node.VtepMAC, "0a:00:00:00:00:77", 1), "nonsense"} {
-		if value == before {
-			t.Fatalf("lease %s does not have the MAC %s", before, node.VtepMAC)
-		}
-		began := time.Now()
-		s.cluster.do(t, "put", key, value)
-		labtest.Eventually(t, 5*time.Second, func() error {
-			if now := s.cluster.lease(t, node.Subnet); now != before {
-				return fmt.Errorf("lease %q, want %q", now, before)
-			}
-			return nil
-		})
-		t.Logf("written back after %v", time.Since(began).Round(10*time.Millisecond))
-		s.warned(0, 5*time.Second, "over")
-	}
+	s.overwrite(strings.Replace(before, node.VtepMAC, "0a:00:00:00:00:77", 1))
+	s.warned(0, 5*time.Second, "two hosts have PublicIP", "0a:00:00:00:00:77", "--public-ip")
+	s.logged(0, "two hosts have PublicIP")
 	s.peersRight(time.Now(), 5*time.Second)
-	s.logged(0, "two hosts have PublicIP", "what is not a lease")
-	from, to := s.probes[0], s.probes[1]
-	s.stop()
-	if r := from.Snapshot(); r.Lost != 0 {
-		t.Errorf("from the node: %v", r)
+	all := s.stop()
+	if from := all[0]; from.Lost != 0 {
+		t.Errorf("from the node: %v", from)
 	}
-	// The second time it is written back after a second.
-	if r := to.Snapshot(); r.LongestGap > 1500*time.Millisecond || len(r.Gaps) > 4 {
-		t.Errorf("to the node: %v", r)
+	if to := all[1]; to.Lost > 500 || len(to.Gaps) > 1 {
+		t.Errorf("to the node: %v", to)
 	}
+}
+
+// Somebody writes what is no lease over the lease of a node, twice.
+func TestLeaseMadeNonsense(t *testing.T) {
+	s := newScene(t, 0, clusterOptions{})
+	s.overwrite("nonsense")
+	s.overwrite("{}")
+	s.warned(0, 5*time.Second, "what is not a lease")
+	s.logged(0, "what is not a lease")
+	s.logged(1, "a lease cannot be read, but its node is alive")
+	s.peersRight(time.Now(), 5*time.Second)
+	s.untouched()
 }
 
 // Another node's lease is written over ours: the subnet is that node's now. The daemon ends and says so: its pods'
