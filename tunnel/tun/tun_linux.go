@@ -229,8 +229,20 @@ func (d *Device) joinFeature(name string, of func(*queue) *join) kernel.Feature 
 // Pause implements tunnel.Device.
 func (d *Device) Pause() error { return d.each((*waiter.File).Pause) }
 
-// Resume implements tunnel.Device.
-func (d *Device) Resume() error { return d.each((*waiter.File).Resume) }
+// Resume implements tunnel.Device. It sets again what another process may have changed that adopted the
+// device, and did not take it over in the end.
+func (d *Device) Resume() error {
+	var all []error
+	for _, q := range d.queues {
+		fd, err := q.file.Begin()
+		if err == nil {
+			err = d.setOffload(fd)
+			q.file.End()
+		}
+		all = append(all, err)
+	}
+	return errors.Join(append(all, d.each((*waiter.File).Resume))...)
+}
 
 func (d *Device) each(do func(*waiter.File) error) error {
 	var all []error

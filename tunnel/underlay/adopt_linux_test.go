@@ -90,6 +90,7 @@ func TestAdoptedAndGivenUp(t *testing.T) {
 	}
 	cfg := old.cfg
 	cfg.Adopt = s
+	cfg.Features = cfg.Features.Without(kernel.UDPGRO, "the other process does without")
 	c, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -99,8 +100,23 @@ func TestAdoptedAndGivenUp(t *testing.T) {
 	}
 	c.Close()
 	s.Close()
+	gro := func() (on int) {
+		if err := old.queues[0].listener.with(func(fd int) (err error) {
+			on, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return on
+	}
+	if gro() != 0 {
+		t.Error("the other process left UDP_GRO on")
+	}
 	if err := old.Resume(); err != nil {
 		t.Fatal(err)
+	}
+	if gro() != 1 {
+		t.Error("UDP_GRO is off after Resume")
 	}
 	fd, _ := plainSocket(t)
 	done := make(chan error, 2)

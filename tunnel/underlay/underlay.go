@@ -126,7 +126,7 @@ func (c *Conn) bindError(err error) error {
 
 // listen adds a queue with its receiving socket: the adopted one of that number, or one of its own.
 func (c *Conn) listen(number int) error {
-	options := listenOptions{share: c.cfg.Queues > 1, gro: c.cfg.Features.On(kernel.UDPGRO)}
+	options := c.listenOptions()
 	local := netip.AddrPortFrom(c.cfg.Local, c.cfg.Port)
 	var s *socket
 	var err error
@@ -219,10 +219,19 @@ func (c *Conn) Pause() error {
 	return c.each((*waiter.File).Pause)
 }
 
-// Resume implements tunnel.Underlay.
+// Resume implements tunnel.Underlay. It sets again what another process may have changed that adopted the
+// sockets, and did not take them over in the end.
 func (c *Conn) Resume() error {
 	c.filter.thaw()
-	return c.each((*waiter.File).Resume)
+	var all []error
+	for _, q := range c.queues {
+		all = append(all, q.listener.with(c.listenOptions().set))
+	}
+	return errors.Join(append(all, c.each((*waiter.File).Resume))...)
+}
+
+func (c *Conn) listenOptions() listenOptions {
+	return listenOptions{share: c.cfg.Queues > 1, gro: c.cfg.Features.On(kernel.UDPGRO)}
 }
 
 func (c *Conn) each(do func(*waiter.File) error) error {
