@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -75,7 +76,7 @@ func fakeDaemon(t *testing.T, status *Status) (control string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return status })) }()
+	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return status }, http.NotFound)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

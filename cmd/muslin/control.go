@@ -12,17 +12,22 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"muslin/tunnel/handover"
 )
 
 // The control socket: HTTP and JSON over a unix socket that only its owner may open (0600).
 //
-//	GET /v1/status    Status
+//	GET /v1/status      Status
+//	POST /v1/handover   an upgrade to what package handover speaks
 
 const statusPath = "/v1/status"
 
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind
 // it is an error.
-func listenControl(path string) (net.Listener, error) {
+func listenControl(path string) (*net.UnixListener, error) {
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
@@ -42,7 +47,7 @@ func listenControl(path string) (net.Listener, error) {
 	// umask is closed for the moment; it is the process's, which has one goroutine yet.
 	old := syscall.Umask(0o177)
 	defer syscall.Umask(old)
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w; give another place with --control", err)
 	}
@@ -50,12 +55,13 @@ func listenControl(path string) (net.Listener, error) {
 }
 
 // controlHandler answers on the control socket.
-func controlHandler(status func() *Status) http.Handler {
+func controlHandler(status func() *Status, replace http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status()) // the client is gone: nobody to tell
 	})
+	mux.HandleFunc("POST "+handover.Path, replace)
 	return mux
 }
 
@@ -73,15 +79,30 @@ func healthHandler(ready func() bool) http.Handler {
 	return mux
 }
 
-// serveHTTP serves until ctx ends.
+// serveHTTP serves until ctx ends, and then finishes what it has begun to answer.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	var g errgroup.Group
+	ended := make(chan struct{})
+	g.Go(func() error {
+		select {
+		case <-ended:
+			return nil
+		case <-ctx.Done():
+		}
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if srv.Shutdown(late) != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+	err := srv.Serve(l)
+	close(ended)
+	if errors.Is(err, http.ErrServerClosed) {
+		return g.Wait()
 	}
-	return nil
+	return fmt.Errorf("serve %s: %w", l.Addr(), errors.Join(err, g.Wait()))
 }
 
 // askStatus gets the status from the daemon behind the control socket.

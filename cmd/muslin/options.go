@@ -60,6 +60,7 @@ type runFlags struct {
 	blackhole    bool
 	healthIP     string
 	healthPort   int
+	replace      bool
 	logLevel     string
 	logFormat    string
 }
@@ -98,6 +99,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 
 	f.StringVar(&r.healthIP, "healthz-ip", "127.0.0.1", "`address` for /healthz and /readyz")
 	f.IntVar(&r.healthPort, "healthz-port", 0, "`port` for /healthz and /readyz; 0 is off")
+	f.BoolVar(&r.replace, "replace", false, "take the place of the daemon that runs with the same flags, without a lost packet; if that fails, it goes on")
 	f.StringVar(&r.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&r.logFormat, "log-format", "text", "text or json")
 }

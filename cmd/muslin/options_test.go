@@ -163,7 +163,10 @@ func TestOptionsQueues(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := newDaemon(o).queueCount(o.features)
+			got, err := newDaemon(o).queueCount(o.features)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if c.want == 0 {
 				if got < 1 || got > 8 {
 					t.Errorf("%d queues, want 1 to 8", got)

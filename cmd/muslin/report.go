@@ -43,11 +43,16 @@ func reportDrops(ctx context.Context, log *slog.Logger, vtep *tunnel.VTEP) error
 
 // notifySystemd tells systemd that the service is ready, feeds its watchdog, and says when it stops. It
 // does nothing where there is no systemd.
-func notifySystemd(ctx context.Context, log *slog.Logger) error {
+func (d *daemon) notifySystemd(ctx context.Context) error {
+	log := d.log
 	if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
 		log.Warn("systemd was not told that we are ready", "err", err)
 	}
-	defer systemd.SdNotify(false, systemd.SdNotifyStopping)
+	defer func() {
+		if d.departure == nil { // or else the service goes on
+			systemd.SdNotify(false, systemd.SdNotifyStopping)
+		}
+	}()
 	interval, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
 		log.Warn("systemd's watchdog is not fed", "err", err)

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
-	"runtime"
-	"strconv"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -18,13 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/cmd/muslin/privilege"
-	"muslin/encap"
 	"muslin/lease"
-	"muslin/tunnel"
+	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
-	"muslin/tunnel/tun"
-	"muslin/tunnel/underlay"
 )
 
 func newRunCommand() *cobra.Command {
@@ -38,6 +35,9 @@ with one route for the whole network, and carries packets to and from the other 
 It stays in the foreground and logs to standard error. SIGTERM or Ctrl-C ends it in good order: what it
 changed in the host is undone, the lease stays and is taken up again at the next start.
 
+Killed, it leaves the TUN device and its routes as they are, and the next start takes them up again. One that
+runs is replaced without a lost packet by "muslin run --replace" with the same flags: by another version, too.
+
 What it needs: root (or CAP_NET_ADMIN), /dev/net/tun, and an etcd (v3) that all nodes reach, which the
 first host can run itself with --embedded-etcd.`,
 		Example: `  # two hosts, without an etcd of your own:
@@ -46,6 +46,9 @@ first host can run itself with --embedded-etcd.`,
 
   # among flannel nodes: the network's config is in etcd already
   muslin run --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem --etcd-certfile node.pem --etcd-keyfile node-key.pem
+
+  # put a new version in place of the daemon that runs; if it does not work, that one goes on
+  muslin run --replace --etcd-endpoints https://etcd:2379
 
   # the store is gone; saved were "muslin leases list --output peers-file" and "muslin config get"
   muslin run --peers-file peers.json --net-config-path net-conf.json`,
@@ -74,22 +77,34 @@ first host can run itself with --embedded-etcd.`,
 //
 //  1. run        what must be true of any host: privileges, TUN, an underlay interface, one daemon;
 //     the control socket answers from here on, so that status can tell what the rest waits for
-//  2. openStore  etcd, embedded or not, or a peers file (store.go)
-//  3. network    the network's config, what it means here (node.go), conflicts with the host
-//  4. carry      sockets, TUN device, lease; then host set-up, subnet file, and all tasks side by side
+//  2. source     the network's config and what it means here (node.go): from etcd, embedded or not, or a
+//     peers file (store.go); or from what was known last, without waiting for etcd (remember.go)
+//  3. network    conflicts with the host
+//  4. carry      sockets, TUN device, lease; then host set-up, subnet file, and all tasks side by side (carry.go)
 //
-// What a step opened or changed it undoes when it returns.
+// What a step opened or changed it undoes when it returns. With --replace, what the running daemon has open is
+// taken over instead (place.go), and that one carries packets until the last step (succeed.go).
 type daemon struct {
 	opts *options
 	log  *slog.Logger
 	view view // what status shows of the rest
+
+	place   place
+	control *net.UnixListener
+	health  *net.TCPListener // nil: none
+	lock    *os.File         // of the state directory
+	alone   chan struct{}    // closed by begin
+
+	requests  chan *net.UnixConn  // of a process that wants our place
+	busy      atomic.Bool         // with one
+	departure *handover.Departure // a successor has our place; nil: none has
 }
 
 func newDaemon(opts *options) *daemon {
-	return &daemon{opts: opts, log: opts.log}
+	return &daemon{opts: opts, log: opts.log, alone: make(chan struct{}), requests: make(chan *net.UnixConn, 1)}
 }
 
-func (d *daemon) run(ctx context.Context) error {
+func (d *daemon) run(ctx context.Context) (err error) {
 	if err := kernel.Preflight(); err != nil {
 		return err
 	}
@@ -101,223 +116,139 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	d.view.set(func(v *viewState) { v.iface = iface })
-	control, err := listenControl(d.opts.flags.control)
-	if err != nil {
+	if d.place, err = d.findPlace(ctx); err != nil {
 		return err
 	}
-	defer control.Close() // removes the socket's file, too
-	lock, err := lockState(d.opts.flags.stateDir)
-	if err != nil {
-		return fmt.Errorf("%w; stop it, or give this daemon its own --state-dir, --control, --tun-name and --subnet-file", err)
+	defer func() { d.place.end(err) }()
+	if err := d.listen(); err != nil {
+		return err
 	}
-	defer lock.Close()
+	defer d.lock.Close()
+	defer d.control.Close() // removes the socket's file, too
+	if d.place.from == nil {
+		if err := d.begin(); err != nil {
+			return err
+		}
+	}
+	if err := d.serve(ctx, iface); err != nil {
+		return err
+	}
+	switch {
+	case d.departure != nil:
+		d.log.Info("stopped; another process has this daemon's place")
+		d.departure.Left()
+	case d.view.get().member != nil:
+		d.log.Info("stopped; the lease stays")
+	default:
+		d.log.Info("stopped before there was a lease")
+	}
+	return nil
+}
 
-	// The servers outlive the network part, so that status answers until everything is undone. One that
-	// fails ends it.
+// listen opens what others find this daemon by, and locks out a second one. After an error nothing of it is
+// open.
+func (d *daemon) listen() (err error) {
+	if d.control, err = d.place.listenControl(d.opts.flags.control); err != nil {
+		return err
+	}
+	if d.lock, err = d.place.lockState(d.opts.flags.stateDir); err != nil {
+		d.control.Close()
+		return err
+	}
+	if d.health, err = d.place.listenHealth(d.opts.health); err != nil {
+		d.control.Close()
+		d.lock.Close()
+	}
+	return err
+}
+
+// serve runs the network part and, around it, the servers, so that status answers until everything is undone. A
+// server that fails ends it.
+func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 	servers, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, failed := errgroup.WithContext(servers)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(failed, cancel)()
-	if addr := d.opts.health; addr.Port() != 0 {
-		health, err := net.Listen("tcp", addr.String())
-		if err != nil {
-			return fmt.Errorf("--healthz-port: %w", err)
+	answer := func(l net.Listener, h http.Handler) {
+		g.Go(func() error {
+			defer l.Close()
+			return d.whenAlone(func(ctx context.Context) error { return serveHTTP(ctx, l, h) })(servers)
+		})
+	}
+	answer(d.control, controlHandler(d.status, d.requestPlace))
+	if d.health != nil {
+		answer(d.health, healthHandler(d.view.ready))
+	}
+	err := d.network(ctx, iface)
+	if errors.Is(err, lease.ErrOutdated) {
+		d.log.Warn("starting anew, without what was known of the network", "err", err)
+		if err = d.forget(); err == nil {
+			err = d.network(ctx, iface)
 		}
-		g.Go(func() error { return serveHTTP(servers, health, healthHandler(d.view.ready)) })
 	}
-	g.Go(func() error { return serveHTTP(servers, control, controlHandler(d.status)) })
-	err = d.network(ctx, iface)
+	if d.departure != nil {
+		d.control.SetUnlinkOnClose(false)
+	}
 	stop()
-	if errors.Is(err, context.Canceled) {
-		err = nil // stopped while it waited for something
+	if errors.Is(err, context.Canceled) || errors.Is(err, errReplaced) {
+		err = nil // stopped while it waited for something, or replaced
 	}
-	if err := errors.Join(err, g.Wait()); err != nil {
-		return err
-	}
-	if d.view.get().member != nil {
-		d.log.Info("stopped; the lease stays")
-	} else {
-		d.log.Info("stopped before there was a lease")
-	}
-	return nil
+	return errors.Join(err, g.Wait())
 }
 
 // network joins the overlay and carries packets until ctx ends.
 func (d *daemon) network(ctx context.Context, iface host.Interface) error {
-	src, err := d.openStore(ctx, iface)
+	d.view.set(func(v *viewState) { v.running = false })
+	remembered := d.recall()
+	src, node, err := d.source(ctx, iface, remembered)
 	if err != nil {
 		return err
 	}
 	defer src.close()
-	node, err := d.newNode(src, iface)
-	if err != nil {
-		return err
-	}
 	for _, w := range src.config.Warnings {
 		d.log.Warn("network config: " + w)
 	}
-	previous := d.previousSubnet(ctx, src, iface)
-	if err := host.CheckConflicts(host.Plan{
-		TUN:      d.opts.flags.tunName,
-		Network:  src.config.Network,
-		Previous: previous,
-		Listen:   netip.AddrPortFrom(iface.Addr, node.port),
-		VXLAN:    node.backend == lease.BackendVXLAN,
-		VNI:      node.vni.Uint32(),
-	}); err != nil {
+	previous := d.previousSubnet(ctx, src, iface, remembered)
+	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName)
+	if err != nil {
 		return err
+	}
+	if d.place.from == nil { // or else the running daemon has made sure
+		if err := host.CheckConflicts(host.Plan{
+			TUN:      d.opts.flags.tunName,
+			Found:    found,
+			Network:  src.config.Network,
+			Previous: previous,
+			Listen:   netip.AddrPortFrom(iface.Addr, node.port),
+			VXLAN:    node.backend == lease.BackendVXLAN,
+			VNI:      node.vni.Uint32(),
+		}); err != nil {
+			return err
+		}
 	}
 	d.view.set(func(v *viewState) { v.node, v.warnings = node, src.config.Warnings })
-	return d.carry(ctx, src, node, previous)
+	return d.carry(ctx, src, node, previous, found)
 }
 
-// device is what both kinds of TUN device have beside moving packets.
-type device interface {
-	tunnel.Device
-	Name() string
-	Features() []kernel.Feature
-}
-
-func openTUN(cfg tun.Config) (device, error) {
-	if !cfg.Features.On(kernel.TUNDrain) {
-		return tun.OpenPortable(cfg)
+// source is where the leases come from, and what the network's config means on this host.
+func (d *daemon) source(ctx context.Context, iface host.Interface, known *lease.Memory) (*source, *node, error) {
+	src, node, err := d.remembered(known, iface)
+	switch {
+	case err == nil:
+		return src, node, nil
+	case d.place.from != nil && d.opts.flags.peersFile == "":
+		return nil, nil, fmt.Errorf("--replace: this daemon cannot go on with what the running one knows of the network: %w; stop that one, and start this one without --replace", err)
+	case !errors.Is(err, errNoMemory):
+		d.log.Info("starting without what was known of the network", "reason", err)
 	}
-	return tun.Open(cfg)
-}
-
-// queueCount is --queues, or what this machine gains from: each queue keeps two threads busy, and one carries
-// some ten Gb/s.
-func (d *daemon) queueCount(features kernel.Features) int {
-	if !features.On(kernel.MultiQueue) {
-		return 1
+	if src, err = d.openStore(ctx, iface); err != nil {
+		return nil, nil, err
 	}
-	if n := d.opts.flags.queues; n != 0 {
-		return n
+	if node, err = d.newNode(src, iface); err != nil {
+		src.close()
+		return nil, nil, err
 	}
-	return min(max(1, runtime.NumCPU()/4), 8)
-}
-
-// keepProcessors gives the Go runtime more processors than there are workers. A worker in a system call keeps
-// its processor only while another one is idle; with none to spare the runtime's monitor takes it away every
-// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md).
-func keepProcessors(queues int) {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(runtime.NumCPU() + 2*queues)
-	}
-}
-
-// carry opens both sides, takes the lease, and runs everything until ctx ends or something fails.
-func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix) error {
-	d.view.waiting("trying out the kernel's features")
-	wanted := d.opts.features
-	if d.opts.sourceCheck == tunnel.SourceCheckOff {
-		wanted = wanted.Without(kernel.EarlyFilter, "--source-check=off lets every address in")
-	}
-	features, _ := kernel.Examine(ctx, wanted)
-	queues := d.queueCount(features)
-	keepProcessors(queues)
-	conn, err := underlay.Open(underlay.Config{
-		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(), Logger: d.log})
-	if err != nil {
-		return host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
-	}
-	defer conn.Close()
-	dev, err := openTUN(tun.Config{Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log})
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-
-	d.view.waiting("acquiring a subnet")
-	member, err := d.join(ctx, src, node, previous)
-	if err != nil {
-		return err
-	}
-	subnet := member.subnet
-	vtep, err := tunnel.New(tunnel.Config{
-		Device:      dev,
-		Underlay:    conn,
-		Framing:     node.framing,
-		Network:     node.network,
-		Subnet:      subnet,
-		Port:        node.port,
-		MTU:         node.mtu,
-		Jumbo:       max(16<<10, node.iface.MTU), // beyond any Ethernet's jumbo frame
-		SourceCheck: d.opts.sourceCheck,
-	})
-	if err != nil {
-		return err
-	}
-	state, err := host.Setup(d.hostConfig(dev.Name(), subnet, src.config, node.mtu))
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err := state.Undo(); err != nil {
-			d.log.Error("could not undo every change to the host; run \"muslin cleanup\"", "err", err)
-		}
-	}()
-	file := lease.SubnetFile{Network: src.config.Network, Subnet: subnet, MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
-	if err := file.Write(d.opts.flags.subnetFile); err != nil {
-		return err
-	}
-	d.view.set(func(v *viewState) {
-		v.member, v.vtep, v.conn, v.dev, v.host = member, vtep, conn, dev, state
-	})
-	member.onTable = vtep.SetTable
-	d.givePrivilegesUp(state.Needs())
-	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
-	tasks := append(member.tasks(), vtep.Run, conn.Run, state.Run, mtu.run,
-		func(ctx context.Context) error { return reportDrops(ctx, d.log, vtep) },
-		func(ctx context.Context) error { return notifySystemd(ctx, d.log) })
-	return d.runTasks(ctx, tasks)
-}
-
-func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, mtu encap.InnerMTU) host.SetupConfig {
-	f := d.opts.flags
-	return host.SetupConfig{
-		TUN:             tun,
-		Address:         netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen()),
-		MTU:             int(mtu),
-		Network:         cfg.Network,
-		Subnet:          subnet,
-		BlackholeRoute:  f.blackhole,
-		ForwardRules:    f.forwardRules,
-		IPMasq:          f.ipMasq,
-		MasqRandomFully: !f.noRandom,
-		UseNFTables:     cfg.EnableNFTables,
-		Resync:          d.opts.resync,
-		StateDir:        f.stateDir,
-		Logger:          d.log,
-	}
-}
-
-// runTasks runs all that goes on side by side, until ctx ends or one of it fails.
-func (d *daemon) runTasks(ctx context.Context, tasks []func(context.Context) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for _, task := range tasks {
-		g.Go(func() error { return task(ctx) })
-	}
-	d.view.set(func(v *viewState) { v.state, v.running = stateRunning, true })
-	d.logStart()
-	return g.Wait()
-}
-
-// logStart says in one place what runs now and what this kernel gives.
-func (d *daemon) logStart() {
-	s := d.status()
-	attrs := []any{"subnet", s.Node.Subnet, "network", s.Node.Network, "public_ip", s.Node.PublicIP, "iface", s.Node.Iface,
-		"backend", s.Node.Backend, "port", s.Node.Port, "mtu", s.Node.MTU, "tun", s.Node.TUN, "version", s.Version, "kernel", s.Kernel}
-	if s.Node.VNI != nil {
-		attrs = append(attrs, "vni", strconv.Itoa(int(*s.Node.VNI)), "vtep", s.Node.VtepMAC)
-	}
-	d.log.Info("carrying packets", attrs...)
-	for _, f := range s.Features {
-		d.log.Info("feature", "feature", f.Name, "on", f.On, "reason", f.Reason)
-	}
-	if os.Getenv("NOTIFY_SOCKET") == "" {
-		d.log.Info("this node, its peers and every drop: muslin status --control " + d.opts.flags.control)
-	}
+	return src, node, nil
 }

@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lockName is the lock's file in the state directory. It holds the pid of the daemon that has it.
+const lockName = "lock"
+
 // errStateInUse says that another process works with the state directory.
 var errStateInUse = errors.New("the state directory is in use")
 
@@ -19,7 +22,7 @@ func lockState(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w; give another with --state-dir", err)
 	}
-	path := filepath.Join(dir, "lock")
+	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w; give another with --state-dir", err)
@@ -32,14 +35,18 @@ func lockState(dir string) (*os.File, error) {
 		holder, _ := os.ReadFile(path)
 		return nil, fmt.Errorf("%w: process %s runs with %s", errStateInUse, strings.TrimSpace(string(holder)), dir)
 	}
-	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
+	if err := writePID(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
 }
 
+// writePID writes who we are into the lock's file.
 func writePID(f *os.File) error {
-	_, err := fmt.Fprintln(f, os.Getpid())
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
 	return err
 }

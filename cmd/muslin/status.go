@@ -24,6 +24,7 @@ import (
 type Status struct {
 	Version   string            `json:"version"`
 	State     string            `json:"state"` // "running", or what the start waits for
+	Since     *time.Time        `json:"since"` // running: this process carries packets, and counts them, from then on
 	Kernel    string            `json:"kernel"`
 	Node      NodeStatus        `json:"node"`
 	Store     StoreStatus       `json:"store"`
@@ -122,10 +123,18 @@ docs/configuration.md.`,
 	return cmd
 }
 
+// describeSince says from when on the counters count.
+func (s *Status) describeSince(now time.Time) string {
+	if s.Since == nil {
+		return ""
+	}
+	return fmt.Sprintf(", and counting, for %s", now.Sub(*s.Since).Round(time.Second))
+}
+
 // print writes the status for a person, with so many peers at most, 0 for all.
 func (s *Status) print(w io.Writer, now time.Time, most int) error {
 	p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
-	p.line("muslin %s: %s", s.Version, s.State)
+	p.line("muslin %s: %s%s", s.Version, s.State, s.describeSince(now))
 	for _, warning := range s.Warnings {
 		p.line("WARNING: %s", warning)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -54,7 +55,7 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "checksums_completed drops features kernel node peers privileges process skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peers privileges process since skipped state store version warnings",
 				"node":  "backend iface lease_expires mtu network port public_ip subnet tun vni vtep_mac",
 				"store": "endpoints healthy kind last_error revision",
 
@@ -132,7 +133,7 @@ func TestControlSocket(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	want := exampleStatus(time.Now().UTC().Truncate(time.Second))
 	done := make(chan error, 1)
-	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return want })) }()
+	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return want }, http.NotFound)) }()
 	got, err := askStatus(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)

@@ -3,8 +3,7 @@ package main
 import (
 	"context"
 	"net/netip"
-	"net/url"
-	"path/filepath"
+	"path"
 	"strings"
 
 	"muslin/lease"
@@ -21,81 +20,79 @@ type source struct {
 	member *membership   // what static reports to
 	config *lease.Config
 	close  func()
+
+	prefix   string          // of the store's keys
+	raw      []byte          // config, as the store has it
+	memory   *lease.Memory   // what config and lease are from; nil: from the store
+	embedded *embeddedServer // nil: there is none
 }
 
 func (d *daemon) openStore(ctx context.Context, iface host.Interface) (*source, error) {
 	if d.opts.flags.peersFile != "" {
 		return d.openPeersFile(iface)
 	}
-	src := &source{kind: "etcd", close: func() {}}
-	endpoints := d.opts.flags.store.list()
-	if d.opts.flags.embedded {
-		d.view.waiting("starting the embedded etcd")
-		server, err := d.startEmbedded(ctx, iface)
-		if err != nil {
-			return nil, err
-		}
-		src.kind, endpoints = "embedded-etcd", server.ClientURLs()[:1]
-		src.close = func() {
-			if err := server.Close(); err != nil {
-				d.log.Error("stop the embedded etcd", "err", err)
-			}
-		}
-		d.view.set(func(v *viewState) { v.embedded = server })
-	}
-	store, err := d.opts.flags.store.dial(endpoints, d.log)
+	src, err := d.dialStore(iface)
 	if err != nil {
-		src.close()
 		return nil, err
 	}
-	stopServer := src.close
-	src.store, src.close = store, func() { store.Close(); stopServer() }
-	d.view.set(func(v *viewState) { v.kind, v.endpoints = src.kind, store.Endpoints() })
-	if src.config, err = d.storedConfig(ctx, store); err != nil {
+	if src.embedded != nil {
+		d.view.waiting("starting the embedded etcd")
+		err = src.embedded.start(ctx)
+	}
+	if err == nil {
+		src.config, src.raw, err = d.storedConfig(ctx, src.store, d.view.waiting)
+	}
+	if err != nil {
 		src.close()
 		return nil, err
 	}
 	return src, nil
 }
 
-// storedConfig waits for the store and the network's config in it, writing the one that the flags
-// describe if there is none.
-func (d *daemon) storedConfig(ctx context.Context, store *etcd.Store) (*lease.Config, error) {
-	d.view.waiting("waiting for etcd at " + strings.Join(store.Endpoints(), ","))
-	if err := waitConnected(ctx, store, d.log); err != nil {
+// dialStore says which store there is, and waits for nothing.
+func (d *daemon) dialStore(iface host.Interface) (*source, error) {
+	src := &source{kind: "etcd", prefix: path.Clean(d.opts.flags.store.prefix)}
+	endpoints := d.opts.flags.store.list()
+	if d.opts.flags.embedded {
+		src.embedded = &embeddedServer{d: d, iface: iface}
+		own := src.embedded.urls()[0]
+		src.kind, endpoints = "embedded-etcd", []string{own.String()}
+	}
+	var err error
+	if src.store, err = d.opts.flags.store.dial(endpoints, d.log); err != nil {
 		return nil, err
+	}
+	src.close = func() {
+		src.store.Close()
+		if src.embedded == nil {
+			return
+		}
+		if err := src.embedded.stop(); err != nil {
+			d.log.Error("stop the embedded etcd", "err", err)
+		}
+	}
+	d.view.set(func(v *viewState) { v.kind, v.endpoints = src.kind, src.store.Endpoints() })
+	return src, nil
+}
+
+// storedConfig waits for the store and the network's config in it, writing the one that the flags
+// describe if there is none. waiting is told what for.
+func (d *daemon) storedConfig(ctx context.Context, store *etcd.Store, waiting func(string)) (*lease.Config, []byte, error) {
+	waiting("waiting for etcd at " + strings.Join(store.Endpoints(), ","))
+	if err := waitConnected(ctx, store, d.log); err != nil {
+		return nil, nil, err
 	}
 	if d.opts.wantConfig != nil {
 		created, err := lease.EnsureConfig(ctx, store, d.opts.wantConfig)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if created {
 			d.log.Info("wrote the network's config", "config", string(d.opts.wantConfig))
 		}
 	}
-	d.view.waiting("waiting for the network's config in etcd (muslin config set, or run --network)")
-	cfg, _, err := lease.WaitConfig(ctx, store, d.log)
-	return cfg, err
-}
-
-func (d *daemon) startEmbedded(ctx context.Context, iface host.Interface) (*etcd.Embedded, error) {
-	port := d.opts.flags.embeddedPort
-	var urls []url.URL
-	for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), iface.Addr} {
-		urls = append(urls, url.URL{Scheme: "http", Host: netip.AddrPortFrom(addr, port).String()})
-	}
-	server, err := etcd.StartEmbedded(ctx, etcd.EmbeddedConfig{
-		Dir:        filepath.Join(d.opts.flags.stateDir, "etcd"),
-		ClientURLs: urls,
-		Logger:     d.log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	d.log.Warn("the embedded etcd serves everybody who reaches it, without a password: keep the port to the nodes",
-		"endpoints", strings.Join(server.ClientURLs(), ","))
-	return server, nil
+	waiting("waiting for the network's config in etcd (muslin config set, or run --network)")
+	return lease.WaitConfig(ctx, store, d.log)
 }
 
 func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
@@ -117,35 +114,37 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 // membership is our place in the network: the lease that we hold, and the peers.
 type membership struct {
 	subnet  netip.Prefix
-	keeper  *lease.Keeper // nil with a peers file
 	peers   peerSource
-	feed    *lease.Feed      // of both; nil with a peers file
-	onTable func(*fib.Table) // set before any task runs
+	keeper  *lease.Keeper    // nil with a peers file, as the rest
+	watcher *lease.Watcher   // is peers
+	feed    *lease.Feed      // of keeper and watcher
+	changed func()           // set before any task runs, as is onTable: what is worth remembering may be new
+	onTable func(*fib.Table) // also with a peers file
 }
 
 // peerSource is a lease.Watcher or a lease.Static.
 type peerSource interface {
 	Run(ctx context.Context) error
+	Table() *fib.Table
 	Status() lease.WatchStatus
 }
 
-func (m *membership) publish(t *fib.Table) { m.onTable(t) }
-
-// tasks are what keeps the membership up.
-func (m *membership) tasks() []func(context.Context) error {
-	tasks := []func(context.Context) error{m.peers.Run}
-	if m.keeper != nil {
-		tasks = append(tasks, m.keeper.Run, m.feed.Run)
+func (m *membership) publish(t *fib.Table) {
+	m.onTable(t)
+	if m.changed != nil {
+		m.changed()
 	}
-	return tasks
 }
 
 // previousSubnet is the subnet that this host had before, whose pod bridge may still be up. Of the leases with
 // our PublicIP that is the one that the subnet file names, else a reserved one, else any; without one it is
-// the subnet file's, or none.
-func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Interface) netip.Prefix {
-	if src.static != nil {
+// the subnet file's, or none. What is remembered stands in for a subnet file that is gone, as after a boot.
+func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Interface, remembered *lease.Memory) netip.Prefix {
+	switch {
+	case src.static != nil:
 		return src.static.Own().Subnet
+	case src.memory != nil:
+		return src.memory.Subnet()
 	}
 	entries, _, err := src.store.List(ctx)
 	if err != nil {
@@ -155,13 +154,17 @@ func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Int
 	if err != nil {
 		d.log.Warn("the subnet file of an earlier run cannot be read", "err", err)
 	}
+	before := file.Subnet
+	if !before.IsValid() {
+		before = remembered.Subnet()
+	}
 	var own lease.Lease
 	for _, e := range entries {
 		l, err := lease.ParseLease(e)
 		if err != nil || l.Attrs.PublicIP != iface.PublicIP {
 			continue
 		}
-		if l.Subnet == file.Subnet {
+		if l.Subnet == before {
 			return l.Subnet
 		}
 		if !own.Subnet.IsValid() || l.Reserved && !own.Reserved {
@@ -171,7 +174,7 @@ func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Int
 	if own.Subnet.IsValid() {
 		return own.Subnet
 	}
-	return file.Subnet
+	return before
 }
 
 // join takes our subnet.
@@ -179,24 +182,39 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	if src.static != nil {
 		return src.member, nil
 	}
-	feed := lease.NewFeed(src.store, d.log)
-	keeper, err := lease.NewKeeper(lease.KeeperConfig{
-		Store: src.store, Feed: feed, Network: src.config, Attrs: n.attrs(), Previous: previous,
-		TTL: d.opts.flags.leaseTTL, Margin: d.opts.renewMargin, Logger: d.log})
+	m := &membership{feed: lease.NewFeed(src.store, d.log)}
+	var err error
+	m.keeper, err = lease.NewKeeper(lease.KeeperConfig{
+		Store: src.store, Feed: m.feed, Network: src.config, Attrs: n.attrs(), Previous: previous,
+		Margin: d.opts.renewMargin, Logger: d.log,
+		Changed: func(lease.KeepStatus) {
+			if m.changed != nil {
+				m.changed()
+			}
+		}})
 	if err != nil {
 		return nil, err
 	}
-	got, err := keeper.Acquire(ctx)
-	if err != nil {
-		return nil, err
+	var known []lease.Entry
+	if src.memory != nil {
+		d.log.Info("starting from what is known of the network; the store is asked meanwhile", "subnet", src.memory.Lease.Subnet, "leases", len(src.memory.Leases))
+		m.keeper.Remember(src.memory.Lease, d.place.from == nil)
+		m.subnet, known = src.memory.Lease.Subnet, src.memory.Entries()
+	} else {
+		got, err := m.keeper.Acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		m.subnet = got.Subnet
 	}
-	m := &membership{subnet: got.Subnet, keeper: keeper, feed: feed}
-	m.peers = lease.NewWatcher(lease.WatcherConfig{
-		Feed: feed,
+	m.watcher = lease.NewWatcher(lease.WatcherConfig{
+		Feed: m.feed,
 		Node: lease.Node{
-			Subnet: got.Subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network},
+			Subnet: m.subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network},
+		Known:   known,
 		OnTable: m.publish,
 		Logger:  d.log,
 	})
+	m.peers = m.watcher
 	return m, nil
 }

@@ -23,6 +23,7 @@ type view struct {
 type viewState struct {
 	state   string
 	running bool
+	since   time.Time // when running began
 
 	iface     host.Interface
 	node      *node
@@ -104,6 +105,8 @@ func (n *NodeStatus) fill(node *node) {
 func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence}, s.Warnings...) }
 
 func (s *Status) fillRunning(v *viewState) {
+	since := v.since.UTC()
+	s.Since = &since
 	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.dev.Name(), v.member.subnet.String(), int(v.vtep.MTU())
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()

@@ -1,0 +1,127 @@
+//go:build linux
+
+package restart
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"muslin/bench/lab"
+	"muslin/bench/labtest"
+	"muslin/bench/probe"
+)
+
+func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
+
+// scene is two nodes with a pod each, and probes both ways. The daemon that is replaced, killed or booted anew
+// is the first one's.
+//
+//	h1 (muslin, etcd) ─ eth0 ─┐          ┌─ eth0 ─ h2 (muslin)
+//	  └─ cni0 ─ p1a           └─ switch ─┘            └─ cni0 ─ p2a
+type scene struct {
+	*testing.T
+	lab    *lab.Lab
+	flags  []string // of the first node's daemon
+	nodes  [2]*lab.Muslin
+	pods   [2]*lab.Pod
+	probes []*probe.Probe
+}
+
+// newScene starts both nodes, on an etcd of its own or, with embedded, on the first daemon's.
+func newScene(t *testing.T, embedded bool, flags ...string) *scene {
+	t.Helper()
+	l := labtest.NewLab(t, 2)
+	s := &scene{T: t, lab: l, flags: flags}
+	store := []string{"--etcd-endpoints", labtest.Endpoint(l.Host(1))}
+	own := store
+	if embedded {
+		own = []string{"--embedded-etcd", "--network", labtest.Network}
+	} else {
+		labtest.StartEtcd(t, l.Host(1)).Config(t, labtest.VXLANConfig)
+	}
+	s.flags = append(own, flags...)
+	for i, flags := range [][]string{s.flags, store} {
+		s.nodes[i] = labtest.StartMuslin(t, l.Host(i+1), flags...)
+		s.pods[i] = labtest.AddPod(t, s.nodes[i], "a")
+	}
+	for _, m := range s.nodes {
+		labtest.WaitPeers(t, m, 1)
+	}
+	return s
+}
+
+// probe begins to send both ways, and waits until both get through.
+func (s *scene) probe() {
+	s.Helper()
+	for i := range s.pods {
+		from, to := s.pods[i], s.pods[1-i]
+		p, err := probe.Start(s.Context(), probe.Config{From: from.Node, To: to.Node, Addr: to.Addr})
+		if err != nil {
+			s.Fatal(err)
+		}
+		s.probes = append(s.probes, p)
+	}
+	for _, p := range s.probes {
+		if err := p.WaitReceived(s.Context(), 100); err != nil {
+			s.Fatal(err)
+		}
+	}
+}
+
+// stop ends the probes, and returns what they saw.
+func (s *scene) stop() (all [2]probe.Result) {
+	s.Helper()
+	for i, p := range s.probes {
+		all[i] = p.Stop()
+		s.Logf("from h%d: %s", i+1, all[i])
+		if all[i].Err != nil {
+			s.Error(all[i].Err)
+		}
+	}
+	s.probes = nil
+	return all
+}
+
+// stopUnharmed ends the probes, and wants nothing lost, doubled or overtaken.
+func (s *scene) stopUnharmed() {
+	s.Helper()
+	for _, r := range s.stop() {
+		if r.Lost != 0 || r.Duplicated != 0 || r.Reordered != 0 {
+			s.Errorf("%s", r)
+		}
+	}
+}
+
+// replace starts bin in the first daemon's place, and waits until that one has left and the new one answers.
+func (s *scene) replace(bin string, flags ...string) {
+	s.Helper()
+	old := s.nodes[0]
+	began := time.Now()
+	next := labtest.Must(s.lab.Host(1).LaunchMuslin(bin, append(append([]string{"--replace"}, s.flags...), flags...)...))(s.T)
+	labtest.ExpectExit(s.T, old.Proc, 0)
+	s.nodes[0] = next
+	labtest.Eventually(s.T, 5*time.Second, func() error {
+		_, err := next.Status(s.Context())
+		return err
+	})
+	s.Logf("replaced within %v", time.Since(began).Round(time.Millisecond))
+}
+
+// pid is what `muslin status` asks: whoever holds the state directory's lock.
+func (s *scene) lockHolder() string {
+	s.Helper()
+	content, err := os.ReadFile(s.nodes[0].StateDir + "/lock")
+	if err != nil {
+		s.Fatal(err)
+	}
+	return string(content)
+}
+
+func (s *scene) expectLockHolder(p *lab.Proc) {
+	s.Helper()
+	if got, want := s.lockHolder(), fmt.Sprintln(p.PID()); got != want {
+		s.Errorf("the state directory is locked by %s, want %s", got, want)
+	}
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"muslin/encap"
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
+	"muslin/tunnel/tun"
+	"muslin/tunnel/underlay"
+)
+
+// device is what both kinds of TUN device have beside moving packets.
+type device interface {
+	tunnel.Device
+	Name() string
+	Features() []kernel.Feature
+	Files() ([]*os.File, error)
+	Persist() error
+	Keep(bool)
+}
+
+// openTUN opens the TUN device. One that a killed daemon left, and that cannot be as it is wanted, gives way to
+// a new one.
+func (d *daemon) openTUN(cfg tun.Config) (dev device, err error) {
+	if cfg.Features.On(kernel.TUNDrain) {
+		dev, err = tun.Open(cfg)
+	} else {
+		dev, err = tun.OpenPortable(cfg)
+	}
+	switch {
+	case err == nil:
+		return dev, nil
+	case !errors.Is(err, tun.ErrOtherMode):
+		return nil, err
+	case !cfg.Reuse:
+		return nil, fmt.Errorf("%w: stop the running daemon, and start this one without --replace", err)
+	}
+	d.log.Warn("the TUN device of a daemon that was killed is made anew, as it is wanted otherwise now", "tun", cfg.Name, "err", err)
+	if err := host.DeleteLeftover(cfg.Name); err != nil {
+		return nil, fmt.Errorf("delete the TUN device %q: %w; run `muslin cleanup`", cfg.Name, err)
+	}
+	cfg.Reuse = false
+	return d.openTUN(cfg)
+}
+
+// queueCount is --queues, or what this machine gains from: each queue keeps two threads busy, and one carries
+// some ten Gb/s. A device that is taken over has as many as it has.
+func (d *daemon) queueCount(features kernel.Features) (int, error) {
+	wanted := d.opts.flags.queues
+	if n, settled, err := d.place.queues(wanted); settled || err != nil {
+		return n, err
+	}
+	switch {
+	case !features.On(kernel.MultiQueue):
+		return 1, nil
+	case wanted != 0:
+		return wanted, nil
+	}
+	return min(max(1, runtime.NumCPU()/4), 8), nil
+}
+
+// keepProcessors gives the Go runtime more processors than there are workers. A worker in a system call keeps
+// its processor only while another one is idle; with none to spare the runtime's monitor takes it away every
+// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md).
+func keepProcessors(queues int) {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.NumCPU() + 2*queues)
+	}
+}
+
+// carry opens both sides, takes the lease, and runs everything until ctx ends or something fails. found says
+// that the TUN device of a killed daemon is there.
+func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix, found bool) error {
+	conn, dev, err := d.openSides(ctx, node, found)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer dev.Close()
+
+	d.view.waiting("acquiring a subnet")
+	member, err := d.join(ctx, src, node, previous)
+	if err != nil {
+		return err
+	}
+	subnet := member.subnet
+	if err := d.place.fits(d.settings(node, subnet)); err != nil {
+		return err
+	}
+	vtep, err := tunnel.New(tunnel.Config{
+		Device:      dev,
+		Underlay:    conn,
+		Framing:     node.framing,
+		Network:     node.network,
+		Subnet:      subnet,
+		Port:        node.port,
+		MTU:         node.mtu,
+		Jumbo:       max(16<<10, node.iface.MTU), // beyond any Ethernet's jumbo frame
+		SourceCheck: d.opts.sourceCheck,
+	})
+	if err != nil {
+		return err
+	}
+	if d.place.from != nil {
+		if err := vtep.Pause(); err != nil { // until succeed
+			return err
+		}
+	}
+	vtep.SetTable(member.peers.Table())
+	state, err := host.Setup(d.hostConfig(dev.Name(), subnet, src.config, node.mtu))
+	if err != nil {
+		return err
+	}
+	defer d.undo(state)
+	if d.place.from == nil {
+		if err := dev.Persist(); err != nil {
+			d.log.Warn("the TUN device and its routes go away if this daemon is killed", "tun", dev.Name(), "err", err)
+		}
+	}
+	file := lease.SubnetFile{Network: src.config.Network, Subnet: subnet, MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
+	if err := file.Write(d.opts.flags.subnetFile); err != nil {
+		return err
+	}
+	d.view.set(func(v *viewState) {
+		v.member, v.vtep, v.conn, v.dev, v.host = member, vtep, conn, dev, state
+	})
+	d.givePrivilegesUp(state.Needs())
+	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
+	r := &running{d: d, src: src, node: node, member: member, vtep: vtep, conn: conn, dev: dev, state: state}
+	return runTasks(ctx, r.tasks(mtu))
+}
+
+// openSides opens the sockets and the TUN device, or takes them over, with the features that this kernel has.
+func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*underlay.Conn, device, error) {
+	d.view.waiting("trying out the kernel's features")
+	wanted := d.opts.features
+	if d.opts.sourceCheck == tunnel.SourceCheckOff {
+		wanted = wanted.Without(kernel.EarlyFilter, "--source-check=off lets every address in")
+	}
+	features, _ := kernel.Examine(ctx, wanted)
+	queues, err := d.queueCount(features)
+	if err != nil {
+		return nil, nil, err
+	}
+	keepProcessors(queues)
+	conn, err := underlay.Open(underlay.Config{
+		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
+		Logger: d.log, Adopt: d.place.sockets})
+	if err != nil {
+		return nil, nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
+	}
+	dev, err := d.openTUN(tun.Config{
+		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Adopt: d.place.tun, Reuse: found})
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, dev, nil
+}
+
+// undo puts the host back as it was, unless another daemon runs there.
+func (d *daemon) undo(state *host.State) {
+	if d.departure != nil || !d.isAlone() {
+		return
+	}
+	if err := state.Undo(); err != nil {
+		d.log.Error("could not undo every change to the host; run \"muslin cleanup\"", "err", err)
+	}
+}
+
+func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, mtu encap.InnerMTU) host.SetupConfig {
+	f := d.opts.flags
+	return host.SetupConfig{
+		TUN:             tun,
+		Address:         netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen()),
+		MTU:             int(mtu),
+		Network:         cfg.Network,
+		Subnet:          subnet,
+		BlackholeRoute:  f.blackhole,
+		ForwardRules:    f.forwardRules,
+		IPMasq:          f.ipMasq,
+		MasqRandomFully: !f.noRandom,
+		UseNFTables:     cfg.EnableNFTables,
+		Resync:          d.opts.resync,
+		StateDir:        f.stateDir,
+		Shared:          d.place.from != nil,
+		Logger:          d.log,
+	}
+}
+
+// tasks are all that goes on side by side. With another daemon in our place, most wait until it is gone.
+func (r *running) tasks(mtu *mtuFollower) []task {
+	d := r.d
+	r.guards = []*pausable{newPausable(r.state.Run), newPausable(mtu.run)}
+	all := []task{r.vtep.Run, r.conn.Run, r.member.peers.Run}
+	if r.member.keeper != nil {
+		memory := newRememberer(d.memoryPath(), d.log)
+		memory.know = func() *lease.Memory { return r.member.memory(r.src) }
+		r.member.changed = memory.touch
+		r.keepers = []*pausable{newPausable(r.member.keeper.Run), newPausable(memory.run)}
+		all = append(all, r.member.feed.Run)
+	}
+	r.member.onTable = r.vtep.SetTable
+	for _, p := range append(r.guards, r.keepers...) {
+		all = append(all, d.whenAlone(p.Run))
+	}
+	if r.src.memory != nil {
+		all = append(all, d.whenAlone(func(ctx context.Context) error { return d.catchUp(ctx, r.src) }))
+	}
+	if d.place.from != nil {
+		all = append(all, r.succeed)
+	}
+	return append(all,
+		d.whenAlone(d.announce),
+		d.whenAlone(r.giveWay),
+		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.vtep) },
+		d.whenAlone(d.notifySystemd))
+}
+
+// runTasks runs them until ctx ends or one of them fails.
+func runTasks(ctx context.Context, tasks []task) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, t := range tasks {
+		g.Go(func() error { return t(ctx) })
+	}
+	return g.Wait()
+}
+
+// announce says that packets are carried.
+func (d *daemon) announce(context.Context) error {
+	d.view.set(func(v *viewState) { v.state, v.running, v.since = stateRunning, true, time.Now() })
+	d.logStart()
+	return nil
+}
+
+// logStart says in one place what runs now and what this kernel gives.
+func (d *daemon) logStart() {
+	s := d.status()
+	attrs := []any{"subnet", s.Node.Subnet, "network", s.Node.Network, "public_ip", s.Node.PublicIP, "iface", s.Node.Iface,
+		"backend", s.Node.Backend, "port", s.Node.Port, "mtu", s.Node.MTU, "tun", s.Node.TUN, "version", s.Version, "kernel", s.Kernel}
+	if s.Node.VNI != nil {
+		attrs = append(attrs, "vni", strconv.Itoa(int(*s.Node.VNI)), "vtep", s.Node.VtepMAC)
+	}
+	d.log.Info("carrying packets", attrs...)
+	for _, f := range s.Features {
+		d.log.Info("feature", "feature", f.Name, "on", f.On, "reason", f.Reason)
+	}
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		d.log.Info("this node, its peers and every drop: muslin status --control " + d.opts.flags.control)
+	}
+}
