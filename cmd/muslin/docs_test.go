@@ -451,7 +451,7 @@ func pages(t *testing.T) map[string]string {
 
 // foreignFlags are flags of other programs that the pages name.
 var foreignFlags = []string{"bip", "mtu", "cap-add", "device", "prefix", "unix-socket", "random-fully", "kube-subnet-mgr",
-	"comment", "now", "containerd", "help"}
+	"comment", "now", "containerd", "help", "profile"}
 
 // TestDocsNameWhatExists: every flag in any page is a flag of some command, every path to a source file
 // exists, every link leads somewhere.
