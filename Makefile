@@ -4,6 +4,7 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 15s
+SOAK     ?= 30m
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the demo and the tests need beside Go, as Debian packages.
@@ -127,6 +128,17 @@ test-oldkernel: deps-test build bin/oldkernel ## The end-to-end suite with musli
 .PHONY: test-oldkernel-all
 test-oldkernel-all: deps-test build bin/oldkernel ## The same for each of them
 	$(foreach p,$(PROFILES),$(call oldkernel,$(p)))
+
+.PHONY: scale
+scale: deps-test build ## A daemon among 10,000 leases and etcd under 500 daemons, in at most 10 minutes (root; nothing else on the machine)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m ./bench/scale
+
+.PHONY: soak
+soak: deps-test build ## Traffic, churn and restarts for SOAK (30m): what the daemons take stays flat (root)
+	mkdir -p bench/results
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin SOAK=$(SOAK) SOAK_OUT=$(CURDIR)/bench/results/soak.json \
+	  $(GO) test -count=1 -timeout 0 -v ./bench/soak
+	$(GO) run ./bench/plot bench/results
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (15s)
