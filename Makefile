@@ -60,7 +60,7 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
 # The suites with the built binary need the machine to themselves, so they are no part of the others.
-UNIT = $$($(GO) list ./... | grep -v -e /bench/e2e -e /bench/fault)
+UNIT = $$($(GO) list ./... | grep -v -e /bench/e2e -e /bench/fault -e /bench/scale -e /bench/soak)
 
 .PHONY: test-unit
 test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
