@@ -5,4 +5,8 @@
 // The tests need root and the tools that they name; without them they skip, or fail where the
 // environment variable CI is set. MUSLIN_BIN names a binary to test instead of one built from this tree
 // (bench/labtest).
+//
+// On a kernel in QEMU (bench/vm) MUSLIN_SLOW says by what factor the machine is slower, and MUSLIN_NETEM that the
+// kernel's network emulator has to be there. Where bench/oldkernel plays an older kernel for muslin,
+// MUSLIN_OLDKERNEL names it, and lacks says what it has not.
 package e2e

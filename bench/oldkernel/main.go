@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && (amd64 || arm64)
 
 // Command oldkernel runs a program so that the running kernel refuses it, errno for errno, what an older kernel
 // did not have:

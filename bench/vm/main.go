@@ -87,7 +87,7 @@ func parseOptions(args []string) (*options, error) {
 	flags.StringVar(&o.bin, "bin", "bin/muslin", "muslin, as `make build` makes it")
 	flags.StringVar(&o.run, "run", "", "run only the tests that match this pattern")
 	flags.IntVar(&o.slow, "slow", 10, "by what factor the guest is slower than a real machine")
-	flags.DurationVar(&o.limit, "limit", 90*time.Minute, "how long one kernel may take")
+	flags.DurationVar(&o.limit, "limit", time.Hour, "how long one kernel may take")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
