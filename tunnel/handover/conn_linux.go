@@ -57,6 +57,15 @@ func (c conn) send(m *message) error {
 	return nil
 }
 
+// say sends what is to be answered. That the other one is gone is found out at the next receive, after
+// whatever it said last.
+func (c conn) say(m *message) error {
+	if err := c.send(m); !errors.Is(err, ErrDied) {
+		return err
+	}
+	return nil
+}
+
 // receive takes the next message. Its files are the caller's to close.
 func (c conn) receive(limit time.Duration) (*message, error) {
 	if err := c.unix.SetReadDeadline(time.Now().Add(limit)); err != nil {

@@ -213,7 +213,7 @@ func TestSuccessorFails(t *testing.T) {
 		"says so":     func(s *Successor) { s.Fail(errors.New("not ready")) },
 		"says rot":    func(s *Successor) { s.conn.unix.Write([]byte{0, 0, 0, 3, '{', '{', '{'}) },
 		"says much":   func(s *Successor) { s.conn.unix.Write([]byte{0xff, 0, 0, 0}) },
-		"talks along": func(s *Successor) { s.say(&message{Kind: left}) },
+		"talks along": func(s *Successor) { s.conn.say(&message{Kind: left}) },
 	} {
 		for _, c := range []struct {
 			when string

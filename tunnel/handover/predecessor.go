@@ -112,7 +112,7 @@ func (g *giver) offer(h Hello) (parts []string, err error) {
 	for _, f := range o.Files {
 		m.Names, m.files = append(m.Names, f.Name), append(m.files, f.File)
 	}
-	return o.Parts, g.conn.send(m)
+	return o.Parts, g.conn.say(m)
 }
 
 func (g *giver) handOver(part string, limit time.Duration) error {
@@ -125,7 +125,7 @@ func (g *giver) handOver(part string, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if err := g.conn.send(&message{Kind: yours, Part: part, Body: body}); err != nil {
+	if err := g.conn.say(&message{Kind: yours, Part: part, Body: body}); err != nil {
 		return err
 	}
 	_, err = g.conn.expect(taken, limit)

@@ -83,7 +83,7 @@ func (s *Successor) call(h Hello) error {
 	if err != nil {
 		return err
 	}
-	if err := s.conn.send(&message{Kind: hello, Body: body}); err != nil {
+	if err := s.conn.say(&message{Kind: hello, Body: body}); err != nil {
 		return err
 	}
 	m, err := s.conn.expect(offer, s.limits.Prepare)
@@ -134,7 +134,7 @@ func (s *Successor) Take(ctx context.Context, take func(part string, changed jso
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.conn.unix.CloseRead() })()
 	rest := s.Offer.Parts
-	err := s.say(&message{Kind: ready})
+	err := s.conn.say(&message{Kind: ready})
 	for err == nil {
 		var m *message
 		m, err = s.conn.receive(s.limits.Prepare)
@@ -158,7 +158,7 @@ func (s *Successor) Take(ctx context.Context, take func(part string, changed jso
 				s.Fail(err)
 				return err
 			}
-			err = s.say(&message{Kind: taken, Part: m.Part})
+			err = s.conn.say(&message{Kind: taken, Part: m.Part})
 		default:
 			m.close()
 			err = fmt.Errorf("the running daemon says %q (%s), and it is not the turn for that", m.Kind, m.Part)
@@ -166,14 +166,6 @@ func (s *Successor) Take(ctx context.Context, take func(part string, changed jso
 		}
 	}
 	return err
-}
-
-// say sends. That the other one is gone is found out at the next receive, after whatever it said last.
-func (s *Successor) say(m *message) error {
-	if err := s.conn.send(m); !errors.Is(err, ErrDied) {
-		return err
-	}
-	return nil
 }
 
 // takeAll takes what a predecessor has left behind that is no more.
