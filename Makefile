@@ -72,7 +72,7 @@ test-race: ## The same under the race detector
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target over its seeds and kept corpus
-	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' ./encap ./tunnel ./tunnel/gso ./tunnel/underlay ./lease ./bench/link
+	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' $$(bench/fuzz/run.sh --list | sed 's,^,./,; s, .*,,' | sort -u)
 
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
@@ -87,8 +87,8 @@ test-systemd: deps-systemd build ## The systemd unit under a real systemd: right
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/systemd
 
 .PHONY: test-fault
-test-fault: deps-test build ## Faults of etcd and of leases under a probe that counts every packet (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 12m -v ./bench/fault
+test-fault: deps-test build ## Faults of etcd and of leases, floods; every packet is counted (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 15m -v ./bench/fault
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
@@ -142,9 +142,11 @@ soak: deps-test build ## Traffic, churn and restarts for SOAK (30m): what the da
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (15s)
-	@set -e; for dir in encap tunnel tunnel/gso tunnel/underlay lease bench/link; do \
-	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/func //'); do \
-	    echo "$$dir $$target"; CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$dir; done; done
+	GO="$(GO)" bench/fuzz/run.sh $(FUZZTIME)
+
+.PHONY: fuzz-long
+fuzz-long: ## Run each fuzz target for 5 minutes, two side by side: an hour and more
+	GO="$(GO)" bench/fuzz/run.sh 5m 2
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, other architectures, and govulncheck where its data can be had

@@ -258,18 +258,3 @@ func FuzzSubnetFile(f *testing.F) {
 		}
 	})
 }
-
-func FuzzPeersFile(f *testing.F) {
-	f.Add([]byte(`{"10.244.1.0-24":{"PublicIP":"192.0.2.1","PublicIPv6":null}}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		entries, err := ParsePeersFile(data)
-		if err != nil {
-			return
-		}
-		for _, e := range entries {
-			if _, err := ParseLease(e); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-}

@@ -65,6 +65,59 @@ func FuzzReadFrame(f *testing.F) {
 	})
 }
 
+// FuzzReadRequest: without the token nothing is read, and with it what was signed, as it was.
+func FuzzReadRequest(f *testing.F) {
+	f.Add([]byte(`{"session":"ssssssssssssssss","job":"echo","millis":1000,"rate":5}`), []byte("nonce"))
+	f.Add([]byte(`{}`), []byte{})
+	f.Fuzz(func(t *testing.T, body, nonce []byte) {
+		nonce = append(nonce, make([]byte, nonceLen)...)[:nonceLen]
+		var signed bytes.Buffer
+		if writeBytes(&signed, append(sign("token", nonce, body), body...)) != nil {
+			return // too long
+		}
+		if got, err := readRequest(bytes.NewReader(signed.Bytes()), "other", nonce); !errors.Is(err, errToken) || got != (request{}) {
+			t.Fatalf("with another token %+v, %v", got, err)
+		}
+		got, err := readRequest(bytes.NewReader(signed.Bytes()), "token", nonce)
+		if errors.Is(err, errToken) {
+			t.Fatal("the right token is refused")
+		}
+		if err != nil || got.check() != nil {
+			return
+		}
+		var b bytes.Buffer
+		if err := writeRequest(&b, "token", nonce, got); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := readRequest(&b, "token", nonce); err != nil || again != got {
+			t.Fatalf("%+v became %+v, %v", got, again, err)
+		}
+		if _, err := readRequest(bytes.NewReader(body), "token", nonce); err == nil {
+			t.Fatal("an unsigned request was taken")
+		}
+	})
+}
+
+// FuzzHeader: a datagram's header is what was put there, or there is none.
+func FuzzHeader(f *testing.F) {
+	f.Add(make([]byte, headerLen))
+	f.Add([]byte("too short"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		cookie, kind, seq, ok := header(b)
+		if ok != (len(b) >= headerLen) {
+			t.Fatalf("%d bytes: %v", len(b), ok)
+		}
+		if !ok {
+			return
+		}
+		again := make([]byte, headerLen)
+		putHeader(again, cookie, kind, seq)
+		if !bytes.Equal(again, b[:headerLen]) {
+			t.Fatalf("%x became %x", b[:headerLen], again)
+		}
+	})
+}
+
 func TestRequestNeedsToken(t *testing.T) {
 	nonce := bytes.Repeat([]byte{1}, nonceLen)
 	want := request{Session: strings.Repeat("s", 16), Job: jobEcho, Millis: 1000, Rate: 5}

@@ -7,14 +7,15 @@ import (
 )
 
 // Complete finishes the checksum that info says is left undone in p, and does nothing where none is. It
-// reports false where the offsets lie outside p. The field holds the pseudo-header's sum and is part of what
-// is summed.
+// reports false where the offsets lie outside p, or in its IP header: that has been looked at already, and a
+// guest of this host, whose virtio header the kernel passes on, could have it changed afterwards. The field holds
+// the pseudo-header's sum and is part of what is summed.
 func Complete(p []byte, info Info) bool {
 	if !info.NeedsCsum {
 		return true
 	}
 	at := int(info.CsumStart) + int(info.CsumOffset)
-	if at+2 > len(p) {
+	if at+2 > len(p) || int(info.CsumStart) < ipHeaderLen(p) {
 		return false
 	}
 	sum := ^encap.Sum(p[info.CsumStart:], 0)
@@ -23,6 +24,14 @@ func Complete(p []byte, info Info) bool {
 	}
 	binary.BigEndian.PutUint16(p[at:], sum)
 	return true
+}
+
+// ipHeaderLen is where an IP packet's payload begins, or its first extension header.
+func ipHeaderLen(p []byte) int {
+	if p[0]>>4 == 6 {
+		return 40
+	}
+	return int(p[0]&15) * 4
 }
 
 // Partial returns the Info with which p is handed on as it is, when p is a TCP or UDP packet, no fragment,

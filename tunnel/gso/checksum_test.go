@@ -55,15 +55,21 @@ func TestCompleteZero(t *testing.T) {
 
 func TestCompleteOutside(t *testing.T) {
 	p := make([]byte, 30)
+	p[0] = 0x45
 	for _, c := range []struct {
 		start, offset uint16
 		want          bool
 	}{
 		{20, 8, true}, {28, 0, true}, {20, 9, false}, {29, 0, false}, {30, 0, false}, {31, 0, false}, {65535, 65535, false}, {0, 65535, false},
+		{0, 2, false}, {19, 1, false}, {12, 10, false}, // where it would spoil the IP header
 	} {
 		if got := Complete(p, Info{NeedsCsum: true, CsumStart: c.start, CsumOffset: c.offset}); got != c.want {
 			t.Errorf("checksum at %d + %d of 30 bytes: %v", c.start, c.offset, got)
 		}
+	}
+	six := append([]byte{0x60}, make([]byte, 49)...)
+	if Complete(six, Info{NeedsCsum: true, CsumStart: 39}) || !Complete(six, Info{NeedsCsum: true, CsumStart: 40}) {
+		t.Error("IPv6's header is not kept, or more than it")
 	}
 	if Complete(nil, Info{NeedsCsum: true}) {
 		t.Error("a checksum of nothing")

@@ -57,3 +57,24 @@ func TestInfoSegments(t *testing.T) {
 		}
 	}
 }
+
+// FuzzInfo: of a virtio header we keep what we know, and write it back as it was.
+func FuzzInfo(f *testing.F) {
+	f.Add([]byte{1, 1, 54, 0, 0xa8, 5, 20, 0, 16, 0})
+	f.Add([]byte{2, 0x85, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < InfoLen {
+			return
+		}
+		var i, again Info
+		i.Decode(b)
+		out := make([]byte, InfoLen)
+		i.Encode(out)
+		again.Decode(out)
+		want := bytes.Clone(b[:InfoLen])
+		want[0] &= flagNeedsCsum
+		if again != i || !bytes.Equal(out, want) {
+			t.Fatalf("%x is %+v, and written %x", b[:InfoLen], i, out)
+		}
+	})
+}

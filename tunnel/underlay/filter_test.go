@@ -211,3 +211,29 @@ func TestSpans(t *testing.T) {
 		}
 	}
 }
+
+// FuzzFilter: whatever the peers' addresses are, the program is one that the kernel takes, agrees with its twin,
+// and a coarse one refuses none of them.
+func FuzzFilter(f *testing.F) {
+	f.Add([]byte{192, 0, 2, 1, 192, 0, 2, 2, 10, 0, 0, 1}, uint32(0xc0000203), uint16(1))
+	f.Add([]byte{0, 0, 0, 0, 255, 255, 255, 255}, uint32(0x7fffffff), uint16(2))
+	f.Add([]byte{}, uint32(0), uint16(0))
+	f.Fuzz(func(t *testing.T, data []byte, probe uint32, most uint16) {
+		var addrs []uint32
+		for ; len(data) >= 4; data = data[4:] {
+			addrs = append(addrs, binary.BigEndian.Uint32(data))
+		}
+		exact := spansOf(slices.Clone(addrs))
+		coarse := exact.coarse(1 + int(most))
+		in, inCoarse := inVM(t, exact), inVM(t, coarse)
+		for _, a := range append(addrs, probe, probe+1) {
+			known := slices.Contains(addrs, a)
+			if in(a) != known || exact.contains(a) != known || known && !inCoarse(a) {
+				t.Fatalf("%#x is a peer's: %v; the filter says %v, the ranges %v, the coarse filter %v", a, known, in(a), exact.contains(a), inCoarse(a))
+			}
+		}
+		if len(coarse) > 1+int(most) || len(exact) <= maxRanges && len(filterProgram(exact, sourceOffset)) > maxInstructions {
+			t.Fatalf("%d ranges made coarse to %d are %d", len(exact), 1+most, len(coarse))
+		}
+	})
+}
