@@ -12,19 +12,22 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"muslin/tunnel/handover"
 )
 
-// FuzzControl: whatever is said to the control socket, it does not panic, asks for the status only by GET,
-// and answers the next one who asks rightly.
+// FuzzControl: whatever is said to the control socket, it does not panic, asks for the status only by GET, lets
+// itself be replaced only by POST, and answers the next one who asks rightly.
 func FuzzControl(f *testing.F) {
 	f.Add([]byte("GET /v1/status HTTP/1.1\r\nHost: muslin\r\n\r\n"))
 	f.Add([]byte("POST /v1/status HTTP/1.1\r\nHost: muslin\r\nContent-Length: 5\r\n\r\nhello"))
 	f.Add([]byte("GET /../v1//status HTTP/1.0\r\n\r\n"))
 	f.Add([]byte("GET /v1/status HTTP/1.1\r\nHost: muslin\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"))
+	f.Add([]byte("POST " + handover.Path + " HTTP/1.1\r\nHost: muslin\r\nConnection: Upgrade\r\nUpgrade: muslin-handover\r\n\r\n"))
 	f.Add([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
 	f.Add([]byte{0x16, 3, 1, 0, 5})
 
-	var asked atomic.Int64
+	var asked, replaced atomic.Int64
 	path := filepath.Join(f.TempDir(), "control.sock")
 	l, err := listenControl(path)
 	if err != nil {
@@ -32,7 +35,11 @@ func FuzzControl(f *testing.F) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	handler := controlHandler(func() *Status { asked.Add(1); return &Status{State: stateRunning} })
+	handler := controlHandler(func() *Status { asked.Add(1); return &Status{State: stateRunning} },
+		func(w http.ResponseWriter, _ *http.Request) {
+			replaced.Add(1)
+			http.Error(w, "not now", http.StatusConflict)
+		})
 	go func() { done <- serveHTTP(ctx, l, handler) }()
 	f.Cleanup(func() {
 		stop()
@@ -41,7 +48,7 @@ func FuzzControl(f *testing.F) {
 		}
 	})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		before := asked.Load()
+		before, places := asked.Load(), replaced.Load()
 		conn, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
@@ -73,6 +80,9 @@ func FuzzControl(f *testing.F) {
 		reads := bytes.Contains(data, []byte("GET ")) || bytes.Contains(data, []byte("HEAD "))
 		if n := asked.Load() - before; n > 0 && !reads || answered > n {
 			t.Fatalf("asked %d times and answered %d times for %q", n, answered, data)
+		}
+		if replaced.Load() > places && !bytes.Contains(data, []byte("POST ")) {
+			t.Fatalf("asked to be replaced by %q", data)
 		}
 		if s, err := askStatus(context.Background(), path); err != nil || s.State != stateRunning {
 			t.Fatalf("afterwards the status is %+v, %v", s, err)
