@@ -84,7 +84,10 @@ func (e *earlyFilter) thaw() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.frozen = false
-	if e.off == "" && e.peers != nil {
+	switch {
+	case e.off != "":
+		e.detachAll()
+	case e.peers != nil:
 		e.attach(spansOf(outerAddrs(e.peers)))
 	}
 }
@@ -196,12 +199,17 @@ func (e *earlyFilter) attachAll(program []bpf.Instruction) error {
 // drop goes without a filter from now on.
 func (e *earlyFilter) drop(cause error) {
 	e.off = fmt.Sprintf("the kernel refused the filter: %v", cause)
+	e.detachAll()
+	e.log.Warn("strangers' datagrams are dropped here instead of in the kernel", "feature", kernel.EarlyFilter, "reason", e.off)
+}
+
+func (e *earlyFilter) detachAll() {
 	for _, s := range e.sockets {
 		if err := s.with(detachFilter); err != nil && !errors.Is(err, os.ErrClosed) {
-			e.log.Error("a filter cannot be taken off the overlay's socket, and new peers will not be heard: restart with --features=-"+kernel.EarlyFilter, "feature", kernel.EarlyFilter, "err", err)
+			e.log.Error("a filter cannot be taken off the overlay's socket, and new peers will not be heard: restart with --features=-"+kernel.EarlyFilter,
+				"feature", kernel.EarlyFilter, "err", err)
 		}
 	}
-	e.log.Warn("strangers' datagrams are dropped here instead of in the kernel", "feature", kernel.EarlyFilter, "reason", e.off)
 }
 
 // on reports whether the sockets have a filter.

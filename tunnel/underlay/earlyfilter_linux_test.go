@@ -327,8 +327,13 @@ func TestEarlyFilterOfAdoptedSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("after it gave them back", old)
-	successor("-early-filter")
+	without := successor("-early-filter")
 	want("with one that wants no filter", old, young)
+	c.filter.attach(spansOf([]uint32{number(last)})) // before it has heard that it is to pause
+	if err := without.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	want("when that one goes on", old, young)
 }
 
 // What a change of one lease costs among 10,000.
