@@ -60,7 +60,8 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
 # The suites with the built binary need the machine to themselves, so they are no part of the others.
-UNIT = $$($(GO) list ./... | grep -v -e /bench/e2e -e /bench/fault -e /bench/scale -e /bench/soak)
+SUITES := e2e fault restart scale soak systemd
+UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
 test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
@@ -87,8 +88,8 @@ test-systemd: deps-systemd build ## The systemd unit under a real systemd: right
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/systemd
 
 .PHONY: test-fault
-test-fault: deps-test build ## Faults of etcd and of leases, floods; every packet is counted (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 15m -v ./bench/fault
+test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m -v ./bench/fault ./bench/restart
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
@@ -141,8 +142,8 @@ soak: deps-test build ## Traffic, churn and restarts for SOAK (30m): what the da
 	$(GO) run ./bench/plot bench/results
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for FUZZTIME (15s)
-	GO="$(GO)" bench/fuzz/run.sh $(FUZZTIME)
+fuzz: ## Run each fuzz target for FUZZTIME (15s), two side by side
+	GO="$(GO)" bench/fuzz/run.sh $(FUZZTIME) 2
 
 .PHONY: fuzz-long
 fuzz-long: ## Run each fuzz target for 5 minutes, two side by side: an hour and more
