@@ -84,7 +84,41 @@ func (m *MemStore) PutConfig(ctx context.Context, value []byte, revision int64) 
 	}
 	m.revision++
 	m.config, m.configRev = bytes.Clone(value), m.revision
+	m.wake()
 	return nil
+}
+
+// RemoveConfig deletes the network config, as somebody who is not muslin might.
+func (m *MemStore) RemoveConfig() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.revision++
+	m.config, m.configRev = nil, 0
+	m.wake()
+}
+
+// WatchConfig implements Store.
+func (m *MemStore) WatchConfig(ctx context.Context, changed func()) error {
+	for seen := int64(-1); ; {
+		m.mu.Lock()
+		now, wake, err := m.configRev, m.changed, m.unavailable(ctx)
+		m.mu.Unlock()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if now != seen {
+			seen = now
+			changed()
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // List implements Store.

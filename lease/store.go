@@ -55,6 +55,10 @@ type Store interface {
 	// ErrConflict), or Absent (otherwise ErrExists), or Any.
 	PutConfig(ctx context.Context, value []byte, revision int64) error
 
+	// WatchConfig calls changed when the watch stands and after every change of the network config, its
+	// deletion too, until ctx ends (then it returns nil) or the watch breaks.
+	WatchConfig(ctx context.Context, changed func()) error
+
 	// List returns every key below "<prefix>/subnets/", foreign ones too, and those beside it that begin
 	// with "<prefix>/subnets", since flannel takes them for leases; and the revision of the answer.
 	List(ctx context.Context) (entries []Entry, revision int64, err error)

@@ -210,7 +210,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 		memory.know = func() *lease.Memory { return r.member.memory(r.src) }
 		r.member.changed = memory.touch
 		r.keepers = []*pausable{newPausable(r.member.keeper.Run), newPausable(memory.run)}
-		all = append(all, r.member.feed.Run)
+		all = append(all, r.member.feed.Run, r.member.config.Run)
 	}
 	r.member.onTable = r.vtep.SetTable
 	for _, p := range append(r.guards, r.keepers...) {

@@ -115,9 +115,10 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 type membership struct {
 	subnet  netip.Prefix
 	peers   peerSource
-	keeper  *lease.Keeper    // nil with a peers file, as the rest
-	watcher *lease.Watcher   // is peers
-	feed    *lease.Feed      // of keeper and watcher
+	keeper  *lease.Keeper  // nil with a peers file, as the rest
+	watcher *lease.Watcher // is peers
+	feed    *lease.Feed    // of keeper and watcher
+	config  *lease.ConfigWatcher
 	changed func()           // set before any task runs, as is onTable: what is worth remembering may be new
 	onTable func(*fib.Table) // also with a peers file
 }
@@ -186,7 +187,7 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	var err error
 	m.keeper, err = lease.NewKeeper(lease.KeeperConfig{
 		Store: src.store, Feed: m.feed, Network: src.config, Attrs: n.attrs(), Previous: previous,
-		Margin: d.opts.renewMargin, Logger: d.log,
+		TTL: d.opts.flags.leaseTTL, Margin: d.opts.renewMargin, Logger: d.log,
 		Changed: func(lease.KeepStatus) {
 			if m.changed != nil {
 				m.changed()
@@ -216,5 +217,6 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 		Logger:  d.log,
 	})
 	m.peers = m.watcher
+	m.config = lease.NewConfigWatcher(src.store, src.config, m.subnet, d.log)
 	return m, nil
 }

@@ -114,6 +114,9 @@ func (s *Status) fillRunning(v *viewState) {
 			expires := k.Lease.Expires.UTC()
 			s.Node.LeaseExpires = &expires
 		}
+		if warning := v.member.config.Warning(); warning != "" {
+			s.warn(warning)
+		}
 		if k.LastError != "" {
 			s.warn("own lease: " + k.LastError)
 		}

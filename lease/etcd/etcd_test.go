@@ -152,6 +152,11 @@ func harness(url string) func(*testing.T) storetest.Harness {
 					t.Fatal(err)
 				}
 			},
+			RemoveConfig: func(t *testing.T) {
+				if _, err := raw.Delete(t.Context(), prefix+"/config"); err != nil {
+					t.Fatal(err)
+				}
+			},
 			Compact: func(t *testing.T) {
 				r, err := raw.Get(t.Context(), "x")
 				if err == nil {

@@ -135,9 +135,32 @@ func (s *Store) entry(kv *mvccpb.KeyValue) lease.Entry {
 	}
 }
 
-// Watch implements lease.Store. The etcd client mends a broken watch by itself and says nothing; so
-// the state of its connection is watched as well, and Watch returns when that is lost.
+// Watch implements lease.Store.
 func (s *Store) Watch(ctx context.Context, from int64, changed func([]lease.Event, int64)) error {
+	seen := from - 1
+	return s.watch(ctx, s.subnets(), func(a clientv3.WatchResponse) {
+		switch {
+		case a.Created:
+			changed(nil, seen)
+		case a.IsProgressNotify():
+			seen = a.Header.Revision
+			changed(nil, seen)
+		default:
+			seen = max(seen, a.Header.Revision)
+			changed(s.events(a.Events), seen)
+		}
+	}, clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
+}
+
+// WatchConfig implements lease.Store.
+func (s *Store) WatchConfig(ctx context.Context, changed func()) error {
+	return s.watch(ctx, s.configKey(), func(clientv3.WatchResponse) { changed() })
+}
+
+// watch calls answer for what the server says about a watch, first that it stands. The etcd client mends a broken
+// watch by itself and says nothing; so the state of its connection is watched as well, and watch returns when
+// that is lost.
+func (s *Store) watch(ctx context.Context, key string, answer func(clientv3.WatchResponse), options ...clientv3.OpOption) error {
 	c, err := s.connect(ctx)
 	if err != nil {
 		return err
@@ -151,11 +174,9 @@ func (s *Store) Watch(ctx context.Context, from int64, changed func([]lease.Even
 	}()
 	defer func() { cancel(); <-dead }()
 
-	answers := c.Watch(clientv3.WithRequireLeader(s.apart(inner)), s.subnets(),
-		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithCreatedNotify(), clientv3.WithProgressNotify())
+	answers := c.Watch(clientv3.WithRequireLeader(s.apart(inner)), key, append(options, clientv3.WithCreatedNotify())...)
 	created := time.NewTimer(s.cfg.Timeout)
 	defer created.Stop()
-	seen := from - 1
 	for {
 		select {
 		case <-ctx.Done():
@@ -177,17 +198,10 @@ func (s *Store) Watch(ctx context.Context, from int64, changed func([]lease.Even
 			if err := a.Err(); err != nil {
 				return s.explain(ctx, err)
 			}
-			switch {
-			case a.Created:
+			if a.Created {
 				created.Stop()
-				changed(nil, seen)
-			case a.IsProgressNotify():
-				seen = a.Header.Revision
-				changed(nil, seen)
-			default:
-				seen = max(seen, a.Header.Revision)
-				changed(s.events(a.Events), seen)
 			}
+			answer(a)
 		}
 	}
 }

@@ -15,9 +15,10 @@ import (
 
 // Harness is a fresh, empty store and what somebody else can do to it.
 type Harness struct {
-	Store   lease.Store
-	PutRaw  func(t *testing.T, key, value string) // below the leases, without a time to live
-	Compact func(t *testing.T)                    // the history up to now
+	Store        lease.Store
+	PutRaw       func(t *testing.T, key, value string) // below the leases, without a time to live
+	RemoveConfig func(t *testing.T)
+	Compact      func(t *testing.T) // the history up to now
 	// ShortTTL is a time to live that the store keeps to and that a test can wait for.
 	ShortTTL time.Duration
 }
@@ -36,6 +37,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Harness) {
 		run  func(*testing.T, context.Context, Harness)
 	}{
 		{"config", config},
+		{"watch of the config", watchConfig},
 		{"create", create},
 		{"compare and set", compareAndSet},
 		{"delete", remove},
@@ -273,4 +275,53 @@ func compaction(t *testing.T, ctx context.Context, h Harness) {
 		}
 	})
 	want(t, "Watch from a compacted revision", err, lease.ErrCompacted)
+}
+
+func watchConfig(t *testing.T, ctx context.Context, h Harness) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	told := make(chan string, 100)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- h.Store.WatchConfig(ctx, func() {
+			value, _, err := h.Store.Config(ctx)
+			if errors.Is(err, lease.ErrNoConfig) {
+				value, err = []byte("none"), nil
+			}
+			if err != nil {
+				t.Errorf("Config: %v", err)
+			}
+			told <- string(value)
+		})
+	}()
+	expect := func(value string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told: // perhaps several times
+				if got == value {
+					return
+				}
+			case err := <-ended:
+				t.Fatalf("WatchConfig ended: %v", err)
+			case <-ctx.Done():
+				t.Fatalf("not told of %q", value)
+			}
+		}
+	}
+	expect("none")
+	want(t, "create", h.Store.PutConfig(ctx, []byte("one"), lease.Absent), nil)
+	expect("one")
+	want(t, "change", h.Store.PutConfig(ctx, []byte("two"), lease.Any), nil)
+	expect("two")
+	h.RemoveConfig(t)
+	expect("none")
+	put(t, ctx, h, keyA, valid, time.Minute, lease.Absent)
+	cancel()
+	want(t, "WatchConfig of an ended context", <-ended, nil)
+	for len(told) > 0 {
+		if got := <-told; got != "none" {
+			t.Errorf("told of %q", got)
+		}
+	}
 }
