@@ -6,7 +6,7 @@
 #   bench/fuzz/run.sh --keep                  take a part of what was found so far into testdata/fuzz, for all to begin with
 #
 # It goes on after a failure and ends with status 1: go test has written the input that fails into testdata/fuzz, where
-# it stays as a test. No root is needed.
+# it stays as a test. What go test said is in build/fuzz, in a file for each target. No root is needed.
 set -eu
 cd "$(dirname "$0")/../.."
 export CGO_ENABLED=0
@@ -21,7 +21,7 @@ list() {
 one() {
 	local dir=$1 target=$2 out begin=$SECONDS
 	out=$work/$(echo "$dir-$target" | tr / -)
-	echo "$dir $target" >&2
+	echo "$(date +%T) $dir $target" >&2
 	if ! "$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -parallel "$parallel" "./$dir" >"$out.log" 2>&1; then
 		cat "$out.log" >&2
 		touch "$work/failed"
@@ -52,11 +52,14 @@ case "${1-}" in
 --list) list ;;
 --keep) keep ;;
 [0-9]*)
-	work=$(mktemp -d)
-	trap 'rm -rf "$work"' EXIT
+	# Workers are killed, and leave their temporary files behind.
+	work=$PWD/build/fuzz TMPDIR=$PWD/build/fuzz/tmp
+	rm -rf "$work"
+	mkdir -p "$TMPDIR"
+	trap 'rm -rf "$TMPDIR"' EXIT
 	time=$1 side=${2-1} parallel=$(((($(nproc) + side - 1)) / side))
 	export -f one
-	export work time parallel go
+	export work time parallel go TMPDIR
 	begin=$SECONDS
 	list | grep -E "${3-.}" | xargs -P "$side" -L 1 bash -euc 'one "$@"' one
 	sort "$work/sums" | awk '
