@@ -22,13 +22,17 @@ one() {
 	local dir=$1 target=$2 out begin=$SECONDS
 	out=$work/$(echo "$dir-$target" | tr / -)
 	echo "$(date +%T) $dir $target" >&2
-	if ! "$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -parallel "$parallel" "./$dir" >"$out.log" 2>&1; then
+	if ! "$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -parallel "$parallel" "./$dir" >"$out.log" 2>&1 && ! late "$out.log"; then
 		cat "$out.log" >&2
 		touch "$work/failed"
 	fi
 	sed -nE 's/^fuzz: elapsed: .*execs: ([0-9]+).*new interesting: ([0-9]+) \(total: ([0-9]+)\)$/\1 \2 \3/p' "$out.log" |
 		tail -n 1 | sed "s,.*,$dir $target & $((SECONDS - begin))," >>"$work/sums"
 }
+
+# late reports whether all that failed is that the end of TIME met a busy worker: a fault of go test before Go 1.27
+# (golang.org/issue/75804), which says no more than this and writes no input.
+late() { grep -q '^    context deadline exceeded$' "$1" && ! grep -q 'Failing input written' "$1"; }
 
 # keep spreads what it takes over all lengths, so that there are small inputs and large ones.
 keep() {
@@ -58,7 +62,7 @@ case "${1-}" in
 	mkdir -p "$TMPDIR"
 	trap 'rm -rf "$TMPDIR"' EXIT
 	time=$1 side=${2-1} parallel=$(((($(nproc) + side - 1)) / side))
-	export -f one
+	export -f one late
 	export work time parallel go TMPDIR
 	begin=$SECONDS
 	list | grep -E "${3-.}" | xargs -P "$side" -L 1 bash -euc 'one "$@"' one
