@@ -15,19 +15,19 @@ import (
 // object is a JSON object taken apart field by field, so that every complaint can name its field.
 type object struct {
 	fields []field
-	used   map[string]bool // by lower-case name
 }
 
 type field struct {
 	name string
-	raw  json.RawMessage
-	at   int // offset of the end of the name in the input
+	raw  json.RawMessage // compact
+	at   int             // offset of the end of the name in the input
+	used bool            // somebody has asked for a field of this name
 }
 
 // decodeObject wants exactly one JSON object. It keeps duplicate fields, in order.
 func decodeObject(data []byte) (*object, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
-	o := &object{used: make(map[string]bool)}
+	o := new(object)
 	first, err := dec.Token()
 	if err != nil {
 		return nil, syntaxError(data, dec, err)
@@ -45,7 +45,7 @@ func decodeObject(data []byte) (*object, error) {
 		if err := dec.Decode(&raw); err != nil {
 			return nil, syntaxError(data, dec, err)
 		}
-		o.fields = append(o.fields, field{name.(string), raw, at})
+		o.fields = append(o.fields, field{name: name.(string), raw: compact(raw), at: at})
 	}
 	if _, err := dec.Token(); err != nil {
 		return nil, syntaxError(data, dec, err)
@@ -112,24 +112,32 @@ func kindOf(raw []byte) string {
 	return "the number " + text
 }
 
+// compact takes the blanks out of a value, which mostly has none: that of a lease is written by a program.
+func compact(raw json.RawMessage) json.RawMessage {
+	if !bytes.ContainsAny(raw, " \t\r\n") {
+		return raw
+	}
+	var b bytes.Buffer
+	if json.Compact(&b, raw) != nil {
+		return raw
+	}
+	return b.Bytes()
+}
+
 // raw returns the last value of that name in compact form, or nil if it is missing or null. Names match
 // without regard to case, as encoding/json matches them for flannel.
 func (o *object) raw(name string) json.RawMessage {
-	o.used[strings.ToLower(name)] = true
 	var found json.RawMessage
-	for _, f := range o.fields {
-		if strings.EqualFold(f.name, name) {
+	for i := range o.fields {
+		if f := &o.fields[i]; strings.EqualFold(f.name, name) {
+			f.used = true
 			found = f.raw
 		}
 	}
-	if found == nil || string(found) == "null" {
+	if string(found) == "null" {
 		return nil
 	}
-	var b bytes.Buffer
-	if json.Compact(&b, found) != nil {
-		return found
-	}
-	return b.Bytes()
+	return found
 }
 
 // has reports whether the field is there, be it null.
@@ -231,7 +239,7 @@ func (o *object) complaints(where string, known []string) []string {
 		switch {
 		case seen[lower] == 2:
 			out = append(out, fmt.Sprintf("field %s%s is given more than once; the last one counts", where, clip(f.name)))
-		case seen[lower] == 1 && !o.used[lower]:
+		case seen[lower] == 1 && !f.used:
 			text := fmt.Sprintf("field %s%s is not known and is ignored", where, clip(f.name))
 			if near := nearest(f.name, known); near != "" {
 				text += fmt.Sprintf(" (did you mean %s?)", near)

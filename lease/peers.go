@@ -13,13 +13,25 @@ import (
 	"muslin/tunnel/fib"
 )
 
-// A change waits for others, so that a burst makes one table: longer where tables are dear, so that making
-// them, and taking them into use, keeps a processor busy for no more than one part in gatherShare.
+// A change waits for others, so that a burst makes one table. While changes keep coming they wait longer, and
+// the longer the dearer tables are: making them, and taking them into use, keeps a processor busy for no more
+// than one part in gatherShare.
 const (
-	gatherLeast = 5 * time.Millisecond
-	gatherMost  = 50 * time.Millisecond
-	gatherShare = 20
+	gatherLeast  = 5 * time.Millisecond
+	gatherSteady = 20 * time.Millisecond // where the last table was made less than steady ago
+	gatherMost   = 50 * time.Millisecond
+	gatherShare  = 20
+
+	steady = 100 * time.Millisecond
 )
+
+// gather is how long a change waits that comes some time after the last table was made, which took a time.
+func gather(since, took time.Duration) time.Duration {
+	if since >= steady {
+		return gatherLeast
+	}
+	return min(max(gatherSteady, gatherShare*took), gatherMost)
+}
 
 // WatcherConfig says what a Watcher watches and for whom.
 type WatcherConfig struct {
@@ -93,7 +105,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 // publish hands out a table at first, and whenever the peers have changed.
 func (w *Watcher) publish(ctx context.Context) error {
-	gather, first := gatherLeast, true
+	first := true
+	var last time.Time // when the last table was in use
+	var took time.Duration
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,7 +115,7 @@ func (w *Watcher) publish(ctx context.Context) error {
 		case <-w.dirty:
 		case <-w.holdCheck():
 		}
-		if pause(ctx, gather) != nil {
+		if pause(ctx, gather(time.Since(last), took)) != nil {
 			return nil
 		}
 		select {
@@ -113,7 +127,8 @@ func (w *Watcher) publish(ctx context.Context) error {
 			first = false
 			w.cfg.OnTable(t)
 		}
-		gather = min(max(gatherLeast, gatherShare*time.Since(began)), gatherMost)
+		last = time.Now()
+		took = last.Sub(began)
 	}
 }
 
