@@ -146,6 +146,13 @@ func (b *bed) scatter(t *testing.T, m *lab.Muslin, nodes int) float64 {
 // transmitted is how many packets the host's eth0 has sent.
 func transmitted(t *testing.T, h *lab.Host) int {
 	t.Helper()
+	return deviceCounter(t, h, 9)
+}
+
+// deviceCounter is a field of eth0's in /proc/net/dev, counted from 0: eight of what was received, then bytes
+// and packets sent.
+func deviceCounter(t *testing.T, h *lab.Host, field int) int {
+	t.Helper()
 	var n int
 	if err := h.Do(func() error {
 		content, err := os.ReadFile("/proc/thread-self/net/dev")
@@ -153,12 +160,11 @@ func transmitted(t *testing.T, h *lab.Host) int {
 			return err
 		}
 		_, line, _ := strings.Cut(string(content), "eth0:")
-		// Eight fields of what was received; then bytes and packets sent.
 		fields := strings.Fields(line)
-		if len(fields) < 10 {
+		if len(fields) <= field {
 			return fmt.Errorf("no eth0 in /proc/net/dev of %s", h.Name)
 		}
-		n, err = strconv.Atoi(fields[9])
+		n, err = strconv.Atoi(fields[field])
 		return err
 	}); err != nil {
 		t.Fatal(err)
