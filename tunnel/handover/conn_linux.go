@@ -154,12 +154,12 @@ func (c conn) explain(err error) error {
 // errLate is a limit that is over.
 var errLate = errors.New("the other process does not answer")
 
-func peerPID(raw syscall.RawConn) (int, error) {
+func peer(raw syscall.RawConn) (pid, uid int, err error) {
 	var who *unix.Ucred
 	var failed error
-	err := raw.Control(func(fd uintptr) { who, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	err = raw.Control(func(fd uintptr) { who, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err = errors.Join(err, failed); err != nil {
-		return 0, fmt.Errorf("getsockopt SO_PEERCRED: %w", err)
+		return 0, 0, fmt.Errorf("getsockopt SO_PEERCRED: %w", err)
 	}
-	return int(who.Pid), nil
+	return int(who.Pid), int(who.Uid), nil
 }

@@ -137,11 +137,11 @@ type OtherError struct{ Reason string }
 
 func (e *OtherError) Error() string { return e.Reason }
 
-// PeerPID is the process at the other end, as it was when the connection was made.
-func PeerPID(c *net.UnixConn) (int, error) {
+// Peer is the process at the other end and its user, as they were when the connection was made.
+func Peer(c *net.UnixConn) (pid, uid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return peerPID(raw)
+	return peer(raw)
 }
