@@ -84,9 +84,13 @@ func keepProcessors(queues int) {
 // that the TUN device of a killed daemon is there.
 func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix, found bool) error {
 	conn, dev, err := d.openSides(ctx, node, found)
+	if err != nil && d.place.isKept() {
+		conn, dev, err = d.openWithoutKept(ctx, src, node, previous, err)
+	}
 	if err != nil {
 		return err
 	}
+	defer d.leaveWithSystemd(conn, dev)()
 	defer conn.Close()
 	defer dev.Close()
 
@@ -125,6 +129,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 	}
 	defer d.undo(state)
 	if d.place.from == nil {
+		dev.Keep(false) // at the end, not with a crash
 		if err := dev.Persist(); err != nil {
 			d.log.Warn("the TUN device and its routes go away if this daemon is killed", "tun", dev.Name(), "err", err)
 		}
@@ -170,9 +175,24 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*underl
 	return conn, dev, nil
 }
 
-// undo puts the host back as it was, unless another daemon runs there.
+// openWithoutKept is openSides when what systemd has kept of the last daemon could not be taken over.
+func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, previous netip.Prefix, why error) (*underlay.Conn, device, error) {
+	if err := d.giveUpKept(ctx, why); err != nil {
+		return nil, nil, err
+	}
+	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := d.checkConflicts(src, node, previous, found); err != nil {
+		return nil, nil, err
+	}
+	return d.openSides(ctx, node, found)
+}
+
+// undo puts the host back as it was, unless another daemon runs there or is to go on with it.
 func (d *daemon) undo(state *host.State) {
-	if d.departure != nil || !d.isAlone() {
+	if d.departure != nil || d.left || !d.isAlone() {
 		return
 	}
 	if err := state.Undo(); err != nil {
@@ -225,6 +245,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	return append(all,
 		d.whenAlone(d.announce),
 		d.whenAlone(r.giveWay),
+		d.whenAlone(r.leave),
 		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.vtep) },
 		d.whenAlone(d.notifySystemd))
 }

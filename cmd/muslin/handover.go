@@ -12,6 +12,7 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
+	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/handover"
@@ -43,6 +44,8 @@ type running struct {
 	conn   *underlay.Conn
 	dev    device
 	state  *host.State
+
+	askedBy int // user of the process that wants our place
 
 	keepers []*pausable // what writes to the store, or to the memory of it
 	guards  []*pausable // what keeps the host as it is set up
@@ -86,11 +89,12 @@ func (r *running) giveWay(ctx context.Context) error {
 }
 
 func (r *running) handOver(ctx context.Context, c *net.UnixConn) error {
-	pid, err := handover.PeerPID(c)
+	pid, uid, err := handover.Peer(c)
 	if err != nil {
 		c.Close()
 		return err
 	}
+	r.askedBy = uid
 	// When we are stopped meanwhile, the successor is told so; it is not as if we were dead.
 	defer context.AfterFunc(ctx, func() { c.CloseRead() })()
 	departure, err := handover.Give(c, r, handover.DefaultLimits)
@@ -108,6 +112,9 @@ func (r *running) handOver(ctx context.Context, c *net.UnixConn) error {
 
 // Offer implements handover.Predecessor.
 func (r *running) Offer(h handover.Hello) (o handover.Offer, err error) {
+	if err := r.ofOurUser(); err != nil {
+		return o, err
+	}
 	r.d.log.Info("another process is about to replace this daemon", "its_version", h.Version, "version", buildVersion())
 	o = handover.Offer{Version: buildVersion(), Parts: []string{handover.Packets}}
 	if r.src.embedded != nil {
@@ -128,6 +135,19 @@ func (r *running) Offer(h handover.Hello) (o handover.Offer, err error) {
 		g.Hold()
 	}
 	return o, nil
+}
+
+// ofOurUser refuses a successor that runs as another user: the files in the state directory would be closed to
+// whoever comes after it. systemd would not follow it either.
+func (r *running) ofOurUser() error {
+	if r.askedBy == os.Geteuid() {
+		return nil
+	}
+	hint := "start the new one as that user"
+	if fdstore.Open().Exists() {
+		hint = "it is a systemd service, which `systemctl reload` replaces without a lost packet"
+	}
+	return fmt.Errorf("it runs as user %d, and the new one as user %d: %s", os.Geteuid(), r.askedBy, hint)
 }
 
 func (r *running) addFiles(o *handover.Offer) error {

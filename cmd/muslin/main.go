@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -23,6 +24,9 @@ func main() {
 	if err := newRootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "muslin: %v\n", err)
 		pauseRefused(ctx, err)
+		if errors.Is(err, errLeft) {
+			os.Exit(exitLeft)
+		}
 		os.Exit(1)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/underlay"
@@ -27,6 +28,8 @@ type place struct {
 	tun                   []*os.File // one for each queue
 	sockets               underlay.Sockets
 	control, health, lock *os.File // nil: there is none
+
+	kept []fdstore.File // tun and sockets, if systemd has kept them of a daemon that has ended
 }
 
 // about is what a daemon says of itself to its successor.
@@ -51,10 +54,11 @@ const (
 	fileLock    = "lock"
 )
 
-// findPlace asks the running daemon for its place, if that is wanted and one is there.
+// findPlace asks the running daemon for its place, if that is wanted and one is there. Otherwise it is what systemd
+// has kept of the last one (kept.go).
 func (d *daemon) findPlace(ctx context.Context) (place, error) {
 	if !d.opts.flags.replace {
-		return place{}, nil
+		return keptPlace(), nil
 	}
 	s, err := handover.Call(ctx, d.opts.flags.control, handover.Hello{Version: buildVersion()}, handover.DefaultLimits)
 	if errors.Is(err, handover.ErrNobody) {
@@ -87,6 +91,7 @@ func (d *daemon) findPlace(ctx context.Context) (place, error) {
 
 // end closes the place. A daemon that still runs there hears why it is not replaced.
 func (p *place) end(why error) {
+	p.close()
 	if p.from == nil {
 		return
 	}

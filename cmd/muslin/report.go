@@ -49,7 +49,7 @@ func (d *daemon) notifySystemd(ctx context.Context) error {
 		log.Warn("systemd was not told that we are ready", "err", err)
 	}
 	defer func() {
-		if d.departure == nil { // or else the service goes on
+		if d.departure == nil && !d.left { // or else the service goes on
 			systemd.SdNotify(false, systemd.SdNotifyStopping)
 		}
 	}()

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -98,6 +97,7 @@ type daemon struct {
 	requests  chan *net.UnixConn  // of a process that wants our place
 	busy      atomic.Bool         // with one
 	departure *handover.Departure // a successor has our place; nil: none has
+	left      bool                // everything stays in place for the next daemon
 }
 
 func newDaemon(opts *options) *daemon {
@@ -216,15 +216,7 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 		return err
 	}
 	if d.place.from == nil { // or else the running daemon has made sure
-		if err := host.CheckConflicts(host.Plan{
-			TUN:      d.opts.flags.tunName,
-			Found:    found,
-			Network:  src.config.Network,
-			Previous: previous,
-			Listen:   netip.AddrPortFrom(iface.Addr, node.port),
-			VXLAN:    node.backend == lease.BackendVXLAN,
-			VNI:      node.vni.Uint32(),
-		}); err != nil {
+		if err := d.checkConflicts(src, node, previous, found); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"muslin/cmd/muslin/fdstore"
+	"muslin/lease"
+	"muslin/tunnel/host"
+	"muslin/tunnel/underlay"
+)
+
+// Under systemd, what packets wait in outlives the daemon: the unit's FileDescriptorStoreMax= has systemd keep
+// the TUN device's queues and the sockets, and give them to the next daemon, which goes on with what has come
+// meanwhile. That is so after a crash, and when the daemon was asked to leave for that (SIGUSR2).
+
+// keptPlace is what systemd has kept of a daemon that has ended; the zero place where that is nothing.
+func keptPlace() place {
+	p := place{kept: fdstore.Received()}
+	for _, f := range p.kept {
+		switch f.Name {
+		case fileTUN:
+			p.tun = append(p.tun, f.File)
+		case fileReceive:
+			p.sockets.Receive = append(p.sockets.Receive, f.File)
+		case fileSend:
+			p.sockets.Send = append(p.sockets.Send, f.File)
+		}
+	}
+	return p
+}
+
+// isKept says that systemd has kept the place, so that no other daemon runs there.
+func (p *place) isKept() bool { return p.from == nil && len(p.kept) > 0 }
+
+// close closes what was kept, in this process.
+func (p *place) close() {
+	for _, f := range p.kept {
+		f.File.Close()
+	}
+}
+
+// giveUpKept has systemd close what it has kept, since this daemon wants it otherwise. What is bound and attached
+// there cannot be opened anew before.
+func (d *daemon) giveUpKept(ctx context.Context, why error) error {
+	d.log.Warn("what systemd kept of the last daemon is not what this one wants: starting without it", "reason", why)
+	counts := make(map[string]int)
+	for _, f := range d.place.kept {
+		counts[f.Name]++
+	}
+	d.place.close()
+	d.place = place{}
+	return dropKept(ctx, counts)
+}
+
+func dropKept(ctx context.Context, counts map[string]int) error {
+	store := fdstore.Open()
+	if !store.Exists() {
+		return nil
+	}
+	var all []error
+	for name, n := range counts {
+		all = append(all, store.Drop(ctx, name, n))
+	}
+	return errors.Join(all...)
+}
+
+// leaveWithSystemd gives systemd what the next daemon is to go on with, and returns what takes it back when the
+// daemon ends in good order. Without a systemd neither does anything.
+func (d *daemon) leaveWithSystemd(conn *underlay.Conn, dev device) (takeBack func()) {
+	store := fdstore.Open()
+	if !store.Exists() {
+		return func() {}
+	}
+	queues, err := dev.Files()
+	sockets, serr := conn.Sockets()
+	defer sockets.Close()
+	counts := make(map[string]int)
+	for name, files := range map[string][]*os.File{fileTUN: queues, fileReceive: sockets.Receive, fileSend: sockets.Send} {
+		counts[name] = len(files)
+		err = errors.Join(err, store.Keep(name, files))
+	}
+	for _, f := range queues {
+		f.Close()
+	}
+	if err = errors.Join(err, serr); err != nil {
+		d.log.Warn("what packets wait in will not outlive a crash", "err", err)
+	}
+	return func() {
+		if d.departure != nil || d.left {
+			return
+		}
+		if err := dropKept(context.Background(), counts); err != nil {
+			d.log.Warn("systemd was not told to close what it keeps of this daemon", "err", err)
+		}
+	}
+}
+
+// checkConflicts looks for what stands in the daemon's way in this host. found says that the TUN device is there
+// and ours; so is what systemd has kept.
+func (d *daemon) checkConflicts(src *source, node *node, previous netip.Prefix, found bool) error {
+	plan := host.Plan{
+		TUN:      d.opts.flags.tunName,
+		Found:    found || d.place.isKept(),
+		Network:  src.config.Network,
+		Previous: previous,
+		VXLAN:    node.backend == lease.BackendVXLAN,
+		VNI:      node.vni.Uint32(),
+	}
+	if !d.place.isKept() {
+		plan.Listen = netip.AddrPortFrom(node.iface.Addr, node.port)
+	}
+	return host.CheckConflicts(plan)
+}
+
+// errLeft ends a daemon that was asked to leave everything in its place.
+var errLeft = errors.New("left everything in place for the next daemon")
+
+// exitLeft is such a daemon's exit status. The unit has systemd start the next one.
+const exitLeft = 75
+
+// leave ends the daemon on SIGUSR2, with everything in its place: no packet is in its hands then.
+func (r *running) leave(ctx context.Context) error {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR2)
+	defer signal.Stop(asked)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-asked:
+	}
+	for _, p := range append(r.keepers, r.guards...) {
+		p.Hold()
+	}
+	if r.src.embedded != nil {
+		if err := r.src.embedded.stop(); err != nil {
+			r.d.log.Error("stop the embedded etcd", "err", err)
+		}
+	}
+	if err := r.vtep.Pause(); err != nil {
+		return fmt.Errorf("leave everything in place: %w", err)
+	}
+	r.dev.Keep(true)
+	r.d.left = true
+	return errLeft
+}
