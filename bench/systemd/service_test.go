@@ -35,6 +35,14 @@ func newOverlay(t *testing.T) *overlay {
 	return o
 }
 
+// expectPing wants the pods to reach each other.
+func expectPing(t *testing.T, o *overlay) {
+	t.Helper()
+	if r, err := o.from.Ping(t.Context(), o.to.Addr, lab.PingOptions{Count: 3}); err != nil || r.Received != 3 {
+		t.Errorf("ping: %+v, %v", r, err)
+	}
+}
+
 // The daemon as the unit starts it carries packets, has nothing but CAP_NET_ADMIN, and leaves nothing when it is
 // stopped.
 //
@@ -43,9 +51,7 @@ func TestService(t *testing.T) {
 	t.Parallel()
 	o := newOverlay(t)
 	h := o.systemd.host
-	if r, err := o.from.Ping(t.Context(), o.to.Addr, lab.PingOptions{Count: 3}); err != nil || r.Received != 3 {
-		t.Errorf("ping: %+v, %v", r, err)
-	}
+	expectPing(t, o)
 	p := labtest.Status(t, o.systemd.m).Privileges
 	if p.UID == 0 || !p.NoNewPrivs || len(p.Capabilities) != 1 || p.Capabilities[0].Name != "CAP_NET_ADMIN" {
 		t.Errorf("privileges %+v, want CAP_NET_ADMIN alone, of a user that is not root", p)
