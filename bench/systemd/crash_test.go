@@ -19,18 +19,19 @@ type ending struct {
 	name    string
 	command []string // ends it
 	result  string   // what systemd calls that
+	inHand  int      // how many packets may be lost each time, each way: what a worker had read and not yet written
 }
 
 var endings = []ending{
-	{"killed", []string{"systemctl", "kill", "--kill-who=main", "--signal=KILL", "muslin"}, "signal"},
+	{"killed", []string{"systemctl", "kill", "--kill-who=main", "--signal=KILL", "muslin"}, "signal", 2},
 	// What a panic does: Go writes every goroutine's stack to the log and exits with status 2.
-	{"panic", []string{"systemctl", "kill", "--kill-who=main", "--signal=QUIT", "muslin"}, "exit-code"},
-	{"reload", []string{"systemctl", "reload", "muslin"}, "success"},
+	{"panic", []string{"systemctl", "kill", "--kill-who=main", "--signal=QUIT", "muslin"}, "exit-code", 2},
+	{"reload", []string{"systemctl", "reload", "muslin"}, "success", 0},
 }
 
 // The daemon ends, and the next one goes on with the queues and sockets that systemd kept. What comes meanwhile
-// waits in the kernel: at 1,000 packets a second each way nothing is lost, and the longest delay is how long
-// nobody read.
+// waits in the kernel: at 1,000 packets a second each way nothing is lost but what was in the daemon's hands when it
+// was killed, and the longest delay is how long nobody read.
 //
 //	p1a ── h1 (systemd, muslin) ── br0 ── h2 (muslin, embedded etcd) ── p2a
 func TestEndsAndGoesOn(t *testing.T) {
@@ -40,7 +41,8 @@ func TestEndsAndGoesOn(t *testing.T) {
 			before := labtest.Status(t, o.systemd.m).Node
 			probes := o.probe(t)
 			pid := o.systemd.show(t, "MainPID")
-			for i := range 3 {
+			const times = 3
+			for i := range times {
 				o.systemd.do(t, e.command...)
 				o.waitNext(t, pid)
 				pid = o.systemd.show(t, "MainPID")
@@ -57,7 +59,7 @@ func TestEndsAndGoesOn(t *testing.T) {
 			for _, p := range probes {
 				r := p.Stop()
 				t.Log(r)
-				if r.Err != nil || r.Lost > 0 || r.Duplicated > 0 || r.Reordered > 0 {
+				if r.Err != nil || r.Lost > times*e.inHand || r.Duplicated > 0 || r.Reordered > 0 {
 					t.Errorf("%s", r)
 				}
 				if limit := 900 * time.Millisecond; r.LongestDelay > limit {
