@@ -125,7 +125,7 @@ func TestLeaseMadeNonsense(t *testing.T) {
 
 // Another node's lease is written over ours: the subnet is that node's now. The daemon ends and says so: its pods'
 // addresses are another's, and every packet that it carried on would be a wrong one. Started again, it takes
-// another subnet.
+// another subnet, as soon as the store has told it that the one that it remembers is gone.
 func TestLeaseGivenToAnotherNode(t *testing.T) {
 	s := newScene(t, 0, clusterOptions{})
 	node := labtest.Status(t, s.nodes[0]).Node
@@ -145,9 +145,12 @@ func TestLeaseGivenToAnotherNode(t *testing.T) {
 		t.Errorf("the other node's lease was touched: %s", got)
 	}
 	s.nodes[0] = labtest.StartMuslin(t, s.nodes[0].Host, s.cluster.flags()...)
-	if now := labtest.Status(t, s.nodes[0]).Node.Subnet; now == node.Subnet {
-		t.Errorf("started again it has %s, which is another node's", now)
-	}
+	s.eventually(0, time.Now(), 5*time.Second, func(st *lab.Status) error {
+		if !st.Node.Subnet.IsValid() || st.Node.Subnet == node.Subnet {
+			return fmt.Errorf("started again it has %s, and %s is another node's", st.Node.Subnet, node.Subnet)
+		}
+		return nil
+	})
 	s.peersRight(time.Now(), 5*time.Second)
 	for _, p := range s.probes {
 		if r := p.Stop(); r.Received == 0 || r.Lost == 0 {
