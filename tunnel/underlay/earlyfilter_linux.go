@@ -64,12 +64,14 @@ func (e *earlyFilter) shut(fd int) {
 	}
 }
 
-// adopt takes over a socket that another process has given a filter, which stays until there are peers here.
-func (e *earlyFilter) adopt(fd int) error {
-	if e.off == "" {
-		return nil
+// opened is called with all sockets open. Without a filter none of them keeps one: neither that of another process
+// that it was adopted from, nor one that a later socket did not get.
+func (e *earlyFilter) opened() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.off != "" {
+		e.detachAll()
 	}
-	return detachFilter(fd)
 }
 
 // freeze leaves the filter as it is.
@@ -178,8 +180,8 @@ func (e *earlyFilter) attach(s spans) {
 			return
 		case errors.Is(err, os.ErrClosed):
 			return
-		case errors.Is(err, unix.ENOMEM) && e.most > 1:
-			e.most = min(e.most, len(s)) / 2
+		case errors.Is(err, unix.ENOMEM) && len(s) > 1:
+			e.most = len(s) / 2
 		default:
 			e.drop(err)
 			return

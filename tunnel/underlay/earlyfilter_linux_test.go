@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -225,6 +226,42 @@ func TestEarlyFilterGivesUp(t *testing.T) {
 	befriend(c, last)
 	if _, ok := locked.drops(); !ok {
 		t.Error("the socket is gone")
+	}
+}
+
+// Where even the coarsest filter is too large, there is none, and everybody passes.
+func TestEarlyFilterFindsNoMemory(t *testing.T) {
+	for _, peers := range [][]netip.Addr{{loopbackHost(5)}, {loopbackHost(5), loopbackHost(9), loopbackHost(100)}} {
+		c := open(t, "auto", nil)
+		c.filter.attachFilter = func(int, []bpf.Instruction) error { return unix.ENOMEM }
+		befriend(c, append(peers, loopbackHost(1))...)
+		if f := featureOf(t, c); f.On || !strings.Contains(f.Reason, "cannot allocate memory") {
+			t.Errorf("%+v, want it off with its reason", f)
+		}
+		if got := passes(t, c, loopbackHost(1), loopbackHost(77)); len(got) != 1 {
+			t.Errorf("without a filter %v came through", got)
+		}
+	}
+}
+
+// A second socket that gets no filter leaves none on the first, which would let nobody in for good.
+func TestEarlyFilterOfSomeSockets(t *testing.T) {
+	c := open(t, "auto", func(cfg *Config) { cfg.Queues, cfg.Port = 2, freePort(t) })
+	first := c.queues[0].listener
+	if err := first.with(func(fd int) error { return attachFilter(fd, filterProgram(nil, sourceOffset)) }); err != nil {
+		t.Fatal(err)
+	}
+	e := newEarlyFilter(kernel.Features{}, slog.New(slog.DiscardHandler))
+	e.sockets = c.filter.sockets
+	e.attachFilter = func(int, []bpf.Instruction) error { return unix.EPERM }
+	if err := c.queues[1].listener.with(func(fd int) error { e.shut(fd); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	e.opened()
+	if err := first.with(func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	}); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("taking a filter off the first socket gives %v: it still had one", err)
 	}
 }
 

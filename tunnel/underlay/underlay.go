@@ -106,6 +106,7 @@ func (c *Conn) open() error {
 		q.out.init(c.senders, c.cfg.Features.On(kernel.MMsg))
 	}
 	c.ecn.Store(c.cfg.Features.On(kernel.OuterECN))
+	c.filter.opened()
 	c.losses.begin(c.filter.sockets)
 	return nil
 }
@@ -131,8 +132,7 @@ func (c *Conn) listen(number int) error {
 	var s *socket
 	var err error
 	if number < len(c.cfg.Adopt.Receive) {
-		adopt := func(fd int) error { return errors.Join(options.set(fd), c.filter.adopt(fd)) }
-		if s, err = adoptSocket(c.cfg.Adopt.Receive[number], local, adopt); err != nil {
+		if s, err = adoptSocket(c.cfg.Adopt.Receive[number], local, options.set); err != nil {
 			return fmt.Errorf("adopt the receiving socket of queue %d: %w", number, err)
 		}
 	} else if s, err = openSocket(local, func(fd int) error { c.filter.shut(fd); return options.set(fd) }); err != nil {
