@@ -30,7 +30,10 @@ const (
 func (c conn) send(m *message) error {
 	fds := make([]int, len(m.files))
 	for i, f := range m.files {
-		fds[i] = int(f.Fd())
+		var err error
+		if fds[i], err = descriptor(f); err != nil {
+			return err
+		}
 	}
 	if len(fds) > most {
 		return fmt.Errorf("%d descriptors to hand over, and at most %d can be", len(fds), most)
@@ -55,6 +58,17 @@ func (c conn) send(m *message) error {
 		return fmt.Errorf("say %s: %w", m.Kind, c.explain(err))
 	}
 	return nil
+}
+
+// descriptor is f's, in the mode in which it is. Fd would make that of a listener's copy a blocking one, and so the
+// listener's own: nothing but another connection would end its Accept any more.
+func descriptor(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	err = raw.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
 }
 
 // say sends what is to be answered. That the other one is gone is found out at the next receive, after

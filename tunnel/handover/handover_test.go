@@ -545,6 +545,41 @@ func TestLongMessage(t *testing.T) {
 }
 
 // Nothing that is passed on, or not, stays open.
+// A listener whose copy is sent stays non-blocking: else only another connection would end its Accept.
+func TestSentListenerStaysNonBlocking(t *testing.T) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "socket"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	c, s := predecessor(t)
+	if err := c.send(&message{Kind: offer, Names: []string{"control"}, files: []*os.File{file}}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.conn.receive(time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.close()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+		if err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("flags %#x, %v: blocking", flags, err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestNoDescriptorLeaks(t *testing.T) {
 	open := func() int {
 		all, err := os.ReadDir("/proc/self/fd")
