@@ -296,6 +296,7 @@ func TestEarlyFilterUnderChurn(t *testing.T) {
 			}
 			time.Sleep(time.Second / tables)
 		}
+		synctest.Wait()
 		const most = seconds/2*(4+8+8+1+1) + 22
 		if e.attached > most {
 			t.Errorf("%d filters in %d s, want at most %d", e.attached, seconds, most)
