@@ -17,6 +17,7 @@ type Flow struct {
 	BitsPerSecond float64
 	Bytes         int64
 	Seconds       float64 // that the receiver measured for
+	Retransmits   int64   // TCP: segments that the sender sent again
 
 	// UDP only. What was still under way when the receiver ended is in Packets alone.
 	Packets, Received, Lost int64
@@ -93,7 +94,10 @@ func parseIperf(out []byte) (Flow, error) {
 	var result struct {
 		Error string `json:"error"`
 		End   struct {
-			Sum         iperfSum  `json:"sum"`
+			Sum     iperfSum `json:"sum"`
+			SumSent struct {
+				Retransmits int64 `json:"retransmits"`
+			} `json:"sum_sent"`
 			SumReceived *iperfSum `json:"sum_received"`
 		} `json:"end"`
 	}
@@ -111,6 +115,7 @@ func parseIperf(out []byte) (Flow, error) {
 		BitsPerSecond: received.BitsPerSecond,
 		Bytes:         received.Bytes,
 		Seconds:       received.Seconds,
+		Retransmits:   result.End.SumSent.Retransmits,
 		Packets:       sum.Packets,
 		Received:      received.Packets - received.LostPackets,
 		Lost:          sum.LostPackets,

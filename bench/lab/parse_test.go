@@ -25,7 +25,7 @@ func TestChecksum(t *testing.T) {
 // "streams". The 3.7 one has 3.12's figures in the layout of that version.
 func TestParseIperf(t *testing.T) {
 	for name, want := range map[string]Flow{
-		"tcp.json":     {BitsPerSecond: 19470985415.80213, Bytes: 2434007040, Seconds: 1.000055},
+		"tcp.json":     {BitsPerSecond: 19470985415.80213, Bytes: 2434007040, Seconds: 1.000055, Retransmits: 10816},
 		"udp.json":     {BitsPerSecond: 63451989.4896396, Bytes: 7932736, Seconds: 1.000156, Packets: 206030, Received: 206030 - 82081, Lost: 82081},
 		"paced.json":   {BitsPerSecond: 10211342.328835582, Bytes: 1277056, Seconds: 1.0005, Packets: 19984, Received: 19954},
 		"reverse.json": {BitsPerSecond: 49297248.86602721, Bytes: 6162304, Seconds: 1.000024, Packets: 169340, Received: 169324 - 73038, Lost: 73038},

@@ -5,6 +5,7 @@ package restart
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -109,10 +110,10 @@ func (s *scene) replace(bin string, flags ...string) {
 	s.Logf("replaced within %v", time.Since(began).Round(time.Millisecond))
 }
 
-// pid is what `muslin status` asks: whoever holds the state directory's lock.
+// lockHolder is who has the state directory, as its lock's file says.
 func (s *scene) lockHolder() string {
 	s.Helper()
-	content, err := os.ReadFile(s.nodes[0].StateDir + "/lock")
+	content, err := os.ReadFile(filepath.Join(s.nodes[0].StateDir, "lock"))
 	if err != nil {
 		s.Fatal(err)
 	}

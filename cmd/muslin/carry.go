@@ -100,9 +100,6 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		return err
 	}
 	subnet := member.subnet
-	if err := d.place.fits(d.settings(node, subnet)); err != nil {
-		return err
-	}
 	vtep, err := tunnel.New(tunnel.Config{
 		Device:      dev,
 		Underlay:    conn,

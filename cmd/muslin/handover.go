@@ -103,7 +103,7 @@ func (r *running) handOver(ctx context.Context, c *net.UnixConn) error {
 	}
 	r.dev.Keep(true)
 	r.d.departure = departure
-	r.d.log.Info("another process has this daemon's place", "pid", pid)
+	r.d.log.Info("another process has this daemon's place", "pid", pid, "packets_waited", departure.Waited)
 	if _, err := systemd.SdNotify(false, fmt.Sprintf("MAINPID=%d", pid)); err != nil {
 		r.d.log.Warn("systemd was not told of the process that has our place", "pid", pid, "err", err)
 	}

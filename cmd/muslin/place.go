@@ -194,15 +194,12 @@ func (p *place) lockState(dir string) (*os.File, error) {
 		}
 		return f, nil
 	}
-	here, err := os.Stat(filepath.Join(dir, lockName))
-	if err == nil {
-		var theirs os.FileInfo
-		if theirs, err = p.lock.Stat(); err == nil && !os.SameFile(here, theirs) {
-			err = errors.New("the running daemon works with another one; give the same --state-dir")
-		}
-	}
+	theirs, err := p.lock.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("take over the state directory %s: %w", dir, err)
+		return nil, fmt.Errorf("take over the state directory: %w", err)
+	}
+	if here, err := os.Stat(filepath.Join(dir, lockName)); err != nil || !os.SameFile(here, theirs) {
+		return nil, fmt.Errorf("--replace: the running daemon works with another state directory than %s; give the same --state-dir", dir)
 	}
 	return dup(p.lock)
 }

@@ -211,6 +211,9 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 		d.log.Warn("network config: " + w)
 	}
 	previous := d.previousSubnet(ctx, src, iface, remembered)
+	if err := d.place.fits(d.settings(node, previous)); err != nil {
+		return err
+	}
 	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName)
 	if err != nil {
 		return err

@@ -28,7 +28,10 @@ type Predecessor interface {
 }
 
 // Departure is what a predecessor has left to say.
-type Departure struct{ conn conn }
+type Departure struct {
+	Waited time.Duration // by the packets, from when they were released until the successor had taken them
+	conn   conn
+}
 
 // Left tells the successor that everything here is closed. It is said last, or not at all: the end of the
 // process says the same.
@@ -55,7 +58,7 @@ func Give(c *net.UnixConn, p Predecessor, limits Limits) (*Departure, error) {
 		}
 		return nil, err
 	}
-	return &Departure{g.conn}, nil
+	return &Departure{g.waited, g.conn}, nil
 }
 
 type giver struct {
@@ -64,6 +67,7 @@ type giver struct {
 	limits   Limits
 	offered  bool
 	released []string
+	waited   time.Duration
 }
 
 func (g *giver) give() error {
@@ -121,6 +125,7 @@ func (g *giver) handOver(part string, limit time.Duration) error {
 		return err
 	}
 	g.released = append(g.released, part)
+	began := time.Now()
 	body, err := json.Marshal(changed)
 	if err != nil {
 		return err
@@ -129,5 +134,8 @@ func (g *giver) handOver(part string, limit time.Duration) error {
 		return err
 	}
 	_, err = g.conn.expect(taken, limit)
+	if part == Packets {
+		g.waited = time.Since(began)
+	}
 	return err
 }
