@@ -3,9 +3,11 @@
 package restart
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +26,8 @@ func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 type scene struct {
 	*testing.T
 	lab    *lab.Lab
-	flags  []string // of the first node's daemon
+	flags  []string      // of the first node's daemon
+	etcd   *labtest.Etcd // nil: embedded in the first daemon
 	nodes  [2]*lab.Muslin
 	pods   [2]*lab.Pod
 	probes []*probe.Probe
@@ -40,7 +43,8 @@ func newScene(t *testing.T, embedded bool, flags ...string) *scene {
 	if embedded {
 		own = []string{"--embedded-etcd", "--network", labtest.Network}
 	} else {
-		labtest.StartEtcd(t, l.Host(1)).Config(t, labtest.VXLANConfig)
+		s.etcd = labtest.StartEtcd(t, l.Host(1))
+		s.etcd.Config(t, labtest.VXLANConfig)
 	}
 	s.flags = append(own, flags...)
 	for i, flags := range [][]string{s.flags, store} {
@@ -125,4 +129,17 @@ func (s *scene) expectLockHolder(p *lab.Proc) {
 	if got, want := s.lockHolder(), fmt.Sprintln(p.PID()); got != want {
 		s.Errorf("the state directory is locked by %s, want %s", got, want)
 	}
+}
+
+// snapshot is the first host once its new interfaces are at rest: an IPv6 address is tentative for a while.
+func (s *scene) snapshot() (shot string) {
+	s.Helper()
+	labtest.Eventually(s.T, 10*time.Second, func() (err error) {
+		shot, err = s.lab.Host(1).Snapshot(s.Context())
+		if err == nil && strings.Contains(shot, "tentative") {
+			err = errors.New("an address is tentative")
+		}
+		return err
+	})
+	return shot
 }

@@ -230,7 +230,7 @@ func TestReplaceRefused(t *testing.T) {
 	if err := os.WriteFile(config, []byte(`{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	before := labtest.Must(s.lab.Host(1).Snapshot(t.Context()))(t)
+	before := s.snapshot()
 	pid := s.lockHolder()
 	s.probe()
 	for _, c := range []struct {
@@ -257,7 +257,7 @@ func TestReplaceRefused(t *testing.T) {
 		}
 	}
 	s.stopUnharmed()
-	if after := labtest.Must(s.lab.Host(1).Snapshot(t.Context()))(t); after != before {
+	if after := s.snapshot(); after != before {
 		t.Errorf("the host changed. Before:\n%s\nafter:\n%s", before, after)
 	}
 	s.probe()

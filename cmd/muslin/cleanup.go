@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -16,7 +17,7 @@ func newCleanupCommand() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove what a killed daemon left in this host",
 		Long: `cleanup puts the host back as it was before a daemon that was killed and could not do it itself:
-routes, the TUN device, firewall rules, kernel switches. The lease, the VtepMAC and the embedded etcd's data
+routes, the TUN device, firewall rules, kernel switches, the control socket. The lease, the VtepMAC and the embedded etcd's data
 stay, so that the next "muslin run" is the same node again. It refuses while a daemon runs.`,
 		Example: "  muslin cleanup",
 		Args:    cobra.NoArgs,
@@ -33,6 +34,11 @@ stay, so that the next "muslin run" is the same node again. It refuses while a d
 			}
 			defer lock.Close()
 			done, err := host.Cleanup(stateDir, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+			if removed, socketErr := removeDeadControl(control); removed {
+				done = append(done, "removed the control socket "+control)
+			} else {
+				err = errors.Join(err, socketErr)
+			}
 			for _, what := range done {
 				fmt.Fprintln(cmd.OutOrStdout(), what)
 			}

@@ -31,14 +31,9 @@ func listenControl(path string) (*net.UnixListener, error) {
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		// Any file but a listening socket gives that.
-		if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
-			return nil, fmt.Errorf("control socket %s: there is a file that is no socket; give another place with --control", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("remove the control socket of a dead daemon: %w", err)
-		}
+	}
+	if _, err := removeDeadControl(path); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("directory of the control socket: %w; give another place with --control", err)
@@ -52,6 +47,25 @@ func listenControl(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("control socket: %w; give another place with --control", err)
 	}
 	return l, nil
+}
+
+// removeDeadControl removes the socket at path if a dead daemon left it, and says whether it did.
+func removeDeadControl(path string) (bool, error) {
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		return false, conn.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return false, nil
+	}
+	// Any file but a listening socket gives that.
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return false, fmt.Errorf("control socket %s: there is a file that is no socket; give another place with --control", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return false, fmt.Errorf("remove the control socket of a dead daemon: %w", err)
+	}
+	return true, nil
 }
 
 // controlHandler answers on the control socket.

@@ -61,7 +61,7 @@ func (d *daemon) findPlace(ctx context.Context) (place, error) {
 		return keptPlace(), nil
 	}
 	s, err := handover.Call(ctx, d.opts.flags.control, handover.Hello{Version: buildVersion()}, handover.DefaultLimits)
-	if errors.Is(err, handover.ErrNobody) {
+	if errors.Is(err, handover.ErrNobody) || errors.Is(err, handover.ErrDied) { // or died while it was asked
 		d.log.Info("nobody is there to be replaced: starting as without --replace", "control", d.opts.flags.control)
 		return place{}, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +28,7 @@ func lockState(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w; give another with --state-dir", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f); err != nil {
 		defer f.Close()
 		if err != unix.EWOULDBLOCK {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -40,6 +41,19 @@ func lockState(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// dying is how long a daemon that was killed may take until the kernel has closed its files.
+const dying = time.Second
+
+// flock waits that long for the lock.
+func flock(f *os.File) error {
+	for late := time.Now().Add(dying); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK || time.Now().After(late) {
+			return err
+		}
+	}
 }
 
 // writePID writes who we are into the lock's file.
