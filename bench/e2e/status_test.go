@@ -28,6 +28,7 @@ func TestStatusShape(t *testing.T) {
 		"peers": {
 			"subnet": "string", "public_ip": "string", "backend": "string", "vtep_mac": "string", "tx_packets": "number",
 			"tx_bytes": "number", "rx_packets": "number", "rx_bytes": "number", "last_rx": "string",
+			"up": "bool", "down_since": "null",
 		},
 		"features": {"name": "string", "on": "bool", "reason": "string"},
 	}

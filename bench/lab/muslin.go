@@ -257,6 +257,8 @@ type PeerStatus struct {
 	RxPackets uint64       `json:"rx_packets"`
 	RxBytes   uint64       `json:"rx_bytes"`
 	LastRx    string       `json:"last_rx"`
+	Up        *bool        `json:"up"`
+	DownSince *time.Time   `json:"down_since"`
 }
 
 // Peer is the peer that holds a subnet.

@@ -17,6 +17,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/pulse"
 	"muslin/tunnel/tun"
 	"muslin/tunnel/underlay"
 )
@@ -135,12 +136,13 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
+	prober := d.openProber(vtep)
 	d.view.set(func(v *viewState) {
-		v.member, v.vtep, v.conn, v.dev, v.host = member, vtep, conn, dev, state
+		v.member, v.vtep, v.conn, v.dev, v.host, v.prober = member, vtep, conn, dev, state, prober
 	})
 	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
-	r := &running{d: d, src: src, node: node, member: member, vtep: vtep, conn: conn, dev: dev, state: state}
+	r := &running{d: d, src: src, node: node, member: member, vtep: vtep, conn: conn, dev: dev, state: state, prober: prober}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
@@ -187,6 +189,15 @@ func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, p
 	return d.openSides(ctx, node, found)
 }
 
+// openProber opens what asks the peers whether they are alive. It is no reason not to start.
+func (d *daemon) openProber(vtep *tunnel.VTEP) *pulse.Prober {
+	conn, err := pulse.Open()
+	if err != nil {
+		d.log.Warn("of peers that nothing is heard of it will not be known whether they are alive", "err", err)
+	}
+	return pulse.New(pulse.Config{Conn: conn, Table: vtep.Table, Logger: d.log})
+}
+
 // undo puts the host back as it was, unless another daemon runs there or is to go on with it.
 func (d *daemon) undo(state *host.State) {
 	if d.departure != nil || d.left || !d.isAlone() {
@@ -221,7 +232,7 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 func (r *running) tasks(mtu *mtuFollower) []task {
 	d := r.d
 	r.guards = []*pausable{newPausable(r.state.Run), newPausable(mtu.run)}
-	all := []task{r.vtep.Run, r.conn.Run, r.member.peers.Run}
+	all := []task{r.vtep.Run, r.conn.Run, r.member.peers.Run, r.prober.Run}
 	if r.member.keeper != nil {
 		memory := newRememberer(d.memoryPath(), d.log)
 		memory.know = func() *lease.Memory { return r.member.memory(r.src) }

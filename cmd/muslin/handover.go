@@ -17,6 +17,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
+	"muslin/tunnel/pulse"
 	"muslin/tunnel/underlay"
 )
 
@@ -44,6 +45,7 @@ type running struct {
 	conn   *underlay.Conn
 	dev    device
 	state  *host.State
+	prober *pulse.Prober
 
 	askedBy int // user of the process that wants our place
 

@@ -77,6 +77,8 @@ type PeerStatus struct {
 	RxPackets uint64     `json:"rx_packets"`
 	RxBytes   uint64     `json:"rx_bytes"`
 	LastRx    *time.Time `json:"last_rx"` // null: nothing yet
+	Up        *bool      `json:"up"`      // it is heard, or answers; null: not known (package tunnel/pulse)
+	DownSince *time.Time `json:"down_since"`
 }
 
 // someLines is how many peers the text lists unless told otherwise: what a person reads.
@@ -146,13 +148,13 @@ func (s *Status) print(w io.Writer, now time.Time, most int) error {
 		p.line("\t%s", s.Store.LastError)
 	}
 	p.line("user\t%d with %s", s.Privileges.UID, s.Privileges.describe())
-	p.line("\n%d peers", len(s.Peers))
+	p.line("\n%d peers%s", len(s.Peers), s.describeDown())
 	if len(s.Peers) > 0 {
-		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tSENT\tRECEIVED\tLAST HEARD")
+		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tSTATE\tSENT\tRECEIVED\tLAST HEARD")
 	}
 	listed := heardLast(s.Peers, most)
 	for _, peer := range listed {
-		p.line("  %s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend,
+		p.line("  %s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.describeState(now),
 			peer.TxPackets, bytesText(peer.TxBytes), peer.RxPackets, bytesText(peer.RxBytes), ago(now, peer.LastRx))
 	}
 	if rest := len(s.Peers) - len(listed); rest > 0 {
@@ -165,6 +167,30 @@ func (s *Status) print(w io.Writer, now time.Time, most int) error {
 		p.line("  %s\t%s\t%s", f.Name, onOff(f.On), f.Reason)
 	}
 	return p.finish()
+}
+
+// describeDown says how many peers are down.
+func (s *Status) describeDown() string {
+	down := 0
+	for _, p := range s.Peers {
+		if p.DownSince != nil {
+			down++
+		}
+	}
+	if down == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d DOWN", down)
+}
+
+func (p *PeerStatus) describeState(now time.Time) string {
+	switch {
+	case p.DownSince != nil:
+		return "DOWN for " + now.Sub(*p.DownSince).Round(time.Second).String()
+	case p.Up == nil:
+		return "not known"
+	}
+	return "up"
 }
 
 // heardLast picks the peers that were heard of last, so many at most, and leaves them in their order.

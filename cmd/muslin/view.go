@@ -10,6 +10,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/pulse"
 	"muslin/tunnel/underlay"
 )
 
@@ -37,6 +38,7 @@ type viewState struct {
 	conn   *underlay.Conn
 	dev    device
 	host   *host.State
+	prober *pulse.Prober
 
 	kept    reasons // capabilities, once the others were given up
 	keptErr error   // why not all of them were
@@ -142,6 +144,15 @@ func (s *Status) fillRunning(v *viewState) {
 		}
 		if p.Backend == lease.BackendVXLAN {
 			peer.VtepMAC = p.MAC.String()
+		}
+		switch h := v.prober.Health(p); h.State {
+		case pulse.Up:
+			peer.Up = new(bool)
+			*peer.Up = true
+		case pulse.Down:
+			peer.Up = new(bool)
+			since := h.Since.UTC()
+			peer.DownSince = &since
 		}
 		if last := c.LastRx.Load(); last != 0 {
 			t := time.Unix(0, last).UTC()

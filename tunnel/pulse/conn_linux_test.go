@@ -1,0 +1,65 @@
+package pulse
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"muslin/encap"
+)
+
+func TestEchoRequest(t *testing.T) {
+	b := echoRequest(0x1234, 0xfffe)
+	if len(b) != 64 || b[0] != 8 || b[1] != 0 || binary.BigEndian.Uint32(b[4:]) != 0x1234fffe {
+		t.Errorf("% x", b)
+	}
+	if encap.Sum(b, 0) != 0xffff {
+		t.Errorf("checksum of % x", b)
+	}
+}
+
+// The kernel at the other end of loopback answers, and the socket gets its replies and not our requests.
+func TestSocket(t *testing.T) {
+	conn, err := Open()
+	if errors.Is(err, os.ErrPermission) {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	watchdog := time.AfterFunc(10*time.Second, func() { conn.Close() })
+	defer watchdog.Stop()
+	to := netip.MustParseAddr("127.0.0.1")
+	id := uint16(os.Getpid())
+	for seq := range uint16(3) {
+		if err := conn.Send(to, id, seq); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			from, gotID, gotSeq, err := conn.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if gotID != id {
+				continue // another process pings
+			}
+			if from != to || gotSeq != seq {
+				t.Errorf("reply %d from %s, want %d from %s", gotSeq, from, seq, to)
+			}
+			break
+		}
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := conn.Receive(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}

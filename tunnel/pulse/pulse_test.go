@@ -1,0 +1,347 @@
+package pulse
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"muslin/tunnel/fib"
+)
+
+// overlay is a Conn whose other ends answer, or do not.
+type overlay struct {
+	mu      sync.Mutex
+	silent  map[netip.Addr]bool
+	sent    map[netip.Addr]int
+	forge   func(r reply) []reply // what comes in place of an answer; nil: the answer
+	replies chan reply
+}
+
+type reply struct {
+	from    netip.Addr
+	id, seq uint16
+}
+
+func (o *overlay) Send(to netip.Addr, id, seq uint16) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.sent[to]++
+	answer := []reply{{to, id, seq}}
+	if o.forge != nil {
+		answer = o.forge(answer[0])
+	}
+	if o.silent[to] {
+		return fmt.Errorf("no route to %s", to)
+	}
+	for _, r := range answer {
+		o.replies <- r
+	}
+	return nil
+}
+
+func (o *overlay) Receive() (from netip.Addr, id, seq uint16, err error) {
+	r, ok := <-o.replies
+	if !ok {
+		return netip.Addr{}, 0, 0, net.ErrClosed
+	}
+	return r.from, r.id, r.seq, nil
+}
+
+func (o *overlay) Close() error {
+	close(o.replies)
+	return nil
+}
+
+func (o *overlay) silence(silent bool, peers ...*fib.Peer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range peers {
+		o.silent[p.Subnet.Addr()] = silent
+	}
+}
+
+// requests is how many requests there were, to one peer or to all.
+func (o *overlay) requests(peers ...*fib.Peer) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := 0
+	for addr, sent := range o.sent {
+		if len(peers) == 0 || addr == peers[0].Subnet.Addr() {
+			n += sent
+		}
+	}
+	return n
+}
+
+// world is a Prober among peers.
+type world struct {
+	*testing.T
+	*overlay
+	*Prober
+	peers []*fib.Peer
+	log   bytes.Buffer
+
+	mu    sync.Mutex
+	table *fib.Table
+}
+
+func (w *world) setTable(peers []*fib.Peer) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.table = fib.New(peers)
+}
+
+// among runs a Prober, in a bubble of its own time, among so many peers that all answer.
+func among(t *testing.T, peers int, do func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{T: t, overlay: &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int), replies: make(chan reply, 1000)}}
+		for n := range peers {
+			w.peers = append(w.peers, peer(n))
+		}
+		w.setTable(w.peers)
+		w.Prober = New(Config{
+			Conn: w.overlay,
+			Table: func() *fib.Table {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.table
+			},
+			Logger: slog.New(slog.NewTextHandler(&w.log, nil)),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.Prober.Run(ctx) }()
+		do(w)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// peer number n, as one that is known by no packet.
+func peer(n int) *fib.Peer {
+	return &fib.Peer{
+		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 0}), 24),
+		PublicIP: netip.AddrFrom4([4]byte{198, 18, byte(n >> 8), byte(n)}),
+		Counters: new(fib.Counters),
+	}
+}
+
+func (w *world) pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (w *world) want(when string, p *fib.Peer, state State, since time.Time) {
+	w.Helper()
+	if got := w.Health(p); got.State != state || !got.Since.Equal(since) {
+		w.Errorf("%s: %s is %+v, want state %d since %v", when, p.Subnet, got, state, since)
+	}
+}
+
+func hear(p *fib.Peer) { p.Counters.LastRx.Store(time.Now().UnixNano()) }
+
+func TestUpAndDown(t *testing.T) {
+	among(t, 3, func(w *world) {
+		began := time.Now()
+		a, b, c := w.peers[0], w.peers[1], w.peers[2]
+		w.silence(true, c)
+		w.pass(fresh)
+		w.want("before anybody was asked", a, Unknown, time.Time{})
+		if n := w.requests(); n != 0 {
+			t.Errorf("%d requests in the first %v", n, fresh)
+		}
+		w.pass(time.Second)
+		w.want("asked", a, Up, time.Time{})
+		w.want("asked", b, Up, time.Time{})
+		w.want("not answered yet", c, Unknown, time.Time{})
+		w.pass(4 * time.Second)
+		if h := w.Health(c); h.State != Down || h.Since.Before(began.Add(fresh)) || h.Since.After(began.Add(fresh+time.Second)) {
+			t.Errorf("never answered: %+v, asked first %v after %v", h, fresh, began)
+		}
+
+		w.pass(time.Minute)
+		w.silence(true, a)
+		last := time.Now()
+		w.pass(fresh + 5*time.Second)
+		h := w.Health(a)
+		if h.State != Down || h.Since.After(last) || h.Since.Before(last.Add(-fresh-2*time.Second)) {
+			t.Errorf("%+v, its last answer was within %v before %v", h, fresh, last)
+		}
+		w.want("the others", b, Up, time.Time{})
+
+		w.silence(false, a, c)
+		w.pass(fresh + time.Second)
+		w.want("back", a, Up, time.Time{})
+		w.want("there at last", c, Up, time.Time{})
+		w.pass(logEvery)
+		for text, lines := range map[string]int{"peers do not answer": 2, "peers answer again": 1, "10.0.0.0/24 at 198.18.0.0, 10.0.2.0/24 at 198.18.0.2": 1} {
+			if n := strings.Count(w.log.String(), text); n != lines {
+				t.Errorf("%q %d times, want %d, in:\n%s", text, n, lines, w.log.String())
+			}
+		}
+	})
+}
+
+// A peer that packets come from is not asked, however silent it is itself; one that is heard again is up at once.
+func TestHeard(t *testing.T) {
+	among(t, 1, func(w *world) {
+		p := w.peers[0]
+		w.silence(true, p)
+		for range 10 {
+			hear(p)
+			w.pass(fresh / 2)
+			w.want("heard", p, Up, time.Time{})
+		}
+		if n := w.requests(p); n != 0 {
+			t.Errorf("asked %d times", n)
+		}
+		hear(p)
+		last := time.Now()
+		w.pass(fresh + time.Second)
+		w.want("about to be asked", p, Up, time.Time{})
+		w.pass(tries * answerWithin)
+		w.want("silent", p, Down, last)
+		if n := w.requests(p); n != tries {
+			t.Errorf("asked %d times, want %d", n, tries)
+		}
+		w.pass(fresh / 2)
+		hear(p)
+		w.want("heard again", p, Up, time.Time{})
+		w.pass(time.Second)
+		w.want("and a moment later", p, Up, time.Time{})
+	})
+}
+
+// An answer counts that has our identifier, the number of the last request and the address that was asked.
+func TestStrangeReplies(t *testing.T) {
+	elsewhere := netip.MustParseAddr("10.9.9.0")
+	for name, forge := range map[string]func(r reply) []reply{
+		"another's":      func(r reply) []reply { return []reply{{r.from, r.id + 1, r.seq}} },
+		"an old one":     func(r reply) []reply { return []reply{{r.from, r.id, r.seq - 1}, {r.from, r.id, r.seq + 1}} },
+		"from elsewhere": func(r reply) []reply { return []reply{{elsewhere, r.id, r.seq}} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			among(t, 1, func(w *world) {
+				w.overlay.mu.Lock()
+				w.forge = forge
+				w.overlay.mu.Unlock()
+				w.pass(fresh + 5*time.Second)
+				if h := w.Health(w.peers[0]); h.State != Down {
+					t.Errorf("%+v", h)
+				}
+			})
+		})
+	}
+}
+
+// Ten thousand silent peers cost no more than fifty requests a second, and each has its turn.
+func TestTenThousandPeers(t *testing.T) {
+	const n = 10_000
+	among(t, n, func(w *world) {
+		w.silence(true, w.peers...)
+		w.pass(fresh)
+		w.pass(time.Minute)
+		if got := w.requests(); got > 60*perSecond || got < 55*perSecond {
+			t.Errorf("%d requests in a minute, want %d", got, 60*perSecond)
+		}
+		w.pass(tries * n / perSecond * time.Second)
+		down := 0
+		for _, p := range w.peers {
+			if w.Health(p).State == Down {
+				down++
+			}
+		}
+		if down != n {
+			t.Errorf("%d of %d are down", down, n)
+		}
+		if lines := strings.Count(w.log.String(), "\n"); lines > (60+tries*n/perSecond)/int(logEvery/time.Second)+1 {
+			t.Errorf("%d lines in the log", lines)
+		}
+		w.silence(false, w.peers...)
+		w.pass(n/perSecond*time.Second + fresh)
+		for _, p := range w.peers {
+			w.want("all are back", p, Up, time.Time{})
+		}
+	})
+}
+
+// What is known of a peer goes with it.
+func TestPeersGo(t *testing.T) {
+	among(t, 3, func(w *world) {
+		w.silence(true, w.peers[2])
+		w.pass(time.Minute)
+		w.setTable(w.peers[:1])
+		w.pass(time.Second)
+		w.Prober.mu.Lock()
+		records, asked := len(w.records), len(w.Prober.asked)
+		w.Prober.mu.Unlock()
+		if records != 1 || asked > 1 {
+			t.Errorf("%d records, %d asked, of one peer", records, asked)
+		}
+		w.setTable(nil)
+		w.pass(time.Second)
+		w.setTable(w.peers)
+		w.want("forgotten", w.peers[2], Unknown, time.Time{})
+	})
+}
+
+// Without a socket only what is heard is known.
+func TestWithoutConn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Config{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+		silent, heard := peer(1), peer(2)
+		hear(heard)
+		if a, b := p.Health(silent), p.Health(heard); a.State != Unknown || b.State != Up {
+			t.Errorf("%+v, %+v", a, b)
+		}
+		time.Sleep(time.Hour)
+		if h := p.Health(heard); h != (Health{}) {
+			t.Errorf("an hour later: %+v", h)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// BenchmarkTick is a tenth of a second among 10,000 peers: that are all heard, and that are all silent.
+func BenchmarkTick(b *testing.B) {
+	for _, silent := range []bool{false, true} {
+		b.Run(fmt.Sprintf("silent=%t", silent), func(b *testing.B) {
+			o := &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int)}
+			p := New(Config{Conn: o})
+			var peers []*fib.Peer
+			for n := range 10_000 {
+				peers = append(peers, peer(n))
+				if !silent {
+					hear(peers[n])
+				}
+				o.silent[peers[n].Subnet.Addr()] = true
+			}
+			now := time.Now()
+			for b.Loop() {
+				if silent {
+					now = now.Add(tick)
+				}
+				p.budget = perTick
+				p.overdue(now)
+				p.turns(peers, now)
+			}
+		})
+	}
+}
