@@ -451,12 +451,15 @@ func pages(t *testing.T) map[string]string {
 
 // foreignFlags are flags of other programs that the pages name.
 var foreignFlags = []string{"bip", "mtu", "cap-add", "device", "prefix", "unix-socket", "random-fully", "kube-subnet-mgr",
-	"comment", "now", "containerd", "help", "profile"}
+	"comment", "now", "containerd", "help", "profile", "endpoints", "cacert", "interactive", "client-cert-auth", "no-password"}
+
+// hiddenFlags are muslin's, and in no --help.
+var hiddenFlags = []string{"subnet-lease-ttl"}
 
 // TestDocsNameWhatExists: every flag in any page is a flag of some command, every path to a source file
 // exists, every link leads somewhere.
 func TestDocsNameWhatExists(t *testing.T) {
-	known := slices.Clone(foreignFlags)
+	known := slices.Concat(foreignFlags, hiddenFlags)
 	for _, flags := range commandFlags() {
 		known = slices.AppendSeq(known, maps.Keys(flags))
 	}
