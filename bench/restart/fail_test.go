@@ -109,7 +109,7 @@ func TestSuccessorKilled(t *testing.T) {
 		s.probe()
 		old := s.nodes[0]
 		next := labtest.LaunchMuslin(t, s.lab.Host(1), append([]string{"--replace"}, s.flags...)...)
-		time.Sleep(lab.Patience(time.Duration(i) * 10 * time.Millisecond))
+		time.Sleep(lab.Patience(time.Duration(i) * 20 * time.Millisecond)) // a replacement takes some 150 to 300 ms
 		next.Kill()
 		if s.survives(old) {
 			kept++
@@ -154,7 +154,7 @@ func TestPredecessorKilled(t *testing.T) {
 		s.probe()
 		old := s.nodes[0]
 		next := labtest.LaunchMuslin(t, s.lab.Host(1), append([]string{"--replace"}, s.flags...)...)
-		time.Sleep(lab.Patience(time.Duration(i) * 10 * time.Millisecond))
+		time.Sleep(lab.Patience(time.Duration(i) * 20 * time.Millisecond))
 		old.Kill()
 		s.nodes[0] = next
 		labtest.Eventually(t, 10*time.Second, func() error {
