@@ -79,12 +79,12 @@ func (d *daemon) leaveWithSystemd(conn *underlay.Conn, dev device) (takeBack fun
 	}
 	queues, err := dev.Files()
 	sockets, serr := conn.Sockets()
-	defer sockets.Close()
 	counts := make(map[string]int)
 	for name, files := range map[string][]*os.File{fileTUN: queues, fileReceive: sockets.Receive, fileSend: sockets.Send} {
 		counts[name] = len(files)
 		err = errors.Join(err, store.Keep(name, files))
 	}
+	sockets.Close()
 	for _, f := range queues {
 		f.Close()
 	}
