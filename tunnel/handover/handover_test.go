@@ -544,7 +544,6 @@ func TestLongMessage(t *testing.T) {
 	}
 }
 
-// Nothing that is passed on, or not, stays open.
 // A listener whose copy is sent stays non-blocking: else only another connection would end its Accept.
 func TestSentListenerStaysNonBlocking(t *testing.T) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "socket"), Net: "unix"})
@@ -580,6 +579,7 @@ func TestSentListenerStaysNonBlocking(t *testing.T) {
 	}
 }
 
+// Nothing that is passed on, or not, stays open.
 func TestNoDescriptorLeaks(t *testing.T) {
 	open := func() int {
 		all, err := os.ReadDir("/proc/self/fd")
