@@ -16,6 +16,7 @@ import (
 
 	"muslin/bench/hostile"
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // dropLab is two nodes, the first of which drops packets:
@@ -261,22 +262,10 @@ func sendIntoSlowLink(t *testing.T, x *dropLab) uint64 {
 // outer is a frame from h2 to the overlay's port of h1, with a datagram of another VXLAN network in it.
 func (x *dropLab) outer(t *testing.T, payload int) []byte {
 	t.Helper()
-	mac := func(h *lab.Host) (mac net.HardwareAddr) {
-		if err := h.Do(func() error {
-			iface, err := net.InterfaceByName("eth0")
-			if err == nil {
-				mac = iface.HardwareAddr
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-		return mac
-	}
 	port := status(t, x.m).Node.Port
 	from, to := x.other.Host.Addr, x.host.Addr
 	content := hostile.VXLAN{Flags: 8, VNI: 2, Dst: make([]byte, 6), Src: make([]byte, 6), EtherType: 0x0800, Inner: hostile.InnerUDP(x.b.Addr, x.a.Addr, 0, payload)}
-	return hostile.Ethernet(mac(x.host), mac(x.other.Host), hostile.UDP(netip.AddrPortFrom(from, port), netip.AddrPortFrom(to, port), content.Bytes()))
+	return hostile.Ethernet(labtest.HardwareAddr(t, x.host), labtest.HardwareAddr(t, x.other.Host), hostile.UDP(netip.AddrPortFrom(from, port), netip.AddrPortFrom(to, port), content.Bytes()))
 }
 
 // The host's NIC leaves checksums to the kernel, as a virtual link does not do by itself.

@@ -17,31 +17,15 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // listenUDP opens a UDP socket in a node. The test closes it at its end.
 func listenUDP(t *testing.T, n *lab.Node, at netip.AddrPort) *net.UDPConn {
 	t.Helper()
-	var conn *net.UDPConn
-	if err := n.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	// On a busy machine the test must not be the one who loses packets.
-	raw := must(conn.SyscallConn())(t)
-	var failed error
-	if err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
-	}); err != nil || failed != nil {
-		t.Fatal("set SO_RCVBUFFORCE:", err, failed)
-	}
-	return conn
+	return labtest.ListenUDP(t, n, at, 4<<20)
 }
 
 // copyTCP sends size random bytes through one TCP connection from one pod to another, and compares the

@@ -53,22 +53,8 @@ func newFloodLab(t *testing.T, flags ...string) *floodLab {
 		victim: victim, host: l.Host(1), flooder: l.Host(3), peer: l.Host(2).Addr, port: node.Port,
 		from: labtest.AddPod(t, other, "a"), to: labtest.AddPod(t, victim, "a"),
 		vtep: labtest.Must(net.ParseMAC(node.VtepMAC))(t),
-		src:  hardwareAddr(t, l.Host(3)), dst: hardwareAddr(t, l.Host(1)),
+		src:  labtest.HardwareAddr(t, l.Host(3)), dst: labtest.HardwareAddr(t, l.Host(1)),
 	}
-}
-
-func hardwareAddr(t *testing.T, h *lab.Host) (mac net.HardwareAddr) {
-	t.Helper()
-	if err := h.Do(func() error {
-		iface, err := net.InterfaceByName("eth0")
-		if err == nil {
-			mac = iface.HardwareAddr
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return mac
 }
 
 // strangers are frames of every kind, good ones among them, whose sources are no peer's.

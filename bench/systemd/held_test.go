@@ -4,14 +4,11 @@ package systemd
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"muslin/bench/lab"
 	"muslin/bench/labtest"
@@ -101,20 +98,5 @@ func receive(t *testing.T, in *net.UDPConn, quiet time.Duration, most int) int {
 // listen opens a socket in a pod that takes in as much as a test sends.
 func listen(t *testing.T, p *lab.Pod) *net.UDPConn {
 	t.Helper()
-	var conn *net.UDPConn
-	if err := p.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, 0)))
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	raw := must(conn.SyscallConn())(t)
-	var failed error
-	if err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 128<<20)
-	}); err != nil || failed != nil {
-		t.Fatal(fmt.Errorf("set SO_RCVBUFFORCE: %w, %w", err, failed))
-	}
-	return conn
+	return labtest.ListenUDP(t, p.Node, netip.AddrPortFrom(p.Addr, 0), 128<<20)
 }
