@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"muslin/lease/etcd"
 	"muslin/tunnel/host"
@@ -19,7 +21,12 @@ type embeddedServer struct {
 
 	mu     sync.Mutex // held during a start or a stop
 	server *etcd.Embedded
+
+	giveUp context.CancelFunc // ends what resume goes on with; nil: it never had to
 }
+
+// resumeEvery is how often a start that failed is tried again.
+const resumeEvery = time.Second
 
 // urls are where it listens: on loopback, and on the underlay for the other nodes.
 func (e *embeddedServer) urls() []url.URL {
@@ -52,7 +59,30 @@ func (e *embeddedServer) start(ctx context.Context) error {
 	return nil
 }
 
+// resume starts a server again that was stopped for a successor in vain. After an error, such as a port that the other
+// process has not let go yet, it goes on trying until stop.
+func (e *embeddedServer) resume() error {
+	ctx, giveUp := context.WithCancel(context.Background())
+	e.giveUp = giveUp
+	err := e.start(ctx)
+	if err == nil {
+		return nil
+	}
+	go func() {
+		for wait(ctx, resumeEvery); ctx.Err() == nil; wait(ctx, resumeEvery) {
+			if e.start(ctx) == nil {
+				e.d.log.Info("the embedded etcd runs again")
+				return
+			}
+		}
+	}()
+	return fmt.Errorf("%w; trying again every %v", err, resumeEvery)
+}
+
 func (e *embeddedServer) stop() error {
+	if e.giveUp != nil {
+		e.giveUp()
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.server == nil {

@@ -211,7 +211,7 @@ func (r *running) Release(part string) (any, error) {
 // Resume implements handover.Predecessor.
 func (r *running) Resume(part string) error {
 	if part == handover.Store {
-		return r.src.embedded.start(context.Background())
+		return r.src.embedded.resume()
 	}
 	err := r.vtep.Resume()
 	for _, k := range r.keepers {

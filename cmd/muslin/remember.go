@@ -155,6 +155,11 @@ func (r *rememberer) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			select {
+			case <-r.changed:
+				r.write()
+			default:
+			}
 			return nil
 		case <-r.changed:
 		}
