@@ -215,6 +215,12 @@ type restarted struct {
 	from, to time.Time
 }
 
+// caused says whether a gap lies within the restart. Its first packets may have been sent just before: they were on
+// their way, or in the daemon's hands, when it ended.
+func (r restarted) caused(gap probe.Gap) bool {
+	return gap.Start.Before(r.to) && gap.End().After(r.from)
+}
+
 // restart restarts the third daemon every ten seconds.
 func (s *soak) restart(ctx context.Context) error {
 	for i := 0; ; i++ {
@@ -259,7 +265,7 @@ func (s *soak) judgeRestarts(r probe.Result) {
 			}
 			count++
 			for _, gap := range r.Gaps {
-				if !gap.Start.Before(one.from) && gap.Start.Before(one.to) {
+				if one.caused(gap) {
 					seen++
 					lost += gap.Count
 					longest = max(longest, gap.Length)
