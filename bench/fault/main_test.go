@@ -3,7 +3,6 @@
 package fault
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -60,22 +59,7 @@ func (s *scene) join(h *lab.Host, flags ...string) {
 // probe sends from one node's pod to another's until the probes are stopped.
 func (s *scene) probe(from, to int) {
 	s.Helper()
-	p, err := probe.Start(s.Context(), probe.Config{From: s.pods[from].Node, To: s.pods[to].Node, Addr: s.pods[to].Addr})
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.probes = append(s.probes, p)
-	s.received(p, 100)
-}
-
-// received waits until n more datagrams have arrived.
-func (s *scene) received(p *probe.Probe, n int) {
-	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Context(), lab.Patience(20*time.Second))
-	defer cancel()
-	if err := p.WaitReceived(ctx, n); err != nil {
-		s.Fatal(err)
-	}
+	s.probes = append(s.probes, labtest.StartProbe(s.T, s.pods[from], s.pods[to]))
 }
 
 // stop ends the probes, once more has arrived on each, and returns what became of it.
@@ -83,7 +67,7 @@ func (s *scene) stop() []probe.Result {
 	s.Helper()
 	var all []probe.Result
 	for _, p := range s.probes {
-		s.received(p, 100)
+		labtest.WaitReceived(s.T, p, 100)
 	}
 	sent, lost := 0, 0
 	for _, p := range s.probes {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"muslin/bench/lab"
+	"muslin/bench/probe"
 )
 
 // Network is the overlay in most tests.
@@ -123,6 +124,24 @@ func WaitHealthy(t *testing.T, m *lab.Muslin, want bool) {
 		}
 		return err
 	})
+}
+
+// StartProbe sends 1,000 datagrams a second from pod to pod, once 100 have got through.
+func StartProbe(t *testing.T, from, to *lab.Pod) *probe.Probe {
+	t.Helper()
+	p := Must(probe.Start(t.Context(), probe.Config{From: from.Node, To: to.Node, Addr: to.Addr}))(t)
+	WaitReceived(t, p, 100)
+	return p
+}
+
+// WaitReceived waits until n more datagrams of a probe have arrived.
+func WaitReceived(t *testing.T, p *probe.Probe, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Patience(20*time.Second))
+	defer cancel()
+	if err := p.WaitReceived(ctx, n); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // ExpectExit waits for a daemon to end, and returns its log.

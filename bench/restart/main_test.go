@@ -61,17 +61,7 @@ func newScene(t *testing.T, embedded bool, flags ...string) *scene {
 func (s *scene) probe() {
 	s.Helper()
 	for i := range s.pods {
-		from, to := s.pods[i], s.pods[1-i]
-		p, err := probe.Start(s.Context(), probe.Config{From: from.Node, To: to.Node, Addr: to.Addr})
-		if err != nil {
-			s.Fatal(err)
-		}
-		s.probes = append(s.probes, p)
-	}
-	for _, p := range s.probes {
-		if err := p.WaitReceived(s.Context(), 100); err != nil {
-			s.Fatal(err)
-		}
+		s.probes = append(s.probes, labtest.StartProbe(s.T, s.pods[i], s.pods[1-i]))
 	}
 }
 
