@@ -72,7 +72,8 @@ func readLink(t *testing.T, out string) *linkResult {
 	return &r
 }
 
-// expectLink wants everything measured over both paths, and the largest packet as long as the MTUs say.
+// expectLink wants everything measured over both paths, and the largest packet as long as the MTUs say. On an
+// emulated machine round trips are shorter than its clock's ticks, and measure 0.
 func expectLink(t *testing.T, r *linkResult, overlayMTU, underlayMTU int) {
 	t.Helper()
 	if len(r.Measures) != 10 || len(r.Failures)+len(r.BothFailed)+len(r.Notes) != 0 {
@@ -80,11 +81,12 @@ func expectLink(t *testing.T, r *linkResult, overlayMTU, underlayMTU int) {
 	}
 	for name, m := range r.Measures {
 		for _, o := range []linkOutcome{m.Overlay, m.Underlay} {
-			if o.Error != "" || o.BitsPerSecond+o.P50+float64(o.Received)+float64(o.Found) == 0 {
+			measured := o.BitsPerSecond+o.P50+float64(o.Received)+float64(o.Found) > 0
+			if coarse := !lab.Steady() && strings.HasSuffix(name, "_round_trip"); o.Error != "" || !measured && !coarse {
 				t.Errorf("%s: %+v", name, o)
 			}
 		}
-		if strings.HasPrefix(name, "tcp_") && m.Ratio <= 0 {
+		if strings.HasPrefix(name, "tcp_") && m.Ratio <= 0 && (lab.Steady() || name != "tcp_round_trip") {
 			t.Errorf("%s: ratio %v", name, m.Ratio)
 		}
 	}

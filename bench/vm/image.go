@@ -101,6 +101,9 @@ func (t *tree) fill(ctx context.Context, g guest, scratch string) error {
 	if err := t.addPlugins(ctx); err != nil {
 		return err
 	}
+	if err := t.addDocs(); err != nil {
+		return err
+	}
 	for path, content := range t.settings(g) {
 		t.files[path] = source{content: []byte(content), mode: modeFile}
 	}
@@ -170,6 +173,19 @@ func (t *tree) addPlugins(ctx context.Context) error {
 		t.files[strings.TrimPrefix(path, "/")] = source{path: path, mode: modeFile}
 	}
 	return t.addLibraries(ctx, plugins[0])
+}
+
+// addDocs takes over the pages that tests hold to the code, where the suite looks for them: two directories above
+// its own (init.sh).
+func (t *tree) addDocs() error {
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil || len(pages) == 0 {
+		return errors.New("no pages in docs: run this in the project's directory")
+	}
+	for _, path := range pages {
+		t.files["muslin/"+path] = source{path: path, mode: modeFile}
+	}
+	return nil
 }
 
 // addModules puts the kernel's modules for networks, and what they need, into the guest, unpacked and with a new

@@ -31,7 +31,8 @@ say "kernel $(uname -r)"
 say features
 muslin features --output json >/dev/ttyS1
 say suite
-cd /root
+mkdir -p /muslin/bench/e2e
+cd /muslin/bench/e2e
 e2e.test -test.v -test.timeout "$LIMIT" ${RUN:+-test.run "$RUN"} >/dev/ttyS1 2>&1
 status=$?
 say "uptime $(cut -d. -f1 /proc/uptime)"
