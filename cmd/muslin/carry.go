@@ -20,6 +20,7 @@ import (
 	"muslin/tunnel/pulse"
 	"muslin/tunnel/tun"
 	"muslin/tunnel/underlay"
+	"muslin/tunnel/waiter"
 )
 
 // device is what both kinds of TUN device have beside moving packets.
@@ -159,14 +160,18 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*underl
 		return nil, nil, err
 	}
 	keepProcessors(queues)
+	var turns *waiter.Turns
+	if features.On(kernel.BusyPoll) {
+		turns = new(waiter.Turns)
+	}
 	conn, err := underlay.Open(underlay.Config{
 		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
-		Logger: d.log, Adopt: d.place.sockets})
+		Logger: d.log, Turns: turns, Adopt: d.place.sockets})
 	if err != nil {
 		return nil, nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}
 	dev, err := d.openTUN(tun.Config{
-		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Adopt: d.place.tun, Reuse: found})
+		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Turns: turns, Adopt: d.place.tun, Reuse: found})
 	if err != nil {
 		conn.Close()
 		return nil, nil, err

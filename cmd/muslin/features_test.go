@@ -109,7 +109,7 @@ func TestFeaturesReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"Linux 7.0.1 x86_64: 7 of 14 features on, up to 64 datagrams in one send\n",
+		"Linux 7.0.1 x86_64: 8 of 15 features on, up to 64 datagrams in one send\n",
 		"udp-gro       not tried  5.12    a run of datagrams arrives as one\n",
 		"\n                                   self-test: segment 2 of 3 differs at byte 34\n",
 		"\nNOTE: udp-gso: Linux 7.0 to 7.1.4 may spoil",

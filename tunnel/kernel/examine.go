@@ -95,6 +95,7 @@ func (e *examiner) run(ctx context.Context) {
 	e.try(TUNDrain, nothingNeeded)
 	e.try(MultiQueue, probeMultiQueue)
 	e.try(TUNNAPI, probeTUNNAPI)
+	e.try(BusyPoll, nothingNeeded)
 	if slices.ContainsFunc(testedFeatures(), e.features.On) {
 		e.inNamespace(ctx)
 	}

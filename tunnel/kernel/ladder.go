@@ -23,6 +23,7 @@ const (
 	TUNUSO      = "tun-uso"
 	TUNTCPGRO   = "tun-tcp-gro"
 	TUNUDPGRO   = "tun-udp-gro"
+	BusyPoll    = "busy-poll"
 )
 
 // Rung is one feature of the ladder.
@@ -50,6 +51,7 @@ var Ladder = []Rung{
 	{Name: TUNTCPGRO, Needs: TUNVnet, Since: "2.6.27", Buys: "the host gets TCP in superpackets"},
 	{Name: TUNUDPGRO, Needs: TUNVnet, Since: "6.2", Buys: "the host gets runs of equal UDP datagrams in one call"},
 	{Name: TUNNAPI, Needs: TUNDrain, Since: "5.12", Buys: "where superpackets cannot be written, the kernel joins TCP segments itself"},
+	{Name: BusyPoll, Needs: TUNDrain, Since: "any", Buys: "answers come sooner: while packets take turns, workers wait for the next one awake"},
 }
 
 // Features is which features may be used, and why the others may not. The zero value allows all. It is a

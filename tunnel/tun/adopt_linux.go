@@ -125,6 +125,7 @@ func (d *Device) adoptQueue(f *os.File) error {
 	if err != nil {
 		return err
 	}
+	file.Follow(d.cfg.Turns, waiter.Outbound)
 	d.queues = append(d.queues, newQueue(d, file))
 	return nil
 }

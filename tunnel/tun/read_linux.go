@@ -44,6 +44,7 @@ func (q *queue) Read(slab []byte, ps []tunnel.Packet, headroom int) (int, error)
 		n, errno := q.drain(fd, slab, ps, headroom)
 		switch {
 		case n > 0:
+			q.file.Carried(n, len(ps[0].Buf))
 			return n, nil // an error, if there was one, comes again on the next call
 		case errno == unix.EAGAIN:
 			if err := q.file.Wait(unix.POLLIN, &q.poll); err != nil {

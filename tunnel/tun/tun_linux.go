@@ -32,6 +32,7 @@ type Config struct {
 	Queues   int // at least 1; more with kernel.MultiQueue only
 	Features kernel.Features
 	Logger   *slog.Logger
+	Turns    *waiter.Turns // that the queues' readers follow; nil: none
 
 	// Adopt are the descriptors of a device's queues that another process opened (Files), one for each of
 	// Queues; they stay the caller's to close. What the device was made without goes off among Features.
@@ -156,6 +157,7 @@ func (d *Device) addQueue(flags uint16) error {
 	if err != nil {
 		return fmt.Errorf("open TUN %q: %w", d.cfg.Name, err)
 	}
+	file.Follow(d.cfg.Turns, waiter.Outbound)
 	d.queues = append(d.queues, newQueue(d, file))
 	return nil
 }

@@ -90,6 +90,7 @@ func (r *mmsgReceiver) recvmmsg(want int) (int, error) {
 			uintptr(want), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
+			r.socket.file.Carried(int(n), int(r.hdrs[0].n))
 			return int(n), nil
 		case unix.EINTR, unix.ECONNREFUSED:
 		case unix.EAGAIN:

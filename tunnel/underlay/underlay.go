@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
@@ -34,6 +35,7 @@ type Config struct {
 	Features    kernel.Features
 	MaxSegments int // datagrams that this kernel takes in one piece (kernel.UDPMaxSegments)
 	Logger      *slog.Logger
+	Turns       *waiter.Turns // that the queues' readers follow; nil: none
 
 	// Adopt are the sockets of an earlier process, as many to receive with as Queues; they stay the
 	// caller's to close. Sending sockets that are missing are opened, those too many not used.
@@ -138,6 +140,7 @@ func (c *Conn) listen(number int) error {
 	} else if s, err = openSocket(local, func(fd int) error { c.filter.shut(fd); return options.set(fd) }); err != nil {
 		return c.bindError(err)
 	}
+	s.file.Follow(c.cfg.Turns, waiter.Inbound)
 	q := &queue{conn: c, listener: s}
 	if c.cfg.Features.On(kernel.MMsg) {
 		q.receiver = newMmsgReceiver(s)
@@ -192,8 +195,18 @@ func (c *Conn) Features() []kernel.Feature {
 		c.gsoFeature(),
 		c.cfg.Features.Feature(kernel.UDPGRO),
 		c.filter.feature(c.cfg.Features.Feature(kernel.EarlyFilter)),
+		c.busyPollFeature(),
 	}
 	return append(all, c.buffers...)
+}
+
+// busyPollFeature also says what it took of the processors.
+func (c *Conn) busyPollFeature() kernel.Feature {
+	f := c.cfg.Features.Feature(kernel.BusyPoll)
+	if f.On {
+		f.Reason += fmt.Sprintf("; %v of it so far", c.cfg.Turns.Awake().Round(time.Millisecond))
+	}
+	return f
 }
 
 func (c *Conn) ecnFeature() kernel.Feature {

@@ -160,7 +160,7 @@ func TestFeatures(t *testing.T) {
 					t.Errorf("feature %+v, want it on: %v", f, want)
 				}
 			}
-			want := []string{"early-filter", "mmsg", "source-ports", "outer-ecn", "udp-gso", "udp-gro", "receive-buffer", "send-buffer"}
+			want := []string{"early-filter", "busy-poll", "mmsg", "source-ports", "outer-ecn", "udp-gso", "udp-gro", "receive-buffer", "send-buffer"}
 			slices.Sort(names)
 			slices.Sort(want)
 			if !slices.Equal(names, want) {

@@ -24,6 +24,7 @@ type File struct {
 	using  sync.RWMutex
 	closed atomic.Bool
 	paused atomic.Bool
+	turn   *turn // nil: the reader always sleeps (Follow)
 }
 
 // New takes over fd, which must be non-blocking. On an error fd is closed.
@@ -71,6 +72,13 @@ func (f *File) End() { f.using.RUnlock() }
 // call, or until Close, which gives os.ErrClosed. With POLLIN it gives os.ErrDeadlineExceeded between Pause
 // and Resume. fds is the caller's scratch: Wait allocates nothing. Call it between Begin and End.
 func (f *File) Wait(events int16, fds *[3]unix.PollFd) error {
+	if f.turn != nil && events&unix.POLLIN != 0 {
+		return f.turn.wait(f, fds)
+	}
+	return f.sleep(events, fds)
+}
+
+func (f *File) sleep(events int16, fds *[3]unix.PollFd) error {
 	halt := int32(-1) // poll(2) passes over it
 	if events&unix.POLLIN != 0 {
 		halt = int32(f.halt)
