@@ -29,7 +29,7 @@ func (s *State) Undo() error {
 		u.firewall(s.journal.Firewall, s.firewall != nil)
 	}
 	u.routes(func(r netlink.Route) bool {
-		return slices.ContainsFunc(s.journal.Routes, func(p plannedRoute) bool { return p.is(r) })
+		return isDirect(r, s.journal.Direct) || slices.ContainsFunc(s.journal.Routes, func(p plannedRoute) bool { return p.is(r) })
 	})
 	u.link(s.journal)
 	u.sysctls(s.journal)
@@ -74,7 +74,7 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	led := make(map[int]bool) // indices of the devices that those routes led to
 	u.routes(func(r netlink.Route) bool {
 		ours := r.Protocol == RouteProtocol
-		led[r.LinkIndex] = led[r.LinkIndex] || ours
+		led[r.LinkIndex] = led[r.LinkIndex] || ours && r.Gw == nil // one with a gateway leads to the underlay
 		return ours
 	})
 	if j == nil {
@@ -131,6 +131,7 @@ func (u *undoing) routes(ours func(netlink.Route) bool) {
 		u.fail(err)
 		return
 	}
+	direct := 0
 	for _, r := range main {
 		if !ours(r) {
 			continue
@@ -143,7 +144,14 @@ func (u *undoing) routes(ours func(netlink.Route) bool) {
 			}
 			continue
 		}
-		u.say("removed %s", what)
+		if r.Gw != nil {
+			direct++ // perhaps one of thousands
+		} else {
+			u.say("removed %s", what)
+		}
+	}
+	if direct > 0 {
+		u.say("removed %d direct routes to peers", direct)
 	}
 }
 

@@ -2,7 +2,8 @@
 
 // Package host changes what the daemon needs in the host beside the TUN device, and undoes it: the
 // TUN's address, state, MTU and queue length, one route for the whole overlay, forwarding, reverse path
-// filter, and the firewall's forward and masquerade rules. It also looks at the host before start: which
+// filter, and the firewall's forward and masquerade rules. Direct routes, which package direct makes, it only
+// undoes. It also looks at the host before start: which
 // interface carries the underlay, and what would stand in the daemon's way.
 //
 // Every change is written to a journal in the state directory before it is made (journal.go), so that
@@ -45,6 +46,7 @@ type SetupConfig struct {
 	Network netip.Prefix // the whole overlay; one route to the TUN, and "cluster" in the firewall rules
 	Subnet  netip.Prefix // this node's lease; "pod" in the firewall rules
 
+	DirectRoutes    bool // routes to peers come and go in Network (package direct): Undo and Cleanup remove them
 	BlackholeRoute  bool // a route of last resort for Subnet, so that packets for absent pods do not loop
 	ForwardRules    bool // accept forwarding from and to Network
 	IPMasq          bool // masquerade what leaves the overlay

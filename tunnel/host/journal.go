@@ -29,6 +29,8 @@ type journal struct {
 	TUN    linkBefore     `json:"tun"`
 	Addr   netip.Prefix   `json:"address"`
 	Routes []plannedRoute `json:"routes"`
+	// Direct is where package direct adds and removes routes with our protocol and a gateway; zero: nowhere.
+	Direct netip.Prefix `json:"direct_routes,omitzero"`
 
 	Sysctls []sysctl `json:"sysctls"`
 	// Along are switches that the kernel turns along with ip_forward: put back only after that one was.
@@ -136,16 +138,19 @@ func inheritSysctls(old, found []sysctl) []sysctl {
 }
 
 // beyond is what the other journal has that this one has not.
-func (j *journal) beyond(other *journal) (routes []plannedRoute, addr bool, firewall firewallKind) {
+func (j *journal) beyond(other *journal) (routes []plannedRoute, direct netip.Prefix, addr bool, firewall firewallKind) {
 	for _, r := range other.Routes {
 		if !slices.Contains(j.Routes, r) {
 			routes = append(routes, r)
 		}
 	}
+	if other.Direct != j.Direct {
+		direct = other.Direct
+	}
 	if other.Firewall != j.Firewall {
 		firewall = other.Firewall
 	}
-	return routes, other.Addr != j.Addr, firewall
+	return routes, direct, other.Addr != j.Addr, firewall
 }
 
 func (j *journal) remove() error {

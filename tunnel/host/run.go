@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -131,6 +132,12 @@ func watch(sock *os.File, tun int, events chan<- struct{}) {
 	}
 }
 
+// hasGateway reports whether a route is one of package direct's, which looks after them itself.
+func hasGateway(m *syscall.NetlinkMessage) bool {
+	attrs, err := syscall.ParseNetlinkRouteAttr(m)
+	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool { return a.Attr.Type == unix.RTA_GATEWAY })
+}
+
 // concerns reports whether one of the messages is about the TUN with this index or about a route of ours
 // that went. The fields are those of linux/rtnetlink.h and linux/if_addr.h: the protocol is byte 5 of
 // rtmsg, the index is bytes 4 to 7 of both ifinfomsg and ifaddrmsg.
@@ -145,7 +152,7 @@ func concerns(b []byte, tun int) bool {
 		}
 		switch m.Header.Type {
 		case unix.RTM_DELROUTE:
-			if m.Data[5] == RouteProtocol {
+			if m.Data[5] == RouteProtocol && !hasGateway(&m) {
 				return true
 			}
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_DELADDR:

@@ -97,12 +97,12 @@ func (s *State) predecessor(tun netlink.Link) (*journal, error) {
 // undoBeyond undoes what another daemon did for this device, by its journal, and we do not want.
 func (s *State) undoBeyond(other *journal, tun netlink.Link) error {
 	u := undoing{log: s.log}
-	routes, addr, firewall := s.journal.beyond(other)
+	routes, direct, addr, firewall := s.journal.beyond(other)
 	if firewall != "" {
 		u.firewall(firewall, true)
 	}
 	u.routes(func(r netlink.Route) bool {
-		return slices.ContainsFunc(routes, func(p plannedRoute) bool { return p.is(r) })
+		return isDirect(r, direct) || slices.ContainsFunc(routes, func(p plannedRoute) bool { return p.is(r) })
 	})
 	if addr {
 		u.address(tun, other.Addr)
@@ -146,6 +146,9 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 	j.Routes = append(j.Routes, plannedRoute{Prefix: c.Network.Masked()})
 	if c.BlackholeRoute {
 		j.Routes = append(j.Routes, plannedRoute{Prefix: c.Subnet.Masked(), Blackhole: true})
+	}
+	if c.DirectRoutes {
+		j.Direct = c.Network.Masked()
 	}
 	main, along, err := forwardingSysctls()
 	if err != nil {
@@ -351,6 +354,11 @@ func (p plannedRoute) kind() int {
 // is reports whether a route of the main table is the planned one.
 func (p plannedRoute) is(r netlink.Route) bool {
 	return r.Protocol == RouteProtocol && prefixOf(r.Dst) == p.Prefix && r.Type == p.kind()
+}
+
+// isDirect reports whether a route is one of package direct's for the peers of a network.
+func isDirect(r netlink.Route, network netip.Prefix) bool {
+	return network.IsValid() && r.Protocol == RouteProtocol && r.Gw != nil && network.Contains(prefixOf(r.Dst).Addr())
 }
 
 func (p plannedRoute) route(tun netlink.Link, src netip.Addr) *netlink.Route {

@@ -102,6 +102,19 @@ func deviceSysctls(tun string) []sysctl {
 	return out
 }
 
+// StrictReversePath says that the kernel checks strictly what comes in by an interface: it drops a packet whose
+// sender it would answer by another one (rp_filter, see deviceSysctls). It returns the switch as sysctl(8) names it
+// with slashes, or "" where the check is loose or off.
+func StrictReversePath(iface string) string {
+	const file = "/rp_filter"
+	own, _ := readSysctl(sysctlRoot + "/ipv4/conf/" + iface + file)
+	all, _ := readSysctl(sysctlRoot + "/ipv4/conf/all" + file)
+	if max(number(all), number(own)) != 1 {
+		return ""
+	}
+	return "net/ipv4/conf/" + iface + file
+}
+
 func number(s string) int {
 	n, _ := strconv.Atoi(s)
 	return n
