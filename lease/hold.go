@@ -93,10 +93,10 @@ func (r *roster) supersede(subnet netip.Prefix) {
 	}
 }
 
-// heard reports whether a packet came from the holder of a lease a short time ago.
+// heard reports whether a packet came from the holder of a lease a short time ago, or an answer to package pulse.
 func (r *roster) heard(k *known, now time.Time) bool {
 	c := r.counters[counterKey{k.lease.Subnet, k.lease.Attrs.PublicIP}]
-	return c != nil && now.Sub(time.Unix(0, c.LastRx.Load())) < silence
+	return c != nil && now.Sub(time.Unix(0, max(c.LastRx.Load(), c.Answered.Load()))) < silence
 }
 
 // heldUntil is when the last of those that are held now will have gone.

@@ -136,6 +136,18 @@ func TestOneLeaseVanishes(t *testing.T) {
 	})
 }
 
+// A peer that is reached directly is heard of only when it is asked.
+func TestLeaseOfADirectPeerVanishes(t *testing.T) {
+	withCrowd(t, func(c *crowd) {
+		settle(time.Hour)
+		c.got.peer("10.244.2.0/24").Counters.Answered.Store(time.Now().UnixNano())
+		c.remove(2, 3)
+		c.peers("answered", "10.244.2.0/24>192.0.2.2 10.244.4.0/24>192.0.2.4")
+		settle(silence + holdCheck)
+		c.peers("silent since", "10.244.4.0/24>192.0.2.4")
+	})
+}
+
 // What cannot be read is written over the leases of nodes, of which one is heard.
 func TestLeaseIsSpoilt(t *testing.T) {
 	withCrowd(t, func(c *crowd) {

@@ -24,11 +24,13 @@ type Peer struct {
 }
 
 // Counters is the traffic exchanged with one peer: packets, bytes of inner IP packets, and the time of
-// the last datagram accepted from it. The data path adds, anyone may read.
+// the last datagram accepted from it. The data path adds, anyone may read. Beside it is when the peer answered
+// last when it was asked (package pulse): of one that is reached directly that is all that is heard.
 type Counters struct {
 	TxPackets, TxBytes atomic.Uint64
 	RxPackets, RxBytes atomic.Uint64
 	LastRx             atomic.Int64 // Unix nanoseconds, 0: never. The same for all of a batch.
+	Answered           atomic.Int64 // likewise
 }
 
 // Table answers the two questions of the data path: which peer holds this inner address, and does this

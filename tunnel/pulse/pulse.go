@@ -3,8 +3,9 @@
 // answer. A peer that packets came from lately is not asked.
 //
 // The room knows three states: a peer is up, down, or not known to be either. It decides nothing and changes
-// nothing: no lease, no route, no packet depends on it. It never touches the data path: it reads the table and
-// the peers' counters, and its packets take the way of all others.
+// nothing: no route, no packet depends on it. An answer counts like a packet for a peer whose lease has vanished
+// (fib.Counters). It never touches the data path: it reads the table and the peers' counters, and its packets take the
+// way of all others.
 //
 // What it costs is bounded, whatever the number of peers: perSecond requests a second at most, of 84 bytes on
 // the overlay. With many silent peers it takes longer until each has had its turn.
@@ -182,6 +183,7 @@ func (p *Prober) answer(from netip.Addr, seq uint16) {
 	defer p.mu.Unlock()
 	if r := p.asked[from]; r != nil && r.seq == seq {
 		r.answered = time.Now()
+		r.counters.Answered.Store(r.answered.UnixNano())
 		p.alive(r)
 	}
 }

@@ -164,6 +164,9 @@ func TestUpAndDown(t *testing.T) {
 		w.pass(time.Second)
 		w.want("asked", a, Up, time.Time{})
 		w.want("asked", b, Up, time.Time{})
+		if a.Counters.Answered.Load() == 0 || c.Counters.Answered.Load() != 0 {
+			t.Error("the counters do not say who has answered")
+		}
 		w.want("not answered yet", c, Unknown, time.Time{})
 		w.pass(4 * time.Second)
 		if h := w.Health(c); h.State != Down || h.Since.Before(began.Add(fresh)) || h.Since.After(began.Add(fresh+time.Second)) {
