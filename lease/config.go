@@ -278,9 +278,6 @@ func (in *object) port(absent uint16) (uint16, error) {
 
 func (b *Backend) warnings() []string {
 	var out []string
-	if b.DirectRouting {
-		out = append(out, "Backend.DirectRouting is true, but this version encapsulates to every peer; peers that route directly to this node are answered through the tunnel")
-	}
 	if b.GBP {
 		out = append(out, "Backend.GBP is true, but this version has no group policies: it sends none, and drops datagrams that carry one")
 	}

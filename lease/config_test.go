@@ -163,7 +163,7 @@ func TestConfigWarnings(t *testing.T) {
 		{`{"Network":"10.1.0.0/16","NETWORK":"10.0.0.0/16"}`, []string{"field NETWORK is given more than once"}},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","DirectRoutin":true}}`, []string{"field Backend.DirectRoutin", "(did you mean DirectRouting?)"}},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"udp","VNI":3}}`, []string{"field Backend.VNI is not known"}},
-		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true,"GBP":true,"Learning":true}}`, []string{"encapsulates to every peer", "group policies", "learns nothing"}},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true,"GBP":true,"Learning":true}}`, []string{"group policies", "learns nothing"}},
 	} {
 		c, err := ParseConfig([]byte(test.in))
 		if err != nil {

@@ -71,6 +71,12 @@ func (v *KernelVXLAN) AddPeer(ctx context.Context, subnet netip.Prefix, mac stri
 	return v.Host.ip(ctx, strings.Join([]string{"route replace", subnet.Masked().String(), "via", base, "dev", v.Device, "onlink"}, " "))
 }
 
+// AddDirectPeer adds what flannel with DirectRouting adds for the lease of a peer on its own link: a route, and
+// neither neighbour nor forwarding entry. In place of the route to the device, if there is one.
+func (v *KernelVXLAN) AddDirectPeer(ctx context.Context, subnet netip.Prefix, publicIP netip.Addr) error {
+	return v.Host.ip(ctx, strings.Join([]string{"route replace", subnet.Masked().String(), "via", publicIP.String()}, " "))
+}
+
 // PodNetwork is what flannel would write into the subnet file.
 func (v *KernelVXLAN) PodNetwork() PodNetwork {
 	return PodNetwork{Gateway: netip.PrefixFrom(v.Subnet.Addr().Next(), v.Subnet.Bits()), MTU: v.MTU}

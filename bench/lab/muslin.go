@@ -259,6 +259,9 @@ type PeerStatus struct {
 	LastRx    string       `json:"last_rx"`
 	Up        *bool        `json:"up"`
 	DownSince *time.Time   `json:"down_since"`
+	Way       string       `json:"way"`
+	WayRule   string       `json:"way_rule"`
+	WayReason string       `json:"way_reason"`
 }
 
 // Peer is the peer that holds a subnet.

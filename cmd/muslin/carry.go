@@ -127,6 +127,11 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		return err
 	}
 	defer d.undo(state)
+	router, closeRouter, err := d.openRouter(node, subnet)
+	if err != nil {
+		return err
+	}
+	defer closeRouter()
 	if d.place.from == nil {
 		dev.Keep(false) // at the end, not with a crash
 		if err := dev.Persist(); err != nil {
@@ -139,11 +144,11 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 	}
 	prober := d.openProber(vtep)
 	d.view.set(func(v *viewState) {
-		v.member, v.vtep, v.conn, v.dev, v.host, v.prober = member, vtep, conn, dev, state, prober
+		v.member, v.vtep, v.conn, v.dev, v.host, v.router, v.prober = member, vtep, conn, dev, state, router, prober
 	})
 	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
-	r := &running{d: d, src: src, node: node, member: member, vtep: vtep, conn: conn, dev: dev, state: state, prober: prober}
+	r := &running{d: d, src: src, node: node, member: member, vtep: vtep, conn: conn, dev: dev, state: state, router: router, prober: prober}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
@@ -221,6 +226,7 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 		MTU:             int(mtu),
 		Network:         cfg.Network,
 		Subnet:          subnet,
+		DirectRoutes:    cfg.Backend.DirectRouting,
 		BlackholeRoute:  f.blackhole,
 		ForwardRules:    f.forwardRules,
 		IPMasq:          f.ipMasq,
@@ -237,6 +243,9 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 func (r *running) tasks(mtu *mtuFollower) []task {
 	d := r.d
 	r.guards = []*pausable{newPausable(r.state.Run), newPausable(mtu.run)}
+	if r.router != nil {
+		r.guards = append(r.guards, newPausable(r.router.Run))
+	}
 	all := []task{r.vtep.Run, r.conn.Run, r.member.peers.Run, r.prober.Run}
 	if r.member.keeper != nil {
 		memory := newRememberer(d.memoryPath(), d.log)
@@ -245,7 +254,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 		r.keepers = []*pausable{newPausable(r.member.keeper.Run), newPausable(memory.run)}
 		all = append(all, r.member.feed.Run, r.member.config.Run)
 	}
-	r.member.onTable = r.vtep.SetTable
+	r.member.onTable = r.setTable
 	for _, p := range append(r.guards, r.keepers...) {
 		all = append(all, d.whenAlone(p.Run))
 	}
@@ -288,6 +297,9 @@ func (d *daemon) logStart() {
 		attrs = append(attrs, "vni", strconv.Itoa(int(*s.Node.VNI)), "vtep", s.Node.VtepMAC)
 	}
 	d.log.Info("carrying packets", attrs...)
+	if warning := d.view.get().node.warnStrict(); warning != "" {
+		d.log.Warn(warning)
+	}
 	for _, f := range s.Features {
 		d.log.Info("feature", "feature", f.Name, "on", f.On, "reason", f.Reason)
 	}

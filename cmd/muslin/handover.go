@@ -15,6 +15,7 @@ import (
 	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
 	"muslin/tunnel"
+	"muslin/tunnel/direct"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
 	"muslin/tunnel/pulse"
@@ -45,6 +46,7 @@ type running struct {
 	conn   *underlay.Conn
 	dev    device
 	state  *host.State
+	router *direct.Router // nil: none is wanted
 	prober *pulse.Prober
 
 	askedBy int // user of the process that wants our place

@@ -27,6 +27,8 @@ type node struct {
 	mtu     encap.InnerMTU // at the start (see mtuFollower)
 
 	fixedMTU encap.OuterMTU // the config's, 0: as the underlay
+
+	directRouting bool // peers that are neighbours on the underlay are reached without encapsulation
 }
 
 func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
@@ -34,7 +36,8 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err := cfg.Supported(); err != nil {
 		return nil, err
 	}
-	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI}
+	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI,
+		directRouting: cfg.Backend.DirectRouting}
 	for _, addr := range []netip.Addr{iface.PublicIP, iface.Addr} {
 		if cfg.Network.Contains(addr) {
 			return nil, fmt.Errorf("%v, the address of this node on the underlay (%s), lies inside the overlay's Network %v: its datagrams would be routed into the overlay again; give another --public-ip or --iface, or choose another Network",

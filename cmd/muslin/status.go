@@ -16,6 +16,7 @@ import (
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/way"
 )
 
 // Status is what `muslin status --output json` prints and what the control socket serves. Others script
@@ -79,6 +80,9 @@ type PeerStatus struct {
 	LastRx    *time.Time `json:"last_rx"` // null: nothing yet
 	Up        *bool      `json:"up"`      // it is heard, or answers; null: not known (package tunnel/pulse)
 	DownSince *time.Time `json:"down_since"`
+	Way       string     `json:"way"`      // "encapsulated" or "direct" (package tunnel/way)
+	WayRule   string     `json:"way_rule"` // what decided
+	WayReason string     `json:"way_reason"`
 }
 
 // someLines is how many peers the text lists unless told otherwise: what a person reads.
@@ -148,13 +152,13 @@ func (s *Status) print(w io.Writer, now time.Time, most int) error {
 		p.line("\t%s", s.Store.LastError)
 	}
 	p.line("user\t%d with %s", s.Privileges.UID, s.Privileges.describe())
-	p.line("\n%d peers%s", len(s.Peers), s.describeDown())
+	p.line("\n%d peers%s%s", len(s.Peers), s.describeDirect(), s.describeDown())
 	if len(s.Peers) > 0 {
-		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tSTATE\tSENT\tRECEIVED\tLAST HEARD")
+		p.line("  SUBNET\tPUBLIC IP\tBACKEND\tWAY\tSTATE\tSENT\tRECEIVED\tLAST HEARD")
 	}
 	listed := heardLast(s.Peers, most)
 	for _, peer := range listed {
-		p.line("  %s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.describeState(now),
+		p.line("  %s\t%s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.Way, peer.describeState(now),
 			peer.TxPackets, bytesText(peer.TxBytes), peer.RxPackets, bytesText(peer.RxBytes), ago(now, peer.LastRx))
 	}
 	if rest := len(s.Peers) - len(listed); rest > 0 {
@@ -167,6 +171,20 @@ func (s *Status) print(w io.Writer, now time.Time, most int) error {
 		p.line("  %s\t%s\t%s", f.Name, onOff(f.On), f.Reason)
 	}
 	return p.finish()
+}
+
+// describeDirect says how many peers packets get to without being encapsulated.
+func (s *Status) describeDirect() string {
+	n := 0
+	for _, p := range s.Peers {
+		if p.Way == string(way.Direct) {
+			n++
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d direct", n)
 }
 
 // describeDown says how many peers are down.

@@ -29,9 +29,9 @@ func exampleStatus(now time.Time) *Status {
 			Backend: "vxlan", VNI: &vni, Port: 8472, VtepMAC: "02:00:00:00:00:01", TUN: "muslin0", LeaseExpires: &expires},
 		Store: StoreStatus{Kind: "etcd", Endpoints: []string{"http://192.0.2.9:2379"}, Healthy: true, Revision: 7},
 		Peers: []PeerStatus{{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2", Backend: "vxlan", VtepMAC: "02:00:00:00:00:02",
-			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last, Up: &yes},
+			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last, Up: &yes, Way: "encapsulated", WayRule: "gateway", WayReason: "why"},
 			{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3", Backend: "vxlan", Up: &no, DownSince: &long},
-			{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.4", Backend: "vxlan"}},
+			{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.4", Backend: "vxlan", Way: "direct", WayRule: "on-link"}},
 		Drops:    map[string]uint64{"no-route": 3},
 		Skipped:  map[string]int{"foreign-key": 1},
 		Features: []kernel.Feature{{Name: "recvmmsg", On: true, Reason: "up to 64 datagrams a call"}},
@@ -88,7 +88,7 @@ func TestStatusShape(t *testing.T) {
 				t.Error("privileges.capabilities is no list")
 			}
 			if name == "running" {
-				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since last_rx public_ip rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac" {
+				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since last_rx public_ip rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
 					t.Errorf("a peer has %s", have)
 				}
 				if have := strings.Join(keys(got["features"].([]any)[0]), " "); have != "name on reason" {
@@ -106,7 +106,7 @@ func TestStatusText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
-		"3 peers, 1 DOWN", "192.0.2.2", "up", "DOWN for 7m0s", "not known", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
+		"3 peers, 1 direct, 1 DOWN", "192.0.2.2", "up", "DOWN for 7m0s", "not known", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}

@@ -8,6 +8,7 @@ import (
 	"muslin/lease"
 	"muslin/lease/etcd"
 	"muslin/tunnel"
+	"muslin/tunnel/direct"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/pulse"
@@ -38,6 +39,7 @@ type viewState struct {
 	conn   *underlay.Conn
 	dev    device
 	host   *host.State
+	router *direct.Router // nil: none is wanted
 	prober *pulse.Prober
 
 	kept    reasons // capabilities, once the others were given up
@@ -145,6 +147,8 @@ func (s *Status) fillRunning(v *viewState) {
 		if p.Backend == lease.BackendVXLAN {
 			peer.VtepMAC = p.MAC.String()
 		}
+		chosen := v.choice(p)
+		peer.Way, peer.WayRule, peer.WayReason = string(chosen.Way), string(chosen.Rule), chosen.Reason()
 		switch h := v.prober.Health(p); h.State {
 		case pulse.Up:
 			peer.Up = new(bool)
@@ -159,6 +163,11 @@ func (s *Status) fillRunning(v *viewState) {
 			peer.LastRx = &t
 		}
 		s.Peers = append(s.Peers, peer)
+	}
+	for _, warning := range []string{v.node.warnStrict(), warnRefused(s.Peers)} {
+		if warning != "" {
+			s.Warnings = append(s.Warnings, warning)
+		}
 	}
 	s.Features = append(s.Features, v.dev.Features()...)
 	s.Features = append(s.Features, v.conn.Features()...)
