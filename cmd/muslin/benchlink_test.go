@@ -76,7 +76,9 @@ func fakeDaemon(t *testing.T, status *Status) (control string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return status }, http.NotFound)) }()
+	go func() {
+		done <- serveHTTP(ctx, l, controlHandler(func() *Status { return status }, http.NotFound, http.NotFound))
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

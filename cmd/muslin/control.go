@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 // The control socket: HTTP and JSON over a unix socket that only its owner may open (0600).
 //
 //	GET /v1/status      Status
+//	GET /v1/route?to=   RouteAnswer
 //	POST /v1/handover   an upgrade to what package handover speaks
 
 const statusPath = "/v1/status"
@@ -69,12 +72,13 @@ func removeDeadControl(path string) (bool, error) {
 }
 
 // controlHandler answers on the control socket.
-func controlHandler(status func() *Status, replace http.HandlerFunc) http.Handler {
+func controlHandler(status func() *Status, route, replace http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status()) // the client is gone: nobody to tell
 	})
+	mux.HandleFunc("GET "+routePath, route)
 	mux.HandleFunc("POST "+handover.Path, replace)
 	return mux
 }
@@ -121,6 +125,15 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 
 // askStatus gets the status from the daemon behind the control socket.
 func askStatus(ctx context.Context, control string) (*Status, error) {
+	var s Status
+	if err := askControl(ctx, control, statusPath, &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// askControl gets what the daemon behind the control socket has at a path, as JSON.
+func askControl(ctx context.Context, control, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
@@ -129,23 +142,27 @@ func askStatus(ctx context.Context, control string) (*Status, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", control)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://muslin"+statusPath, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://muslin"+path, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, explainControl(control, err)
+		return explainControl(control, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the daemon behind %s answered %s", control, resp.Status)
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return fmt.Errorf("the daemon behind %s is of another version, which does not know the question %s: `muslin run --replace` puts this one in its place", control, req.URL.Path)
+	default:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("the daemon behind %s answered %s: %s", control, resp.Status, strings.TrimSpace(string(why)))
 	}
-	var s Status
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return nil, fmt.Errorf("read the daemon's status: %w", err)
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
-	return &s, nil
+	return nil
 }
 
 func explainControl(control string, err error) error {

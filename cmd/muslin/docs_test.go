@@ -247,6 +247,18 @@ func TestDocsListEveryStatusField(t *testing.T) {
 	same(t, "status field", inDocs, statusPaths(reflect.TypeFor[Status](), ""))
 }
 
+func TestDocsListEveryRouteField(t *testing.T) {
+	text := section(t, readDoc(t, "docs/configuration.md"), "Which way a packet goes")
+	var inDocs []string
+	for _, row := range tableRows(text) {
+		inDocs = append(inDocs, quoted(row[0])...)
+		if row[1] == "" {
+			t.Errorf("%s has no type", row[0])
+		}
+	}
+	same(t, "field of the route", inDocs, statusPaths(reflect.TypeFor[RouteAnswer](), ""))
+}
+
 func TestDocsListEveryDropReason(t *testing.T) {
 	var inDocs, inCode []string
 	for _, row := range tableRows(readDoc(t, "docs/drops.md")) {

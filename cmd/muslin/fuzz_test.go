@@ -23,6 +23,7 @@ func FuzzControl(f *testing.F) {
 	f.Add([]byte("POST /v1/status HTTP/1.1\r\nHost: muslin\r\nContent-Length: 5\r\n\r\nhello"))
 	f.Add([]byte("GET /../v1//status HTTP/1.0\r\n\r\n"))
 	f.Add([]byte("GET /v1/status HTTP/1.1\r\nHost: muslin\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"))
+	f.Add([]byte("GET /v1/route?to=10.244.3.7 HTTP/1.1\r\nHost: muslin\r\n\r\n"))
 	f.Add([]byte("POST " + handover.Path + " HTTP/1.1\r\nHost: muslin\r\nConnection: Upgrade\r\nUpgrade: muslin-handover\r\n\r\n"))
 	f.Add([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
 	f.Add([]byte{0x16, 3, 1, 0, 5})
@@ -35,7 +36,7 @@ func FuzzControl(f *testing.F) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	handler := controlHandler(func() *Status { asked.Add(1); return &Status{State: stateRunning} },
+	handler := controlHandler(func() *Status { asked.Add(1); return &Status{State: stateRunning} }, new(daemon).serveRoute,
 		func(w http.ResponseWriter, _ *http.Request) {
 			replaced.Add(1)
 			http.Error(w, "not now", http.StatusConflict)

@@ -45,8 +45,9 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
   first#  muslin run --embedded-etcd --network 10.244.0.0/16
   second# muslin run --etcd-endpoints http://FIRST:2379
 
-  muslin status      # this node, its peers, what was dropped and why
-  muslin demo        # three hosts on this machine, in network namespaces`,
+  muslin status            # this node, its peers, what was dropped and why
+  muslin route 10.244.3.7  # which way a packet goes, and why
+  muslin demo              # three hosts on this machine, in network namespaces`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		Args:              cobra.NoArgs,
@@ -59,6 +60,7 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
 	root.AddCommand(
 		newRunCommand(),
 		newStatusCommand(),
+		newRouteCommand(),
 		newFeaturesCommand(),
 		newBenchCommand(),
 		newLeasesCommand(),

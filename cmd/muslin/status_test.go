@@ -136,7 +136,9 @@ func TestControlSocket(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	want := exampleStatus(time.Now().UTC().Truncate(time.Second))
 	done := make(chan error, 1)
-	go func() { done <- serveHTTP(ctx, l, controlHandler(func() *Status { return want }, http.NotFound)) }()
+	go func() {
+		done <- serveHTTP(ctx, l, controlHandler(func() *Status { return want }, http.NotFound, http.NotFound))
+	}()
 	got, err := askStatus(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)

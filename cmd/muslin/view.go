@@ -9,6 +9,7 @@ import (
 	"muslin/lease/etcd"
 	"muslin/tunnel"
 	"muslin/tunnel/direct"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/pulse"
@@ -138,31 +139,7 @@ func (s *Status) fillRunning(v *viewState) {
 	}
 	s.Drops, s.Completed = v.vtep.Drops(), v.vtep.ChecksumsUnfinished()
 	for _, p := range v.vtep.Table().Peers() {
-		c := p.Counters
-		peer := PeerStatus{
-			Subnet: p.Subnet.String(), PublicIP: p.PublicIP.String(), Backend: p.Backend,
-			TxPackets: c.TxPackets.Load(), TxBytes: c.TxBytes.Load(),
-			RxPackets: c.RxPackets.Load(), RxBytes: c.RxBytes.Load(),
-		}
-		if p.Backend == lease.BackendVXLAN {
-			peer.VtepMAC = p.MAC.String()
-		}
-		chosen := v.choice(p)
-		peer.Way, peer.WayRule, peer.WayReason = string(chosen.Way), string(chosen.Rule), chosen.Reason()
-		switch h := v.prober.Health(p); h.State {
-		case pulse.Up:
-			peer.Up = new(bool)
-			*peer.Up = true
-		case pulse.Down:
-			peer.Up = new(bool)
-			since := h.Since.UTC()
-			peer.DownSince = &since
-		}
-		if last := c.LastRx.Load(); last != 0 {
-			t := time.Unix(0, last).UTC()
-			peer.LastRx = &t
-		}
-		s.Peers = append(s.Peers, peer)
+		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
 	for _, warning := range []string{v.node.warnStrict(), warnRefused(s.Peers)} {
 		if warning != "" {
@@ -172,4 +149,33 @@ func (s *Status) fillRunning(v *viewState) {
 	s.Features = append(s.Features, v.dev.Features()...)
 	s.Features = append(s.Features, v.conn.Features()...)
 	s.Features = append(s.Features, v.host.Features()...)
+}
+
+// peerStatus is one peer, for a daemon that runs.
+func (v *viewState) peerStatus(p *fib.Peer) PeerStatus {
+	c := p.Counters
+	peer := PeerStatus{
+		Subnet: p.Subnet.String(), PublicIP: p.PublicIP.String(), Backend: p.Backend,
+		TxPackets: c.TxPackets.Load(), TxBytes: c.TxBytes.Load(),
+		RxPackets: c.RxPackets.Load(), RxBytes: c.RxBytes.Load(),
+	}
+	if p.Backend == lease.BackendVXLAN {
+		peer.VtepMAC = p.MAC.String()
+	}
+	chosen := v.choice(p)
+	peer.Way, peer.WayRule, peer.WayReason = string(chosen.Way), string(chosen.Rule), chosen.Reason()
+	switch h := v.prober.Health(p); h.State {
+	case pulse.Up:
+		peer.Up = new(bool)
+		*peer.Up = true
+	case pulse.Down:
+		peer.Up = new(bool)
+		since := h.Since.UTC()
+		peer.DownSince = &since
+	}
+	if last := c.LastRx.Load(); last != 0 {
+		t := time.Unix(0, last).UTC()
+		peer.LastRx = &t
+	}
+	return peer
 }

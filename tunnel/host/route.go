@@ -1,0 +1,46 @@
+//go:build linux
+
+package host
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// KernelRoute is what the kernel does with a packet of this host's own, as `ip route get` shows it.
+type KernelRoute struct {
+	Device  string     // that it leaves by
+	Local   bool       // it is for this host itself
+	Gateway netip.Addr // invalid: none
+	Source  netip.Addr // that the packet gets; invalid: the kernel does not say
+	MTU     int        // bytes: of the path, where the kernel knows it, else of the device
+}
+
+// RouteTo asks the kernel for the way to an address. An error says why there is none.
+func RouteTo(to netip.Addr) (KernelRoute, error) {
+	found, err := netlink.RouteGet(net.IP(to.AsSlice()))
+	if err != nil {
+		return KernelRoute{}, fmt.Errorf("route to %s: %w", to, err)
+	}
+	if len(found) != 1 {
+		return KernelRoute{}, fmt.Errorf("route to %s: the kernel gives %d", to, len(found))
+	}
+	r := found[0]
+	out := KernelRoute{Local: r.Type == unix.RTN_LOCAL, MTU: r.MTU}
+	out.Gateway, _ = netip.AddrFromSlice(r.Gw)
+	out.Gateway = out.Gateway.Unmap()
+	out.Source, _ = netip.AddrFromSlice(r.Src.To4())
+	l, err := netlink.LinkByIndex(r.LinkIndex)
+	if err != nil {
+		return KernelRoute{}, fmt.Errorf("route to %s: device number %d: %w", to, r.LinkIndex, err)
+	}
+	out.Device = l.Attrs().Name
+	if out.MTU == 0 {
+		out.MTU = l.Attrs().MTU
+	}
+	return out, nil
+}
