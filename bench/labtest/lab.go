@@ -108,7 +108,7 @@ func WaitPeers(t *testing.T, m *lab.Muslin, want int) {
 	Eventually(t, 30*time.Second, func() error { // one that was heard a moment ago outlives its lease
 		s, err := m.Status(t.Context())
 		if err == nil && len(s.Peers) != want {
-			err = fmt.Errorf("%s has %d peers, want %d", m.Name, len(s.Peers), want)
+			err = fmt.Errorf("%s has %d peers, want %d", m.Host.Name, len(s.Peers), want)
 		}
 		return err
 	})
@@ -120,7 +120,7 @@ func WaitHealthy(t *testing.T, m *lab.Muslin, want bool) {
 	Eventually(t, 30*time.Second, func() error {
 		s, err := m.Status(t.Context())
 		if err == nil && s.Store.Healthy != want {
-			err = fmt.Errorf("store of %s healthy: %t, want %t", m.Name, s.Store.Healthy, want)
+			err = fmt.Errorf("store of %s healthy: %t, want %t", m.Host.Name, s.Store.Healthy, want)
 		}
 		return err
 	})
