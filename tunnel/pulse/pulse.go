@@ -199,8 +199,9 @@ func (p *Prober) ask(ctx context.Context) error {
 		}
 		p.mu.Lock()
 		p.budget = perTick
-		p.overdue(time.Now())
-		p.turns(p.cfg.Table().Peers(), time.Now())
+		t := p.cfg.Table()
+		p.overdue(t, time.Now())
+		p.turns(t.Peers(), time.Now())
 		if ticks%int(logEvery/tick) == 0 {
 			p.report()
 		}
@@ -208,10 +209,14 @@ func (p *Prober) ask(ctx context.Context) error {
 	}
 }
 
-// overdue looks at those that have not answered in time: they are asked again, or are down.
-func (p *Prober) overdue(now time.Time) {
-	for _, r := range p.asked {
+// overdue looks at those that have not answered in time: they are asked again, or are down. One that is no peer any
+// more is let alone: there is no way to it.
+func (p *Prober) overdue(t *fib.Table, now time.Time) {
+	for addr, r := range p.asked {
+		peer := t.Lookup(addr)
 		switch {
+		case peer == nil || r.key != (key{peer.Subnet, peer.PublicIP}):
+			delete(p.asked, addr)
 		case lastHeard(r.counters).After(r.sent):
 			p.alive(r)
 		case now.Sub(r.sent) < answerWithin:

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -299,6 +300,22 @@ func TestPeersGo(t *testing.T) {
 	})
 }
 
+// One that goes while it has a request to answer is not asked again: there is no way to it any more.
+func TestPeerGoesUnasked(t *testing.T) {
+	among(t, 1000, func(w *world) {
+		gone := w.peers[500]
+		w.silence(true, gone)
+		for w.requests(gone) == 0 {
+			w.pass(tick)
+		}
+		w.setTable(slices.Delete(slices.Clone(w.peers), 500, 501))
+		w.pass(time.Minute)
+		if n := w.requests(gone); n != 1 {
+			t.Errorf("asked %d times, want once: it had gone", n)
+		}
+	})
+}
+
 // Without a socket only what is heard is known.
 func TestWithoutConn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -336,13 +353,13 @@ func BenchmarkTick(b *testing.B) {
 				}
 				o.silent[peers[n].Subnet.Addr()] = true
 			}
-			now := time.Now()
+			table, now := fib.New(peers), time.Now()
 			for b.Loop() {
 				if silent {
 					now = now.Add(tick)
 				}
 				p.budget = perTick
-				p.overdue(now)
+				p.overdue(table, now)
 				p.turns(peers, now)
 			}
 		})
