@@ -24,7 +24,7 @@ var initScript []byte
 
 // tools are what the suite calls beside muslin, and what busybox has not got. They come from this machine.
 var tools = []string{
-	"bridge", "etcd", "etcdctl", "ethtool", "ip", "iperf3", "iptables", "iptables-legacy", "modprobe", "nft", "nstat",
+	"bridge", "etcd", "etcdctl", "ethtool", "install", "ip", "iperf3", "iptables", "iptables-legacy", "modprobe", "nft", "nstat",
 	"ping", "setpriv", "sockperf", "tc", "tcpdump",
 }
 
