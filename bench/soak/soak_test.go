@@ -40,6 +40,10 @@ const (
 	mostMemory = 0.05    // of its mean,
 	leastBytes = 4 << 20 // or this much: the garbage collector's and the allocator's own rhythm
 	mostCount  = 1.5     // goroutines, descriptors: one may come and go with a request
+
+	// A daemon asks its silent peers for a sign of life, and a lease may be taken away with a request to it on its way:
+	// no-route may count one for so many changes. No other drop may count at all.
+	takenAway = 1000
 )
 
 // Two daemons run for the whole time and are watched; a third is ended, killed and replaced again and again.
@@ -361,8 +365,12 @@ func (s *soak) judgeDaemon(d Daemon) {
 	before, after := half[0].Drops, half[len(half)-1].Drops
 	for _, reason := range slices.Sorted(maps.Keys(after)) {
 		t.Logf("%s: dropped %d packets: %s, %d of them in the second half", d.Name, after[reason], reason, after[reason]-before[reason])
-		if after[reason] > before[reason] {
-			t.Errorf("%s: drops are not flat: %s", d.Name, reason)
+		most := uint64(0)
+		if reason == "no-route" {
+			most = uint64(s.results.Length / 2 * crowdChanges / takenAway)
+		}
+		if after[reason]-before[reason] > most {
+			t.Errorf("%s: drops are not flat: %s, want no more than %d", d.Name, reason, most)
 		}
 	}
 }
