@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"muslin/bench/lab"
 	"muslin/bench/labtest"
 )
 
@@ -103,8 +104,13 @@ func checkStatusValues(t *testing.T, out string, i int, own, other netip.Addr) {
 		t.Fatalf("%d peers, want 1", len(s.Peers))
 	}
 	p := s.Peers[0]
-	// Five pings of 84 bytes.
-	if p.PublicIP != other || p.TxPackets != 5 || p.RxPackets != 5 || p.TxBytes != 420 || p.RxBytes != 420 || time.Since(p.LastRx) > time.Minute {
+	// Five pings of 84 bytes, and on a slow machine the daemons' own when they have not heard of each other for long.
+	most := 5
+	if !lab.Steady() {
+		most = 15
+	}
+	pings := p.TxPackets
+	if p.PublicIP != other || pings < 5 || pings > most || p.RxPackets != pings || p.TxBytes != 84*pings || p.RxBytes != 84*pings || time.Since(p.LastRx) > time.Minute {
 		t.Errorf("peer of node %d: %+v; want 5 packets, 420 bytes each way", i+1, p)
 	}
 }
