@@ -61,7 +61,8 @@ type Config struct {
 	Iface   string        // the underlay's interface
 	Subnet  netip.Prefix  // this node's own
 	Resync  time.Duration // how often to look when no event told to
-	Routing bool          // Backend.DirectRouting
+	Routing bool          // direct routes are wanted: Backend.DirectRouting, or host-gw
+	Alone   bool          // host-gw: a peer without a direct route is not reached at all
 	Logger  *slog.Logger  // nil discards
 }
 
@@ -96,7 +97,8 @@ type entry struct {
 	holds   netip.Prefix // way.Facts.Holds
 	refused string       // way.Facts.Refused
 	choice  way.Choice
-	route   Route // that is in the kernel's table, as far as we know; zero: none
+	told    way.Rule // why it is left out, as it was logged
+	route   Route    // that is in the kernel's table, as far as we know; zero: none
 }
 
 // New starts nothing: see Run.
@@ -125,7 +127,7 @@ func (r *Router) Choice(p *fib.Peer) way.Choice {
 	if e := r.entries[p.Subnet]; e != nil && e.peer.PublicIP == p.PublicIP {
 		return e.choice
 	}
-	return way.Choose(way.Facts{DirectRouting: r.cfg.Routing, PublicIP: p.PublicIP, Underlay: r.cfg.Iface})
+	return way.Choose(way.Facts{DirectRouting: r.cfg.Routing, NoTunnel: r.cfg.Alone, PublicIP: p.PublicIP, Underlay: r.cfg.Iface})
 }
 
 func put(c chan struct{}) {

@@ -260,3 +260,29 @@ func TestChoiceOfAStranger(t *testing.T) {
 		}
 	})
 }
+
+// With host-gw who is no neighbour is not reached at all. That is said, once for each reason.
+func TestLeftOut(t *testing.T) {
+	inBubbleWith(t, Config{Routing: true, Alone: true}, func(k *fakeKernel) {
+		k.hops[addr("192.0.2.3")] = way.Hop{Iface: "eth0", Gateway: addr("192.0.2.254")}
+		k.foreign[prefix("10.244.4.0/24")] = true
+	}, func(s *scene) {
+		s.set("10.244.2.0/24", "192.0.2.2", "10.244.3.0/24", "192.0.2.3", "10.244.4.0/24", "192.0.2.4")
+		after(3 * resync)
+		s.want("10.244.2.0/24 via 192.0.2.2")
+		for subnet, publicIP := range map[string]string{"10.244.3.0/24": "192.0.2.3", "10.244.4.0/24": "192.0.2.4"} {
+			if c := s.router.Choice(s.peers[subnet+" "+publicIP]); c.Way != way.None {
+				s.Errorf("%s: %+v", subnet, c)
+			}
+			if n := strings.Count(s.log.String(), "a peer is left out: host-gw reaches neighbours only; put both nodes on one link, or use another backend for the network\" subnet="+subnet); n != 1 {
+				s.Errorf("said %d times of %s:\n%s", n, subnet, s.log.String())
+			}
+		}
+		if strings.Contains(s.log.String(), "encapsulated") {
+			s.Errorf("log:\n%s", s.log.String())
+		}
+		s.kernel.change(Underlay, func() { clear(s.kernel.hops) })
+		after(settleBusy)
+		s.want("10.244.2.0/24 via 192.0.2.2, 10.244.3.0/24 via 192.0.2.3")
+	})
+}

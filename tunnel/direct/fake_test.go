@@ -157,15 +157,19 @@ const resync = time.Minute
 
 func inBubble(t *testing.T, prepare func(*fakeKernel), test func(s *scene)) {
 	t.Helper()
+	inBubbleWith(t, Config{Routing: true}, prepare, test)
+}
+
+func inBubbleWith(t *testing.T, cfg Config, prepare func(*fakeKernel), test func(s *scene)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scene{T: t, kernel: newFakeKernel(), peers: make(map[string]*fib.Peer)}
 		if prepare != nil {
 			prepare(s.kernel)
 		}
-		s.router = New(Config{
-			Kernel: s.kernel, Iface: "eth0", Subnet: netip.MustParsePrefix("10.244.1.0/24"), Resync: resync, Routing: true,
-			Logger: slog.New(slog.NewTextHandler(&s.log, nil)),
-		})
+		cfg.Kernel, cfg.Iface, cfg.Subnet, cfg.Resync = s.kernel, "eth0", netip.MustParsePrefix("10.244.1.0/24"), resync
+		cfg.Logger = slog.New(slog.NewTextHandler(&s.log, nil))
+		s.router = New(cfg)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- s.router.Run(ctx) }()

@@ -62,7 +62,29 @@ func (r *Router) update(t *fib.Table, changed Change) (did done, err error) {
 	}
 	err = r.remove(stray, &did)
 	r.add(changed != 0, &did)
+	r.tellLeftOut()
 	return did, err
+}
+
+// tellLeftOut logs who is not reached at all, each once for each reason.
+func (r *Router) tellLeftOut() {
+	n := 0
+	for _, e := range r.entries {
+		if e.choice.Way != way.None {
+			e.told = ""
+			continue
+		}
+		if e.told == e.choice.Rule {
+			continue
+		}
+		e.told = e.choice.Rule
+		if n++; n <= named {
+			r.log.Error("a peer is left out: host-gw reaches neighbours only; put both nodes on one link, or use another backend for the network", "subnet", e.peer.Subnet, "peer", e.peer.PublicIP, "reason", e.choice.Reason())
+		}
+	}
+	if n > named {
+		r.log.Error("more peers are left out: muslin status names them", "peers", n-named)
+	}
 }
 
 // follow makes the entries those of the table, and returns the routes of peers that are no more.
@@ -219,7 +241,7 @@ func (r *Router) add(again bool, did *done) {
 
 func (r *Router) facts(e *entry) way.Facts {
 	return way.Facts{
-		DirectRouting: r.cfg.Routing, PublicIP: e.peer.PublicIP, Underlay: r.cfg.Iface,
+		DirectRouting: r.cfg.Routing, NoTunnel: r.cfg.Alone, PublicIP: e.peer.PublicIP, Underlay: r.cfg.Iface,
 		Hop: e.hop, Holds: e.holds, Refused: e.refused,
 	}
 }
@@ -249,6 +271,9 @@ func (r *Router) report(did done, err error) {
 		r.log.Error("cannot keep the direct routes; trying again every period", "period", r.cfg.Resync, "err", err)
 	}
 	r.said = text
+	if r.cfg.Alone {
+		did.refused = nil // see tellLeftOut
+	}
 	for _, e := range did.refused[:min(named, len(did.refused))] {
 		r.log.Warn("a direct route cannot be installed: the peer's packets stay encapsulated", "subnet", e.peer.Subnet, "peer", e.peer.PublicIP, "reason", e.refused)
 	}

@@ -26,7 +26,7 @@ type TableConfig struct {
 	Protocol int          // number that marks them
 	Network  netip.Prefix // the overlay, in which they lie
 	Iface    string       // the underlay's interface, by which new ones lead
-	Source   netip.Addr   // that this host's own packets have by them, as by the overlay's route to the TUN device
+	Source   netip.Addr   // that this host's own packets have by them, as by the overlay's route to the TUN device; zero: as the kernel chooses
 }
 
 // Open opens a netlink socket, for Close to close.
@@ -173,7 +173,7 @@ func (t *Table) Remove(r Route) error {
 func (t *Table) route(r Route) *netlink.Route {
 	return &netlink.Route{
 		Dst: &net.IPNet{IP: net.IP(r.Subnet.Addr().AsSlice()), Mask: net.CIDRMask(r.Subnet.Bits(), 32)},
-		Gw:  net.IP(r.Via.AsSlice()), LinkIndex: r.Iface, Src: net.IP(t.cfg.Source.AsSlice()),
+		Gw:  net.IP(r.Via.AsSlice()), LinkIndex: r.Iface, Src: t.cfg.Source.AsSlice(),
 		Protocol: netlink.RouteProtocol(t.cfg.Protocol), Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN,
 	}
 }

@@ -16,6 +16,7 @@ type Way string
 const (
 	Encapsulated Way = "encapsulated" // through the TUN device, in datagrams to the peer's PublicIP
 	Direct       Way = "direct"       // as they are, by a route of the kernel's via the peer's PublicIP
+	None         Way = "none"         // they do not: there is nothing to encapsulate them, and no direct route
 )
 
 // Rule names what decided. The names are an interface: they stand in what `muslin status` and `muslin route` print
@@ -43,7 +44,8 @@ type Hop struct {
 
 // Facts is what is known of a peer.
 type Facts struct {
-	DirectRouting bool         // Backend.DirectRouting of the network's config
+	DirectRouting bool         // Backend.DirectRouting of the network's config, or host-gw
+	NoTunnel      bool         // host-gw: nothing is ever encapsulated
 	PublicIP      netip.Addr   // the peer's
 	Underlay      string       // our underlay interface
 	Hop           Hop          // to PublicIP
@@ -61,22 +63,27 @@ type Choice struct {
 
 // Choose chooses the way to a peer. The first rule that applies decides.
 func Choose(f Facts) Choice {
-	encapsulated := func(rule Rule) Choice { return Choice{Encapsulated, rule, f} }
+	instead := func(rule Rule) Choice {
+		if f.NoTunnel {
+			return Choice{None, rule, f}
+		}
+		return Choice{Encapsulated, rule, f}
+	}
 	switch {
 	case !f.DirectRouting:
-		return encapsulated(RuleOff)
+		return instead(RuleOff)
 	case f.Hop == Hop{}:
-		return encapsulated(RuleUnknown)
+		return instead(RuleUnknown)
 	case f.Hop.Err != "":
-		return encapsulated(RuleUnreachable)
+		return instead(RuleUnreachable)
 	case f.Hop.Iface != f.Underlay:
-		return encapsulated(RuleInterface)
+		return instead(RuleInterface)
 	case f.Hop.Gateway.IsValid():
-		return encapsulated(RuleGateway)
+		return instead(RuleGateway)
 	case f.Holds.IsValid():
-		return encapsulated(RuleHolds)
+		return instead(RuleHolds)
 	case f.Refused != "":
-		return encapsulated(RuleRefused)
+		return instead(RuleRefused)
 	}
 	return Choice{Direct, RuleOnLink, f}
 }

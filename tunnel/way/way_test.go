@@ -27,6 +27,10 @@ func TestChoose(t *testing.T) {
 		f := neighbour
 		c.change(&f)
 		got := Choose(f)
+		f.NoTunnel = true
+		if without := Choose(f); without.Rule != c.rule || without.Way != map[bool]Way{true: Direct, false: None}[c.way == Direct] || without.Reason() != got.Reason() {
+			t.Errorf("%s without a tunnel: %s by %s, %q", c.rule, without.Way, without.Rule, without.Reason())
+		}
 		if got.Rule != c.rule || got.Way != c.way || !strings.Contains(got.Reason(), c.says) {
 			t.Errorf("%s: %s by %s, %q; want %s, %q", c.rule, got.Way, got.Rule, got.Reason(), c.way, c.says)
 		}
