@@ -157,6 +157,9 @@ func (u *undoing) routes(ours func(netlink.Route) bool) {
 
 // link gives the TUN back as it was. It is gone already if its owner closed it first.
 func (u *undoing) link(j *journal) {
+	if j.TUN.Name == "" {
+		return
+	}
 	tun, err := link(j.TUN.Name)
 	if err != nil {
 		u.fail(err)

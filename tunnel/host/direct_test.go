@@ -3,6 +3,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -141,4 +142,78 @@ func TestStrictReversePath(t *testing.T) {
 			t.Errorf("all %s, eth0 %s: %q", c.all, c.own, got)
 		}
 	}
+}
+
+// hostGateway is a set-up without a TUN device.
+func hostGateway(stateDir string) SetupConfig {
+	c := config(stateDir)
+	c.TUN, c.DirectRoutes = "", true
+	return c
+}
+
+func TestSetupWithoutTUN(t *testing.T) {
+	newHost(t)
+	before := snapshot(t)
+	c := hostGateway(t.TempDir())
+	c.Resync = 100 * time.Millisecond
+	s, err := Setup(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, directRoutes)
+	err = runWhile(t, s, func(in func(string) string) {
+		for _, d := range []struct{ damage, look, want string }{
+			{"ip route del blackhole 10.244.5.0/24", "ip route show proto 218", "blackhole"},
+			{"sysctl -qw net.ipv4.ip_forward=0", "sysctl -n net.ipv4.ip_forward", "1"},
+			{"iptables -t nat -F MUSLIN-POSTRTG", "iptables-save | grep -c -- '-A.*MUSLIN'", "10"},
+		} {
+			in(d.damage)
+			eventuallyIn(t, in, d.look, d.want)
+		}
+	})
+	if err != nil {
+		t.Errorf("Run() = %v", err)
+	}
+	if out := run(t, "ip route show 10.244.0.0/16; ip tuntap"); out != "" {
+		t.Errorf("there is %s", out)
+	}
+	// Killed, and set up again by the next: routes stay.
+	again, err := Setup(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if countDirect(t) != 1 {
+		t.Error("a direct route is gone")
+	}
+	if err := errors.Join(again.Restore(), again.Undo()); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, before)
+}
+
+// From a network with a TUN device to one without, and back, each time after a kill.
+func TestSetupWithoutTUNAfterOneWith(t *testing.T) {
+	newHost(t)
+	before := snapshot(t)
+	c := config(t.TempDir())
+	c.DirectRoutes = true
+	killed(t, c)
+	run(t, directRoutes)
+	if _, err := Setup(hostGateway(c.StateDir)); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, "ip tuntap; ip route show 10.244.0.0/16"); out != "" {
+		t.Errorf("still there: %s", out)
+	}
+	run(t, "ip tuntap add dev muslin0 mode tun")
+	s, err := Setup(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, run(t, "ip route show 10.244.0.0/16"), "dev muslin0")
+	if err := s.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip tuntap del dev muslin0 mode tun")
+	wantSame(t, before)
 }

@@ -40,7 +40,7 @@ const DefaultResync = 5 * time.Second
 
 // SetupConfig says what Setup changes.
 type SetupConfig struct {
-	TUN     string       // name of the TUN device, which exists
+	TUN     string       // name of the TUN device, which exists; empty: there is none, nor what leads to it
 	Address netip.Prefix // the TUN's address: base of Subnet, a /32
 	MTU     int          // bytes of the largest inner packet
 	Network netip.Prefix // the whole overlay; one route to the TUN, and "cluster" in the firewall rules

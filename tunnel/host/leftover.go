@@ -34,8 +34,11 @@ func DeleteLeftover(tun string) error {
 	return netlink.LinkDel(l)
 }
 
-// isOf reports whether the journal is about this device.
+// isOf reports whether the journal is about this device, or, with nil, about none.
 func (j *journal) isOf(tun netlink.Link) bool {
+	if tun == nil {
+		return j.Boot == bootID() && j.NetNS == netNS() && j.TUN.Name == ""
+	}
 	a := tun.Attrs()
 	return j.Boot == bootID() && j.NetNS == netNS() &&
 		j.TUN.Name == a.Name && j.TUN.Index == a.Index && typeOf(tun) == "tun"

@@ -30,11 +30,11 @@ func Setup(c SetupConfig) (*State, error) {
 		return nil, err
 	}
 	s := &State{config: c, log: orDiscard(c.Logger)}
-	tun, err := link(c.TUN)
+	tun, err := s.tun()
 	if err != nil {
 		return nil, err
 	}
-	if tun == nil {
+	if tun == nil && c.TUN != "" {
 		return nil, fmt.Errorf("set up %q: no such device; open the TUN first", c.TUN)
 	}
 	old, err := s.predecessor(tun)
@@ -60,6 +60,14 @@ func Setup(c SetupConfig) (*State, error) {
 		return nil, errors.Join(err, s.Undo())
 	}
 	return s, nil
+}
+
+// tun is the TUN device; nil: it is not there, or none is wanted.
+func (s *State) tun() (netlink.Link, error) {
+	if s.config.TUN == "" {
+		return nil, nil
+	}
+	return link(s.config.TUN)
 }
 
 func (c SetupConfig) check() error {
@@ -104,7 +112,7 @@ func (s *State) undoBeyond(other *journal, tun netlink.Link) error {
 	u.routes(func(r netlink.Route) bool {
 		return isDirect(r, direct) || slices.ContainsFunc(routes, func(p plannedRoute) bool { return p.is(r) })
 	})
-	if addr {
+	if addr && tun != nil {
 		u.address(tun, other.Addr)
 	}
 	if err := errors.Join(u.failed...); err != nil {
@@ -116,7 +124,7 @@ func (s *State) undoBeyond(other *journal, tun netlink.Link) error {
 // Restore has the host again as Setup left it, after another daemon with the same device, which did not take
 // it over in the end, has been at it. Call it while Run does not run.
 func (s *State) Restore() error {
-	tun, err := link(s.config.TUN)
+	tun, err := s.tun()
 	if err != nil {
 		return err
 	}
@@ -124,7 +132,7 @@ func (s *State) Restore() error {
 	if err != nil {
 		return err
 	}
-	if tun != nil && theirs != nil {
+	if (tun != nil || s.config.TUN == "") && theirs != nil {
 		err = s.undoBeyond(theirs, tun)
 	}
 	err = errors.Join(err, s.journal.save())
@@ -137,13 +145,13 @@ func (s *State) Restore() error {
 
 // plan is everything that Setup is about to change.
 func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
-	a := tun.Attrs()
-	j := &journal{
-		Version: journalVersion, Boot: bootID(), NetNS: netNS(), path: journalPath(c.StateDir),
-		TUN:  linkBefore{Name: a.Name, Index: a.Index, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, QueueLen: a.TxQLen},
-		Addr: c.Address,
+	j := &journal{Version: journalVersion, Boot: bootID(), NetNS: netNS(), path: journalPath(c.StateDir)}
+	if tun != nil {
+		a := tun.Attrs()
+		j.TUN = linkBefore{Name: a.Name, Index: a.Index, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, QueueLen: a.TxQLen}
+		j.Addr = c.Address
+		j.Routes = append(j.Routes, plannedRoute{Prefix: c.Network.Masked()})
 	}
-	j.Routes = append(j.Routes, plannedRoute{Prefix: c.Network.Masked()})
 	if c.BlackholeRoute {
 		j.Routes = append(j.Routes, plannedRoute{Prefix: c.Subnet.Masked(), Blackhole: true})
 	}
@@ -154,7 +162,10 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.Sysctls = append(deviceSysctls(a.Name), main...)
+	if tun != nil {
+		j.Sysctls = deviceSysctls(c.TUN)
+	}
+	j.Sysctls = append(j.Sysctls, main...)
 	j.Along = along
 	if !rulesFor(c).empty() {
 		j.Firewall = chooseFirewall(c.UseNFTables)
@@ -219,15 +230,18 @@ func (s *State) converge() (did []string, err error) {
 	if s.undone {
 		return nil, nil
 	}
-	tun, err := link(s.config.TUN)
+	tun, err := s.tun()
 	if err != nil {
 		return nil, err
 	}
-	if tun == nil || tun.Attrs().Index != s.journal.TUN.Index {
+	if s.config.TUN != "" && (tun == nil || tun.Attrs().Index != s.journal.TUN.Index) {
 		return nil, fmt.Errorf("device %q: %w; start the daemon again", s.config.TUN, ErrTUNGone)
 	}
 	// The switches come before the device is up: from then on IPv6 would talk into it.
 	steps := []func(netlink.Link) ([]string, error){s.convergeSysctls, s.convergeLink, s.convergeAddress, s.convergeLocal, s.convergeRoutes}
+	if tun == nil {
+		steps = []func(netlink.Link) ([]string, error){s.convergeSysctls, s.convergeRoutes}
+	}
 	for _, step := range steps {
 		done, err := step(tun)
 		did = append(did, done...)
