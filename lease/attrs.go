@@ -9,11 +9,17 @@ import (
 	"muslin/encap"
 )
 
-// The backend types that leases and configs name. muslin carries the first two.
+// The backend types that leases and configs name, of flannel's those that muslin carries.
 const (
-	BackendVXLAN = "vxlan"
-	BackendUDP   = "udp"
+	BackendVXLAN  = "vxlan"
+	BackendUDP    = "udp"
+	BackendHostGW = "host-gw" // a lease has no BackendData
 )
+
+// carries reports whether this version has a backend of that type.
+func carries(backend string) bool {
+	return backend == BackendVXLAN || backend == BackendUDP || backend == BackendHostGW
+}
 
 const (
 	defaultVNI       = 1

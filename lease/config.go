@@ -48,9 +48,10 @@ var (
 		"IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend"}
 	vxlanFields = []string{"Type", "VNI", "Port", "MTU", "DirectRouting", "GBP", "Learning"}
 	udpFields   = []string{"Type", "Port"}
+	hostFields  = []string{"Type"}
 
 	// backendTypes are flannel's.
-	backendTypes = []string{BackendVXLAN, BackendUDP, "host-gw", "wireguard", "ipip", "ipsec", "alloc", "extension", "tencent-vpc"}
+	backendTypes = []string{BackendVXLAN, BackendUDP, BackendHostGW, "wireguard", "ipip", "ipsec", "alloc", "extension", "tencent-vpc"}
 )
 
 // ParseConfig reads a network config by flannel's rules. The error names the field, its value, the rule
@@ -225,6 +226,8 @@ func (c *Config) parseBackend(o *object) error {
 	case BackendUDP:
 		b.Port, err = in.port(defaultUDPPort)
 		c.Warnings = in.complaints("Backend.", udpFields)
+	case BackendHostGW:
+		c.Warnings = in.complaints("Backend.", hostFields)
 	}
 	if err != nil {
 		return fmt.Errorf("Backend.%w", err)
@@ -295,16 +298,16 @@ func (c *Config) Supported() error {
 		return errors.New("network config: EnableIPv6 is true, but this version carries IPv4 only: set it to false")
 	case !c.EnableIPv4:
 		return errors.New("network config: EnableIPv4 is false, but this version carries IPv4 only: set it to true")
-	case t == BackendVXLAN || t == BackendUDP:
+	case carries(t):
 		return nil
 	case slices.Contains(backendTypes, t):
-		return fmt.Errorf("network config: Backend.Type %q is flannel's, but this version carries vxlan and udp only: use one of those", t)
+		return fmt.Errorf("network config: Backend.Type %q is flannel's, but this version carries vxlan, udp and host-gw only: use one of those", t)
 	default:
 		hint := ""
 		if near := nearest(t, backendTypes); near != "" {
 			hint = fmt.Sprintf(" (did you mean %s?)", near)
 		}
-		return fmt.Errorf("network config: Backend.Type %q is not known%s: use vxlan or udp", clip(t), hint)
+		return fmt.Errorf("network config: Backend.Type %q is not known%s: use vxlan, udp or host-gw", clip(t), hint)
 	}
 }
 

@@ -163,6 +163,8 @@ func TestConfigWarnings(t *testing.T) {
 		{`{"Network":"10.1.0.0/16","NETWORK":"10.0.0.0/16"}`, []string{"field NETWORK is given more than once"}},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","DirectRoutin":true}}`, []string{"field Backend.DirectRoutin", "(did you mean DirectRouting?)"}},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"udp","VNI":3}}`, []string{"field Backend.VNI is not known"}},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"Host-GW"}}`, nil},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw","Port":3}}`, []string{"field Backend.Port is not known"}},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true,"GBP":true,"Learning":true}}`, []string{"group policies", "learns nothing"}},
 	} {
 		c, err := ParseConfig([]byte(test.in))
@@ -187,7 +189,7 @@ func TestConfigWarnings(t *testing.T) {
 
 func TestSupported(t *testing.T) {
 	for _, test := range []struct{ in, want string }{
-		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw"}}`, `"host-gw" is flannel's`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"ipip"}}`, `"ipip" is flannel's`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"WireGuard","PSK":"x"}}`, `"wireguard" is flannel's`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlam"}}`, `did you mean vxlan?`},
 		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `EnableIPv6 is true`},

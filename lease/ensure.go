@@ -73,8 +73,8 @@ func (c *Config) Means(other *Config) bool {
 	if !reflect.DeepEqual(a, b) {
 		return false
 	}
-	// Of these two every field has been read; of another only Type.
-	return a.Backend.Type == BackendVXLAN || a.Backend.Type == BackendUDP || sameJSON(rawA, rawB)
+	// Of those that we carry every field has been read; of another only Type.
+	return carries(a.Backend.Type) || sameJSON(rawA, rawB)
 }
 
 func sameJSON(a, b json.RawMessage) bool {

@@ -11,7 +11,7 @@ const (
 	SkipBackend  = "other-backend"   // of a BackendType that does not talk to ours
 	SkipVNI      = "other-vni"       // of another VXLAN network
 	SkipPublicIP = "own-public-ip"   // has our PublicIP, but another subnet
-	SkipReserved = "reserved"        // vxlan: a reservation that no node has taken up yet
+	SkipReserved = "reserved"        // but for udp: a reservation that no node has taken up yet
 	SkipCircular = "circular"        // its PublicIP lies inside the overlay
 	SkipDouble   = "same-subnet"     // the same subnet under another key, which is newer
 )
@@ -40,12 +40,12 @@ func (r *roster) judge(l Lease, err error) (why string, level slog.Level, text s
 	case l.Attrs.PublicIP == n.PublicIP:
 		return SkipPublicIP, slog.LevelError, "a lease for another subnet has our PublicIP: skipped; if another host uses that address, give one of the two its own with --public-ip",
 			[]any{"subnet", l.Subnet, "public_ip", n.PublicIP}
-	case n.Backend != BackendVXLAN:
+	case n.Backend == BackendUDP:
 		return "", level, "", nil // a flannel udp node accepts every lease
 	case l.Reserved && l.Attrs.BackendType == BackendUDP:
 		// A reservation made by hand names a PublicIP only.
 		return SkipReserved, slog.LevelDebug, "a reserved subnet is not in use yet", []any{"subnet", l.Subnet}
-	case l.Attrs.BackendType != BackendVXLAN:
+	case l.Attrs.BackendType != n.Backend:
 		return SkipBackend, level, "a lease is of another backend: no traffic with that node", []any{"peer", l.Attrs.PublicIP, "backend", clip(l.Attrs.BackendType), "ours", n.Backend}
 	case l.Attrs.VNI != n.VNI:
 		return SkipVNI, slog.LevelError, "a lease is of another VNI: no traffic with that node until both agree",

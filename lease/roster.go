@@ -17,7 +17,7 @@ import (
 type Node struct {
 	Subnet   netip.Prefix // ours; zero while unknown
 	PublicIP netip.Addr
-	Backend  string       // "vxlan" or "udp"
+	Backend  string       // "vxlan", "udp" or "host-gw"
 	VNI      encap.VNI    // vxlan
 	Network  netip.Prefix // the overlay's; zero: leases may lie anywhere
 }

@@ -251,8 +251,8 @@ func ownLease(path string, entries []Entry, publicIP netip.Addr) (Lease, error) 
 	case !own[0].Subnet.IsValid():
 		return Lease{}, fmt.Errorf("peers file %s: our lease %s has no IPv4 subnet", path, own[0].Key)
 	}
-	if t := own[0].Attrs.BackendType; t != BackendVXLAN && t != BackendUDP {
-		return Lease{}, fmt.Errorf("peers file %s: our lease %s is of backend %q, but this version carries vxlan and udp only", path, own[0].Key, clip(t))
+	if t := own[0].Attrs.BackendType; !carries(t) {
+		return Lease{}, fmt.Errorf("peers file %s: our lease %s is of backend %q, but this version carries vxlan, udp and host-gw only", path, own[0].Key, clip(t))
 	}
 	return own[0], nil
 }

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/host"
@@ -85,16 +84,15 @@ func keepProcessors(queues int) {
 // carry opens both sides, takes the lease, and runs everything until ctx ends or something fails. found says
 // that the TUN device of a killed daemon is there.
 func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix, found bool) error {
-	conn, dev, err := d.openSides(ctx, node, found)
+	s, err := d.openSides(ctx, node, found)
 	if err != nil && d.place.isKept() {
-		conn, dev, err = d.openWithoutKept(ctx, src, node, previous, err)
+		s, err = d.openWithoutKept(ctx, src, node, previous, err)
 	}
 	if err != nil {
 		return err
 	}
-	defer d.leaveWithSystemd(conn, dev)()
-	defer conn.Close()
-	defer dev.Close()
+	defer d.leaveWithSystemd(s)()
+	defer s.close()
 
 	d.view.waiting("acquiring a subnet")
 	member, err := d.join(ctx, src, node, previous)
@@ -102,27 +100,10 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		return err
 	}
 	subnet := member.subnet
-	vtep, err := tunnel.New(tunnel.Config{
-		Device:      dev,
-		Underlay:    conn,
-		Framing:     node.framing,
-		Network:     node.network,
-		Subnet:      subnet,
-		Port:        node.port,
-		MTU:         node.mtu,
-		Jumbo:       max(16<<10, node.iface.MTU), // beyond any Ethernet's jumbo frame
-		SourceCheck: d.opts.sourceCheck,
-	})
-	if err != nil {
+	if err := s.connect(d, node, subnet, member.peers.Table()); err != nil {
 		return err
 	}
-	if d.place.from != nil {
-		if err := vtep.Pause(); err != nil { // until succeed
-			return err
-		}
-	}
-	vtep.SetTable(member.peers.Table())
-	state, err := host.Setup(d.hostConfig(dev.Name(), subnet, src.config, node.mtu))
+	state, err := host.Setup(d.hostConfig(s.name(), subnet, src.config, node))
 	if err != nil {
 		return err
 	}
@@ -132,28 +113,27 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		return err
 	}
 	defer closeRouter()
-	if d.place.from == nil {
-		dev.Keep(false) // at the end, not with a crash
-		if err := dev.Persist(); err != nil {
-			d.log.Warn("the TUN device and its routes go away if this daemon is killed", "tun", dev.Name(), "err", err)
-		}
-	}
+	s.persist(d)
 	file := lease.SubnetFile{Network: src.config.Network, Subnet: subnet, MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
-	prober := d.openProber(vtep)
+	prober := d.openProber(s)
 	d.view.set(func(v *viewState) {
-		v.member, v.vtep, v.conn, v.dev, v.host, v.router, v.prober = member, vtep, conn, dev, state, router, prober
+		v.member, v.sides, v.mtu, v.host, v.router, v.prober = member, s, node.mtu, state, router, prober
 	})
 	d.givePrivilegesUp(state.Needs())
-	mtu := &mtuFollower{d: d, node: node, vtep: vtep, conn: conn, state: state, file: file}
-	r := &running{d: d, src: src, node: node, member: member, vtep: vtep, conn: conn, dev: dev, state: state, router: router, prober: prober}
+	mtu := &mtuFollower{d: d, node: node, sides: s, state: state, file: file}
+	r := &running{d: d, src: src, node: node, member: member, sides: s, state: state, router: router, prober: prober}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
-// openSides opens the sockets and the TUN device, or takes them over, with the features that this kernel has.
-func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*underlay.Conn, device, error) {
+// openSides opens the sockets and the TUN device, or takes them over, with the features that this kernel has; nil
+// where the network needs neither.
+func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides, error) {
+	if node.hostGateway() {
+		return nil, nil
+	}
 	d.view.waiting("trying out the kernel's features")
 	wanted := d.opts.features
 	if d.opts.sourceCheck == tunnel.SourceCheckOff {
@@ -162,7 +142,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*underl
 	features, _ := kernel.Examine(ctx, wanted)
 	queues, err := d.queueCount(features)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	keepProcessors(queues)
 	var turns *waiter.Turns
@@ -173,39 +153,43 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*underl
 		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
 		Logger: d.log, Turns: turns, Adopt: d.place.sockets})
 	if err != nil {
-		return nil, nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
+		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}
 	dev, err := d.openTUN(tun.Config{
 		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Turns: turns, Adopt: d.place.tun, Reuse: found})
 	if err != nil {
 		conn.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return conn, dev, nil
+	return &sides{conn: conn, dev: dev}, nil
 }
 
 // openWithoutKept is openSides when what systemd has kept of the last daemon could not be taken over.
-func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, previous netip.Prefix, why error) (*underlay.Conn, device, error) {
+func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, previous netip.Prefix, why error) (*sides, error) {
 	if err := d.giveUpKept(ctx, why); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := d.checkConflicts(src, node, previous, found); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	return d.openSides(ctx, node, found)
 }
 
-// openProber opens what asks the peers whether they are alive. It is no reason not to start.
-func (d *daemon) openProber(vtep *tunnel.VTEP) *pulse.Prober {
+// openProber opens what asks the peers whether they are alive. It is no reason not to start. With host-gw nobody is
+// asked: no node has an address of its own in its subnet.
+func (d *daemon) openProber(s *sides) *pulse.Prober {
+	if s == nil {
+		return pulse.New(pulse.Config{Logger: d.log})
+	}
 	conn, err := pulse.Open()
 	if err != nil {
 		d.log.Warn("of peers that nothing is heard of it will not be known whether they are alive", "err", err)
 	}
-	return pulse.New(pulse.Config{Conn: conn, Table: vtep.Table, Logger: d.log})
+	return pulse.New(pulse.Config{Conn: conn, Table: s.vtep.Table, Logger: d.log})
 }
 
 // undo puts the host back as it was, unless another daemon runs there or is to go on with it.
@@ -218,15 +202,15 @@ func (d *daemon) undo(state *host.State) {
 	}
 }
 
-func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, mtu encap.InnerMTU) host.SetupConfig {
+func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, node *node) host.SetupConfig {
 	f := d.opts.flags
 	return host.SetupConfig{
 		TUN:             tun,
 		Address:         netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen()),
-		MTU:             int(mtu),
+		MTU:             int(node.mtu),
 		Network:         cfg.Network,
 		Subnet:          subnet,
-		DirectRoutes:    cfg.Backend.DirectRouting,
+		DirectRoutes:    node.directRouting,
 		BlackholeRoute:  f.blackhole,
 		ForwardRules:    f.forwardRules,
 		IPMasq:          f.ipMasq,
@@ -246,7 +230,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	if r.router != nil {
 		r.guards = append(r.guards, newPausable(r.router.Run))
 	}
-	all := []task{r.vtep.Run, r.conn.Run, r.member.peers.Run, r.prober.Run}
+	all := append(r.sides.tasks(), r.member.peers.Run, r.prober.Run)
 	if r.member.keeper != nil {
 		memory := newRememberer(d.memoryPath(), d.log)
 		memory.know = func() *lease.Memory { return r.member.memory(r.src) }
@@ -268,7 +252,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 		d.whenAlone(d.announce),
 		d.whenAlone(r.giveWay),
 		d.whenAlone(r.leave),
-		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.vtep) },
+		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.sides) },
 		d.whenAlone(d.notifySystemd))
 }
 

@@ -86,8 +86,8 @@ func TestConfigValidate(t *testing.T) {
 	if _, _, err := run(t, "config", "validate", `{"Network":"10.244.0.0/16","Backend":{"Type":"vxln"}}`); err == nil {
 		t.Error("a backend that nobody has is good")
 	}
-	if _, errs, err := run(t, "config", "validate", `{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}`); err != nil || !strings.Contains(errs, "host-gw") {
-		t.Errorf("host-gw: %q, %v", errs, err)
+	if _, errs, err := run(t, "config", "validate", `{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}`); err != nil || !strings.Contains(errs, "ipip") {
+		t.Errorf("ipip: %q, %v", errs, err)
 	}
 	if _, _, err := run(t, "config", "validate", `{"Network":"10.244.0.0/29"}`); err == nil {
 		t.Error("a /29 network is good")

@@ -14,12 +14,10 @@ import (
 
 	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
-	"muslin/tunnel"
 	"muslin/tunnel/direct"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
 	"muslin/tunnel/pulse"
-	"muslin/tunnel/underlay"
 )
 
 // How a daemon gives its place to a successor ("muslin run --replace"). What a successor does is in place.go and
@@ -42,9 +40,7 @@ type running struct {
 	src    *source
 	node   *node
 	member *membership
-	vtep   *tunnel.VTEP
-	conn   *underlay.Conn
-	dev    device
+	sides  *sides
 	state  *host.State
 	router *direct.Router // nil: none is wanted
 	prober *pulse.Prober
@@ -105,7 +101,7 @@ func (r *running) handOver(ctx context.Context, c *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
-	r.dev.Keep(true)
+	r.sides.keep(true)
 	r.d.departure = departure
 	r.d.log.Info("another process has this daemon's place", "pid", pid, "packets_waited", departure.Waited)
 	if _, err := systemd.SdNotify(false, fmt.Sprintf("MAINPID=%d", pid)); err != nil {
@@ -155,15 +151,7 @@ func (r *running) ofOurUser() error {
 }
 
 func (r *running) addFiles(o *handover.Offer) error {
-	queues, err := r.dev.Files()
-	add(o, fileTUN, queues...)
-	if err != nil {
-		return err
-	}
-	sockets, err := r.conn.Sockets()
-	add(o, fileReceive, sockets.Receive...)
-	add(o, fileSend, sockets.Send...)
-	if err != nil {
+	if err := r.sides.offer(o); err != nil {
 		return err
 	}
 	control, err := r.d.control.File()
@@ -200,7 +188,7 @@ func (r *running) Release(part string) (any, error) {
 	for _, k := range r.keepers {
 		k.Hold()
 	}
-	if err := r.vtep.Pause(); err != nil {
+	if err := r.sides.pause(); err != nil {
 		return nil, errors.Join(err, r.Resume(part))
 	}
 	if r.member.keeper == nil {
@@ -215,7 +203,7 @@ func (r *running) Resume(part string) error {
 	if part == handover.Store {
 		return r.src.embedded.resume()
 	}
-	err := r.vtep.Resume()
+	err := r.sides.resume()
 	for _, k := range r.keepers {
 		k.Release()
 	}
@@ -224,7 +212,7 @@ func (r *running) Resume(part string) error {
 
 // GoOn implements handover.Predecessor. The other process may have changed what the two shared.
 func (r *running) GoOn() {
-	if err := errors.Join(r.dev.Resume(), r.conn.Resume(), r.state.Restore()); err != nil {
+	if err := errors.Join(r.sides.restore(), r.state.Restore()); err != nil {
 		r.d.log.Error("cannot undo all that the other process did", "err", err)
 	}
 	for _, g := range r.guards {

@@ -12,7 +12,6 @@ import (
 	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
 	"muslin/tunnel/host"
-	"muslin/tunnel/underlay"
 )
 
 // Under systemd, what packets wait in outlives the daemon: the unit's FileDescriptorStoreMax= has systemd keep
@@ -72,13 +71,13 @@ func dropKept(ctx context.Context, counts map[string]int) error {
 
 // leaveWithSystemd gives systemd what the next daemon is to go on with, and returns what takes it back when the
 // daemon ends in good order. Without a systemd neither does anything.
-func (d *daemon) leaveWithSystemd(conn *underlay.Conn, dev device) (takeBack func()) {
+func (d *daemon) leaveWithSystemd(s *sides) (takeBack func()) {
 	store := fdstore.Open()
-	if !store.Exists() {
+	if s == nil || !store.Exists() {
 		return func() {}
 	}
-	queues, err := dev.Files()
-	sockets, serr := conn.Sockets()
+	queues, err := s.dev.Files()
+	sockets, serr := s.conn.Sockets()
 	counts := make(map[string]int)
 	for name, files := range map[string][]*os.File{fileTUN: queues, fileReceive: sockets.Receive, fileSend: sockets.Send} {
 		counts[name] = len(files)
@@ -105,13 +104,16 @@ func (d *daemon) leaveWithSystemd(conn *underlay.Conn, dev device) (takeBack fun
 // and ours; so is what systemd has kept.
 func (d *daemon) checkConflicts(src *source, node *node, previous netip.Prefix, found bool) error {
 	plan := host.Plan{
-		TUN:      d.opts.flags.tunName,
 		Found:    found || d.place.isKept(),
 		Network:  src.config.Network,
 		Previous: previous,
 		VXLAN:    node.backend == lease.BackendVXLAN,
 		VNI:      node.vni.Uint32(),
 	}
+	if node.hostGateway() {
+		return host.CheckConflicts(plan)
+	}
+	plan.TUN = d.opts.flags.tunName
 	if !d.place.isKept() {
 		plan.Listen = netip.AddrPortFrom(node.iface.Addr, node.port)
 	}
@@ -142,10 +144,10 @@ func (r *running) leave(ctx context.Context) error {
 			r.d.log.Error("stop the embedded etcd", "err", err)
 		}
 	}
-	if err := r.vtep.Pause(); err != nil {
+	if err := r.sides.pause(); err != nil {
 		return fmt.Errorf("leave everything in place: %w", err)
 	}
-	r.dev.Keep(true)
+	r.sides.keep(true)
 	r.d.left = true
 	return errLeft
 }

@@ -36,8 +36,8 @@ func newRootCommand() *cobra.Command {
 		Use:   "muslin",
 		Short: "An overlay network in userspace, compatible with flannel",
 		Long: `muslin joins Linux hosts into one overlay network. Each host runs "muslin run", takes a subnet by a
-lease in etcd, and carries its workloads' packets to the other hosts in VXLAN or UDP datagrams. It speaks
-flannel's lease schema and wire formats, so it can stand among stock flannel nodes.
+lease in etcd, and carries its workloads' packets to the other hosts in VXLAN or UDP datagrams, or has the
+kernel route them. It speaks flannel's lease schema and wire formats, so it can stand among stock flannel nodes.
 
 Every flag is also an environment variable: --etcd-endpoints is MUSLIN_ETCD_ENDPOINTS, or
 FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,

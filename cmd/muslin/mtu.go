@@ -6,9 +6,7 @@ import (
 
 	"muslin/encap"
 	"muslin/lease"
-	"muslin/tunnel"
 	"muslin/tunnel/host"
-	"muslin/tunnel/underlay"
 )
 
 // maxOuterMTU is the longest packet that an IPv4 header can state; the loopback interface's MTU is one more.
@@ -21,7 +19,10 @@ func (n *node) innerMTU(underlay encap.OuterMTU) (encap.InnerMTU, error) {
 	if n.fixedMTU != 0 {
 		outer = n.fixedMTU
 	}
-	inner := outer.Inner(n.framing)
+	inner := encap.InnerMTU(outer) // host-gw: nothing is put around a packet
+	if n.framing != nil {
+		inner = outer.Inner(n.framing)
+	}
 	if inner < encap.MinInnerMTU {
 		return 0, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: IPv4 needs %d; raise the interface's MTU or the config's Backend.MTU",
 			outer, n.iface.Name, inner, n.backend, encap.MinInnerMTU)
@@ -42,10 +43,9 @@ func (n *node) warnMTU(underlay encap.OuterMTU) string {
 type mtuFollower struct {
 	d     *daemon
 	node  *node
-	vtep  *tunnel.VTEP
-	conn  *underlay.Conn
+	sides *sides
 	state *host.State
-	file  lease.SubnetFile
+	file  lease.SubnetFile // as it was written last
 }
 
 func (f *mtuFollower) run(ctx context.Context) error {
@@ -56,22 +56,27 @@ func (f *mtuFollower) run(ctx context.Context) error {
 // with; what is too long for the new one is answered with ICMP.
 func (f *mtuFollower) changed(outer encap.OuterMTU) {
 	log := f.d.log.With("iface", f.node.iface.Name, "underlay_mtu", outer)
-	f.conn.PathMTUChanged()
+	if f.sides != nil {
+		f.sides.conn.PathMTUChanged()
+	}
 	if warning := f.node.warnMTU(outer); warning != "" {
 		log.Warn("network config: " + warning)
 	}
 	inner, err := f.node.innerMTU(outer)
 	if err != nil {
-		log.Error("the underlay's MTU has changed; the overlay's stays as it is", "mtu", f.vtep.MTU(), "err", err)
+		log.Error("the underlay's MTU has changed; the overlay's stays as it is", "mtu", f.file.MTU, "err", err)
 		return
 	}
-	if inner == f.vtep.MTU() {
+	if inner == f.file.MTU {
 		return
 	}
-	f.vtep.SetMTU(inner)
-	if err := f.state.SetMTU(inner); err != nil {
-		log.Error("cannot give the TUN device the new MTU", "mtu", inner, "err", err)
+	if f.sides != nil {
+		f.sides.vtep.SetMTU(inner)
+		if err := f.state.SetMTU(inner); err != nil {
+			log.Error("cannot give the TUN device the new MTU", "mtu", inner, "err", err)
+		}
 	}
+	f.d.view.set(func(v *viewState) { v.mtu = inner })
 	f.file.MTU = inner
 	if err := f.file.Write(f.d.opts.flags.subnetFile); err != nil {
 		log.Error("new pods will get the old MTU", "mtu", inner, "err", err)

@@ -18,12 +18,12 @@ import (
 // node is what the network's config means on this host.
 type node struct {
 	iface   host.Interface
-	network netip.Prefix // the whole overlay
-	backend string       // lease.BackendVXLAN or lease.BackendUDP
-	port    uint16
-	vni     encap.VNI // vxlan
-	mac     encap.MAC // vxlan
-	framing encap.Framing
+	network netip.Prefix   // the whole overlay
+	backend string         // lease.BackendVXLAN, lease.BackendUDP or lease.BackendHostGW
+	port    uint16         // 0 with host-gw
+	vni     encap.VNI      // vxlan
+	mac     encap.MAC      // vxlan
+	framing encap.Framing  // nil with host-gw
 	mtu     encap.InnerMTU // at the start (see mtuFollower)
 
 	fixedMTU encap.OuterMTU // the config's, 0: as the underlay
@@ -37,7 +37,7 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		return nil, err
 	}
 	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI,
-		directRouting: cfg.Backend.DirectRouting}
+		directRouting: cfg.Backend.DirectRouting || cfg.Backend.Type == lease.BackendHostGW}
 	for _, addr := range []netip.Addr{iface.PublicIP, iface.Addr} {
 		if cfg.Network.Contains(addr) {
 			return nil, fmt.Errorf("%v, the address of this node on the underlay (%s), lies inside the overlay's Network %v: its datagrams would be routed into the overlay again; give another --public-ip or --iface, or choose another Network",
@@ -47,13 +47,20 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err := n.checkPeersFile(src); err != nil {
 		return nil, err
 	}
-	n.framing = encap.UDP{}
-	if n.backend == lease.BackendVXLAN {
+	switch n.backend {
+	case lease.BackendVXLAN:
 		var err error
 		if n.mac, err = d.vtepMAC(src); err != nil {
 			return nil, err
 		}
 		n.framing = encap.NewVXLAN(n.vni, n.mac)
+	case lease.BackendUDP:
+		n.framing = encap.UDP{}
+	case lease.BackendHostGW:
+		if iface.PublicIP != iface.Addr {
+			return nil, fmt.Errorf("host-gw: the PublicIP %v is not the address %v that %s has: peers' routes lead to the PublicIP itself, so it cannot be a NAT gateway's; leave --public-ip out, or give --iface %v if that is another address of this host",
+				iface.PublicIP, iface.Addr, iface.Name, iface.PublicIP)
+		}
 	}
 	n.fixedMTU = cfg.Backend.MTU
 	if warning := n.warnMTU(encap.OuterMTU(iface.MTU)); warning != "" {
@@ -66,6 +73,9 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	}
 	return n, nil
 }
+
+// hostGateway reports whether the kernel alone carries packets: there is neither TUN device nor socket.
+func (n *node) hostGateway() bool { return n.backend == lease.BackendHostGW }
 
 // attrs is what we publish in our lease.
 func (n *node) attrs() lease.Attrs {

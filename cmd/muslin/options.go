@@ -70,7 +70,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&r.embedded, "embedded-etcd", false, "run an etcd server in this process, for networks that have none; data in the state directory")
 	f.Uint16Var(&r.embeddedPort, "embedded-etcd-port", 2379, "`port` of the embedded etcd, on loopback and on the underlay interface")
 	f.StringVar(&r.network, "network", "", "the overlay's `CIDR`: written as the network's config if the store has none")
-	f.StringVar(&r.backend, "backend", "", "with --network: backend `type`, vxlan (the default) or udp, or the config's whole Backend as JSON")
+	f.StringVar(&r.backend, "backend", "", "with --network: backend `type`, vxlan (the default), udp or host-gw, or the config's whole Backend as JSON")
 	f.StringVar(&r.netConfig, "net-config-path", "", "the network's config from a `file` instead of --network")
 	f.StringVar(&r.peersFile, "peers-file", "", "take the leases from this `file` and use no etcd at all, for when the store is gone (muslin leases list --output peers-file)")
 

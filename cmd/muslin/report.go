@@ -16,7 +16,11 @@ import (
 const reportEvery = 30 * time.Second
 
 // reportDrops logs which drop reasons have grown, until ctx ends.
-func reportDrops(ctx context.Context, log *slog.Logger, vtep *tunnel.VTEP) error {
+func reportDrops(ctx context.Context, log *slog.Logger, s *sides) error {
+	if s == nil {
+		return nil
+	}
+	vtep := s.vtep
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	before := map[string]uint64{}

@@ -135,10 +135,10 @@ func (d *daemon) serveRoute(w http.ResponseWriter, r *http.Request) {
 func (v *viewState) route(to netip.Addr) *RouteAnswer {
 	kernel, err := host.RouteTo(to)
 	q := routeQuestion{
-		to: to, network: v.node.network, subnet: v.member.subnet.Masked(), tun: v.dev.Name(), underlay: v.node.iface.Name,
-		mtu: int(v.vtep.MTU()), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
+		to: to, network: v.node.network, subnet: v.member.subnet.Masked(), tun: v.sides.name(), underlay: v.node.iface.Name,
+		mtu: v.overlayMTU(), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
 	}
-	if q.peer = v.vtep.Table().Lookup(to); q.peer != nil {
+	if q.peer = v.table().Lookup(to); q.peer != nil {
 		status := v.peerStatus(q.peer)
 		q.peerStatus, q.choice = &status, v.choice(q.peer)
 	}
@@ -176,7 +176,11 @@ func (q *routeQuestion) answer() *RouteAnswer {
 		q.local(a)
 	case q.peer == nil:
 		a.Way, a.Rule = routeNone, ruleNoPeer
-		a.Reason = "no node of the overlay has a lease for it; who sends to it gets ICMP net unreachable"
+		a.Reason = "no node of the overlay has a lease for it"
+		if q.tun == "" { // host-gw: muslin has no part in what becomes of it
+			return a
+		}
+		a.Reason += "; who sends to it gets ICMP net unreachable"
 		q.expect(a, q.kernelErr == nil && q.kernel.Device == q.tun)
 	default:
 		q.viaPeer(a)
@@ -204,9 +208,12 @@ func (q *routeQuestion) local(a *RouteAnswer) {
 func (q *routeQuestion) viaPeer(a *RouteAnswer) {
 	a.Way, a.Rule, a.Reason = string(q.choice.Way), string(q.choice.Rule), q.choice.Reason()
 	a.Subnet, a.Peer, a.NextHop = q.peer.Subnet.String(), q.peerStatus, q.peer.PublicIP.String()
-	if q.choice.Way == way.Direct {
+	switch q.choice.Way {
+	case way.None:
+		a.NextHop = ""
+	case way.Direct:
 		q.direct(a)
-	} else {
+	default:
 		a.Device, a.MTU = q.tun, q.mtu
 		a.NextHop = netip.AddrPortFrom(q.peer.PublicIP, q.port).String()
 		q.expect(a, q.kernelErr == nil && q.kernel.Device == q.tun)

@@ -75,6 +75,12 @@ func TestRouteAnswer(t *testing.T) {
 		}, "local", "own-subnet", "eth0", "192.0.2.9", 1500, []string{"it sends by eth0 via 192.0.2.9"}, true, false},
 		"no peer": {func(q *routeQuestion) { q.to, q.peer, q.kernel = addr("10.244.9.9"), nil, tun },
 			"none", "no-peer", "", "", 0, []string{"no node of the overlay has a lease for it"}, false, true},
+		"host-gw, left out": {func(q *routeQuestion) {
+			q.tun, q.choice = "", way.Choose(way.Facts{DirectRouting: true, NoTunnel: true, PublicIP: addr("192.0.2.2"), Underlay: "eth0", Hop: way.Hop{Iface: "eth0", Gateway: addr("192.0.2.254")}})
+		}, "none", "gateway", "", "", 0, []string{"10.244.2.7: none", "the gateway 192.0.2.254", "10.244.2.0/24 at 192.0.2.2"}, false, true},
+		"host-gw, no peer": {func(q *routeQuestion) {
+			q.to, q.tun, q.peer, q.kernel = addr("10.244.9.9"), "", nil, host.KernelRoute{Device: "eth0", Gateway: addr("192.0.2.254"), MTU: 1500}
+		}, "none", "no-peer", "", "", 0, []string{"no node of the overlay has a lease for it (no-peer)"}, false, true},
 		"outside": {func(q *routeQuestion) {
 			q.to, q.peer, q.kernel = addr("8.8.8.8"), nil, host.KernelRoute{Device: "eth0", Gateway: addr("192.0.2.254"), MTU: 1500}
 		}, "none", "outside-network", "", "", 0, []string{"it does not lie in the overlay 10.244.0.0/16", "kernel   eth0 via 192.0.2.254"}, false, true},

@@ -29,7 +29,8 @@ func newRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run the daemon: join the overlay network and carry its packets",
 		Long: `run joins this host to the overlay network: it takes a subnet by a lease in etcd, opens a TUN device
-with one route for the whole network, and carries packets to and from the other nodes.
+with one route for the whole network, and carries packets to and from the other nodes. With the host-gw backend
+it opens none, and keeps a route of the kernel's for each node.
 
 It stays in the foreground and logs to standard error. SIGTERM or Ctrl-C ends it in good order: what it
 changed in the host is undone, the lease stays and is taken up again at the next start.
@@ -214,7 +215,7 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 	if err := d.place.fits(d.settings(node, previous)); err != nil {
 		return err
 	}
-	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName)
+	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName) // of no use to host-gw: Setup clears it away
 	if err != nil {
 		return err
 	}

@@ -240,6 +240,9 @@ func (n *NodeStatus) describeBackend() string {
 	if n.VNI != nil {
 		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, n.VtepMAC)
 	}
+	if n.Port == 0 { // host-gw, or not known yet
+		return dash(n.Backend)
+	}
 	return fmt.Sprintf("%s port %d", dash(n.Backend), n.Port)
 }
 

@@ -5,15 +5,14 @@ import (
 	"sync"
 	"time"
 
+	"muslin/encap"
 	"muslin/lease"
 	"muslin/lease/etcd"
-	"muslin/tunnel"
 	"muslin/tunnel/direct"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/pulse"
-	"muslin/tunnel/underlay"
 )
 
 // view is what the control socket may look at while the daemon starts, runs and stops. Parts appear as
@@ -36,9 +35,8 @@ type viewState struct {
 	warnings  []string // the network config's
 
 	member *membership
-	vtep   *tunnel.VTEP
-	conn   *underlay.Conn
-	dev    device
+	sides  *sides
+	mtu    encap.InnerMTU // where there are no sides; else the VTEP's
 	host   *host.State
 	router *direct.Router // nil: none is wanted
 	prober *pulse.Prober
@@ -112,7 +110,7 @@ func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence},
 func (s *Status) fillRunning(v *viewState) {
 	since := v.since.UTC()
 	s.Since = &since
-	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.dev.Name(), v.member.subnet.String(), int(v.vtep.MTU())
+	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.sides.name(), v.member.subnet.String(), v.overlayMTU()
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()
 		if !k.Lease.Reserved && !k.Lease.Expires.IsZero() {
@@ -137,8 +135,10 @@ func (s *Status) fillRunning(v *viewState) {
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
 	}
-	s.Drops, s.Completed = v.vtep.Drops(), v.vtep.ChecksumsUnfinished()
-	for _, p := range v.vtep.Table().Peers() {
+	if v.sides != nil {
+		s.Drops, s.Completed = v.sides.vtep.Drops(), v.sides.vtep.ChecksumsUnfinished()
+	}
+	for _, p := range v.table().Peers() {
 		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
 	for _, warning := range []string{v.node.warnStrict(), warnRefused(s.Peers)} {
@@ -146,9 +146,27 @@ func (s *Status) fillRunning(v *viewState) {
 			s.Warnings = append(s.Warnings, warning)
 		}
 	}
-	s.Features = append(s.Features, v.dev.Features()...)
-	s.Features = append(s.Features, v.conn.Features()...)
+	if v.sides != nil {
+		s.Features = append(s.Features, v.sides.dev.Features()...)
+		s.Features = append(s.Features, v.sides.conn.Features()...)
+	}
 	s.Features = append(s.Features, v.host.Features()...)
+}
+
+// overlayMTU is the largest inner packet, in bytes.
+func (v *viewState) overlayMTU() int {
+	if v.sides == nil {
+		return int(v.mtu)
+	}
+	return int(v.sides.vtep.MTU())
+}
+
+// table is the peers, for a daemon that runs.
+func (v *viewState) table() *fib.Table {
+	if v.sides == nil {
+		return v.member.peers.Table()
+	}
+	return v.sides.vtep.Table()
 }
 
 // peerStatus is one peer, for a daemon that runs.

@@ -16,20 +16,22 @@ func (d *daemon) openRouter(node *node, subnet netip.Prefix) (r *direct.Router, 
 	if !node.directRouting {
 		return nil, func() error { return nil }, nil
 	}
-	table, err := direct.Open(direct.TableConfig{
-		Protocol: host.RouteProtocol, Network: node.network, Iface: node.iface.Name, Source: subnet.Addr(),
-	})
+	cfg := direct.TableConfig{Protocol: host.RouteProtocol, Network: node.network, Iface: node.iface.Name}
+	if !node.hostGateway() { // where there is no TUN device, nothing has that address
+		cfg.Source = subnet.Addr()
+	}
+	table, err := direct.Open(cfg)
 	if err != nil {
 		return nil, nil, err
 	}
 	return direct.New(direct.Config{
-		Kernel: table, Iface: node.iface.Name, Subnet: subnet, Routing: true, Resync: d.opts.resync, Logger: d.log,
+		Kernel: table, Iface: node.iface.Name, Subnet: subnet, Routing: true, Alone: node.hostGateway(), Resync: d.opts.resync, Logger: d.log,
 	}), table.Close, nil
 }
 
 // setTable puts a new table of peers to use: first where packets are encapsulated, which always works.
 func (r *running) setTable(t *fib.Table) {
-	r.vtep.SetTable(t)
+	r.sides.setTable(t)
 	if r.router != nil {
 		r.router.SetTable(t)
 	}
@@ -46,7 +48,7 @@ func (v *viewState) choice(p *fib.Peer) way.Choice {
 // warnStrict is a sentence about the kernel's check of senders where it could drop what peers send directly; empty:
 // it could not.
 func (n *node) warnStrict() string {
-	if !n.directRouting {
+	if !n.directRouting || n.hostGateway() { // where there is but one way
 		return ""
 	}
 	name := host.StrictReversePath(n.iface.Name)
@@ -57,11 +59,14 @@ func (n *node) warnStrict() string {
 		n.iface.Name, name)
 }
 
-// warnRefused is a sentence about peers whose direct routes the kernel does not take; empty: there are none.
+// warnRefused is a sentence about peers whose direct routes the kernel does not take, and that are encapsulated or, with
+// host-gw, not reached at all; empty: there are none.
 func warnRefused(peers []PeerStatus) string {
-	n, first := 0, ""
+	n, first, stays := 0, "", "stays encapsulated"
 	for _, p := range peers {
-		if p.WayRule != string(way.RuleRefused) {
+		if p.Way == string(way.None) {
+			stays = "is left out"
+		} else if p.WayRule != string(way.RuleRefused) {
 			continue
 		}
 		if n++; n == 1 {
@@ -72,7 +77,7 @@ func warnRefused(peers []PeerStatus) string {
 	case 0:
 		return ""
 	case 1:
-		return "a peer stays encapsulated: " + first
+		return "a peer " + stays + ": " + first
 	}
-	return fmt.Sprintf("%d peers stay encapsulated, such as %s", n, first)
+	return fmt.Sprintf("each of %d peers %s, such as %s", n, stays, first)
 }
