@@ -31,8 +31,7 @@ const statusPath = "/v1/status"
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind
 // it is an error.
 func listenControl(path string) (*net.UnixListener, error) {
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
+	if controlAlive(path) {
 		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
 	}
 	if _, err := removeDeadControl(path); err != nil {
@@ -50,6 +49,25 @@ func listenControl(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("control socket: %w; give another place with --control", err)
 	}
 	return l, nil
+}
+
+// controlAlive reports whether a live daemon is behind the socket: it takes a connection and waits for a request. One
+// that was killed a moment ago may take it, too; its end closes it.
+func controlAlive(path string) bool {
+	const patience = 300 * time.Millisecond
+	for range 10 {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err != nil {
+			return false
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(patience)) // a unix socket has deadlines
+		_, err = conn.Read(make([]byte, 1))
+		conn.Close()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return true
+		}
+	}
+	return true // somebody is there, whoever it is
 }
 
 // removeDeadControl removes the socket at path if a dead daemon left it, and says whether it did.

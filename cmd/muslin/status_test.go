@@ -254,3 +254,19 @@ func TestProcessStatus(t *testing.T) {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
 }
+
+// A daemon that was killed may take one more connection before its end closes it.
+func TestDyingControl(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "muslin.sock")
+	dying, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dying.SetUnlinkOnClose(false)
+	time.AfterFunc(100*time.Millisecond, func() { dying.Close() })
+	l, err := listenControl(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
