@@ -34,7 +34,7 @@ stay, so that the next "muslin run" is the same node again. It refuses while a d
 			}
 			defer lock.Close()
 			done, err := host.Cleanup(stateDir, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
-			if removed, socketErr := removeDeadControl(control); removed {
+			if removed, socketErr := removeDeadControl(control, dialControl(control)); removed {
 				done = append(done, "removed the control socket "+control)
 			} else {
 				err = errors.Join(err, socketErr)

@@ -31,10 +31,11 @@ const statusPath = "/v1/status"
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind
 // it is an error.
 func listenControl(path string) (*net.UnixListener, error) {
-	if controlAlive(path) {
+	reached := dialControl(path)
+	if reached == nil {
 		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
 	}
-	if _, err := removeDeadControl(path); err != nil {
+	if _, err := removeDeadControl(path, reached); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -51,32 +52,29 @@ func listenControl(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// controlAlive reports whether a live daemon is behind the socket: it takes a connection and waits for a request. One
-// that was killed a moment ago may take it, too; its end closes it.
-func controlAlive(path string) bool {
+// dialControl returns nil if a live daemon is behind the socket: it takes a connection and waits for a request. One that
+// was killed a moment ago may take it, too; its end closes it. An error says why nobody is reached.
+func dialControl(path string) error {
 	const patience = 300 * time.Millisecond
 	for range 10 {
 		conn, err := net.DialTimeout("unix", path, time.Second)
 		if err != nil {
-			return false
+			return err
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(patience)) // a unix socket has deadlines
 		_, err = conn.Read(make([]byte, 1))
 		conn.Close()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return true
+			return nil
 		}
 	}
-	return true // somebody is there, whoever it is
+	return nil // somebody is there, whoever it is
 }
 
-// removeDeadControl removes the socket at path if a dead daemon left it, and says whether it did.
-func removeDeadControl(path string) (bool, error) {
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		return false, conn.Close()
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
+// removeDeadControl removes the socket at path if a dead daemon left it, by what dialControl said of it, and says
+// whether it did.
+func removeDeadControl(path string, reached error) (bool, error) {
+	if !errors.Is(reached, syscall.ECONNREFUSED) {
 		return false, nil
 	}
 	// Any file but a listening socket gives that.

@@ -255,18 +255,27 @@ func TestProcessStatus(t *testing.T) {
 	}
 }
 
-// A daemon that was killed may take one more connection before its end closes it.
-func TestDyingControl(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "muslin.sock")
+// dyingControl is the socket of a daemon that was killed: it may take one more connection before its end closes it.
+func dyingControl(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "muslin.sock")
 	dying, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dying.SetUnlinkOnClose(false)
 	time.AfterFunc(100*time.Millisecond, func() { dying.Close() })
-	l, err := listenControl(path)
+	return path
+}
+
+func TestDyingControl(t *testing.T) {
+	l, err := listenControl(dyingControl(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
+	path := dyingControl(t)
+	if removed, err := removeDeadControl(path, dialControl(path)); err != nil || !removed {
+		t.Errorf("removed: %t, %v", removed, err)
+	}
 }
