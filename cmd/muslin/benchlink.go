@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -122,8 +121,8 @@ func (b *benchLink) check(cmd *cobra.Command, args []string) error {
 	if b.port == 0 {
 		bad = append(bad, errors.New("--port 0: want 1 to 65535"))
 	}
-	if b.output != "text" && b.output != "json" {
-		bad = append(bad, fmt.Errorf("--output %q: want text or json", b.output))
+	if err := checkOutput(b.output); err != nil {
+		bad = append(bad, err)
 	}
 	for name, value := range map[string]string{"--overlay-addr": b.overlayAddr, "--underlay-addr": b.underlayAddr} {
 		if _, err := optionalIPv4(name, value); err != nil {
@@ -293,9 +292,7 @@ func isTerminal(r io.Reader) bool {
 
 func (b *benchLink) print(out io.Writer, r *link.Result) error {
 	if b.output == "json" {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(r)
+		return printJSON(out, r)
 	}
 	p := &printer{w: tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)}
 	p.line("overlay    %s to %s", dash(r.Overlay.Local), r.Overlay.Address)

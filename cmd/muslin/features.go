@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -59,8 +58,8 @@ feature needs and what kernels had broken is in docs/kernels.md.`,
   muslin status                                  # what the running daemon uses`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("--output %q: want text or json", output)
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			wanted, err := kernel.ParseFeatures(features)
 			if err != nil {
@@ -77,9 +76,7 @@ feature needs and what kernels had broken is in docs/kernels.md.`,
 				report.Notes = append(report.Notes, "run as root for the full answer")
 			}
 			if output == "json" {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(report)
+				return printJSON(cmd.OutOrStdout(), report)
 			}
 			return report.print(cmd.OutOrStdout())
 		},

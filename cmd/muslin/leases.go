@@ -116,9 +116,7 @@ func printLeases(ctx context.Context, cmd *cobra.Command, store *etcd.Store, ent
 	}
 	switch output {
 	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(lines)
+		return printJSON(w, lines)
 	case "peers-file":
 		for _, l := range lines {
 			if l.Problem != "" {

@@ -70,8 +70,8 @@ The exit status is 0 if there is a way, and 1 if there is none.`,
   muslin route 10.244.3.7 --output json | jq -r '.way, .reason'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("--output %q: want text or json", output)
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			to, err := parseRouteAddress(args[0])
 			if err != nil {
@@ -82,9 +82,7 @@ The exit status is 0 if there is a way, and 1 if there is none.`,
 				return err
 			}
 			if output == "json" {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				err = enc.Encode(answer)
+				err = printJSON(cmd.OutOrStdout(), answer)
 			} else {
 				err = answer.print(cmd.OutOrStdout(), time.Now())
 			}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -105,17 +104,15 @@ docs/configuration.md.`,
   muslin status --output json | jq '.drops'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("--output %q: want text or json", output)
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			status, err := askStatus(cmd.Context(), control)
 			if err != nil {
 				return err
 			}
 			if output == "json" {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(status)
+				return printJSON(cmd.OutOrStdout(), status)
 			}
 			if most < 0 {
 				return fmt.Errorf("--peers %d: want 0 for all, or how many to list at most", most)
@@ -256,18 +253,6 @@ func (n *NodeStatus) describeLease(now time.Time) string {
 	return "expires in " + n.LeaseExpires.Sub(now).Round(time.Minute).String()
 }
 
-// printer is a tabwriter that remembers its first error.
-type printer struct {
-	w   *tabwriter.Writer
-	err error
-}
-
-func (p *printer) line(format string, args ...any) {
-	if _, err := fmt.Fprintf(p.w, format+"\n", args...); p.err == nil {
-		p.err = err
-	}
-}
-
 // counts prints a table of counters with what each means.
 func counts[N int | uint64](p *printer, title string, by map[string]N, explain func(string) string) {
 	if len(by) == 0 {
@@ -278,13 +263,6 @@ func counts[N int | uint64](p *printer, title string, by map[string]N, explain f
 	for _, name := range slices.Sorted(maps.Keys(by)) {
 		p.line("  %s\t%d\t%s", name, by[name], explain(name))
 	}
-}
-
-func (p *printer) finish() error {
-	if err := p.w.Flush(); p.err == nil {
-		p.err = err
-	}
-	return p.err
 }
 
 func dash(s string) string {
