@@ -122,19 +122,13 @@ func TestDirectRoutingChangesWay(t *testing.T) {
 
 	var probes []*numbered.Probe
 	for _, way := range [][2]*lab.Pod{{a, b}, {b, a}} {
-		p := must(numbered.Start(t.Context(), numbered.Config{From: way[0].Node, To: way[1].Node, Addr: way[1].Addr}))(t)
-		probes = append(probes, p)
-		if err := p.WaitReceived(t.Context(), 100); err != nil {
-			t.Fatal(err)
-		}
+		probes = append(probes, labtest.StartProbe(t, way[0], way[1]))
 	}
 	for range 10 {
 		change()
 	}
 	for _, p := range probes {
-		if err := p.WaitReceived(t.Context(), 100); err != nil {
-			t.Error(err)
-		}
+		labtest.WaitReceived(t, p, 100)
 	}
 	for _, p := range probes {
 		r := p.Stop()
@@ -430,10 +424,7 @@ func TestDirectPeerOutlivesItsLease(t *testing.T) {
 		}
 		return nil
 	})
-	p := must(numbered.Start(t.Context(), numbered.Config{From: a.Node, To: b.Node, Addr: b.Addr}))(t)
-	if err := p.WaitReceived(t.Context(), 100); err != nil {
-		t.Fatal(err)
-	}
+	p := labtest.StartProbe(t, a, b)
 	key := leaseKey(status(t, daemons[1]).Node.Subnet)
 	store := labtest.EtcdOn(l.Host(1))
 	for range 5 {
@@ -445,9 +436,7 @@ func TestDirectPeerOutlivesItsLease(t *testing.T) {
 			return nil
 		})
 	}
-	if err := p.WaitReceived(t.Context(), 100); err != nil {
-		t.Error(err)
-	}
+	labtest.WaitReceived(t, p, 100)
 	if r := p.Stop(); r.Err != nil || r.Lost != 0 {
 		t.Errorf("%s, %v", r, r.Err)
 	}

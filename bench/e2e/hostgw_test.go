@@ -11,7 +11,6 @@ import (
 
 	"muslin/bench/lab"
 	"muslin/bench/labtest"
-	numbered "muslin/bench/probe"
 )
 
 // Two muslin nodes and one that is set up by hand as flannel's host-gw does it, which is a route for each peer and
@@ -93,10 +92,7 @@ func TestHostGateway(t *testing.T) {
 	eventuallyPings(t, b.Node, c.Addr)
 
 	// Replaced, and killed and started again, without a packet lost.
-	probe := must(numbered.Start(ctx, numbered.Config{From: a.Node, To: b.Node, Addr: b.Addr}))(t)
-	if err := probe.WaitReceived(ctx, 100); err != nil {
-		t.Fatal(err)
-	}
+	probe := labtest.StartProbe(t, a, b)
 	flags := []string{"--etcd-endpoints", endpoint(h1)}
 	old := m2
 	m2 = launchMuslin(t, h2, append([]string{"--replace"}, flags...)...)
@@ -105,9 +101,7 @@ func TestHostGateway(t *testing.T) {
 	m2.Kill()
 	m2 = startMuslin(t, h2, flags...)
 	waitPeers(t, m2, 2)
-	if err := probe.WaitReceived(ctx, 100); err != nil {
-		t.Error(err)
-	}
+	labtest.WaitReceived(t, probe, 100)
 	if r := probe.Stop(); r.Err != nil || r.Lost != 0 || r.Duplicated != 0 {
 		t.Errorf("%s, %v", r, r.Err)
 	}

@@ -82,9 +82,7 @@ func TestSuccessorFails(t *testing.T) {
 				return err
 			})
 			for _, p := range s.probes {
-				if err := p.WaitReceived(t.Context(), 100); err != nil {
-					t.Fatal(err)
-				}
+				labtest.WaitReceived(t, p, 100)
 			}
 			s.stopUnharmed()
 			if after := s.snapshot(); after != before || s.lockHolder() != pid {
@@ -108,15 +106,13 @@ func TestSuccessorKilled(t *testing.T) {
 	for i := range 20 {
 		s.probe()
 		old := s.nodes[0]
-		next := labtest.LaunchMuslin(t, s.lab.Host(1), append([]string{"--replace"}, s.flags...)...)
+		next := s.launchSuccessor(labtest.Bin)
 		time.Sleep(lab.Patience(time.Duration(i) * 20 * time.Millisecond)) // a replacement takes some 150 to 300 ms
 		next.Kill()
 		if s.survives(old) {
 			kept++
 			for _, p := range s.probes {
-				if err := p.WaitReceived(t.Context(), 50); err != nil {
-					t.Fatal(err)
-				}
+				labtest.WaitReceived(t, p, 50)
 			}
 			s.stopUnharmed()
 			continue
@@ -153,7 +149,7 @@ func TestPredecessorKilled(t *testing.T) {
 	for i := range 20 {
 		s.probe()
 		old := s.nodes[0]
-		next := labtest.LaunchMuslin(t, s.lab.Host(1), append([]string{"--replace"}, s.flags...)...)
+		next := s.launchSuccessor(labtest.Bin)
 		time.Sleep(lab.Patience(time.Duration(i) * 20 * time.Millisecond))
 		old.Kill()
 		s.nodes[0] = next
@@ -165,9 +161,7 @@ func TestPredecessorKilled(t *testing.T) {
 			return err
 		})
 		for _, p := range s.probes {
-			if err := p.WaitReceived(t.Context(), 50); err != nil {
-				t.Fatal(err)
-			}
+			labtest.WaitReceived(t, p, 50)
 		}
 		lost := 0
 		for _, r := range s.stop() {

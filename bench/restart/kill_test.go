@@ -36,9 +36,7 @@ func (s *scene) restart(flags ...string) time.Time {
 	began := time.Now()
 	s.nodes[0] = labtest.LaunchMuslin(s.T, s.lab.Host(1), append(s.flags, flags...)...)
 	for _, p := range s.probes {
-		if err := p.WaitReceived(s.Context(), 200); err != nil {
-			s.Fatal(err)
-		}
+		labtest.WaitReceived(s.T, p, 200)
 	}
 	return began
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,7 +95,7 @@ func (s *scene) replace(bin string, flags ...string) {
 	s.Helper()
 	old := s.nodes[0]
 	began := time.Now()
-	next := labtest.Must(s.lab.Host(1).LaunchMuslin(bin, append(append([]string{"--replace"}, s.flags...), flags...)...))(s.T)
+	next := s.launchSuccessor(bin, flags...)
 	labtest.ExpectExit(s.T, old.Proc, 0)
 	s.nodes[0] = next
 	labtest.Eventually(s.T, 5*time.Second, func() error {
@@ -102,6 +103,12 @@ func (s *scene) replace(bin string, flags ...string) {
 		return err
 	})
 	s.Logf("replaced within %v", time.Since(began).Round(time.Millisecond))
+}
+
+// launchSuccessor starts bin to take the first daemon's place, with its flags and more, and does not wait.
+func (s *scene) launchSuccessor(bin string, flags ...string) *lab.Muslin {
+	s.Helper()
+	return labtest.Must(s.lab.Host(1).LaunchMuslin(bin, slices.Concat([]string{"--replace"}, s.flags, flags)...))(s.T)
 }
 
 // lockHolder is who has the state directory, as its lock's file says.

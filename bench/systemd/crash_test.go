@@ -51,9 +51,7 @@ func TestEndsAndGoesOn(t *testing.T) {
 				}
 				// Until it is settled, and packets flow as before.
 				for _, p := range probes {
-					if err := p.WaitReceived(t.Context(), 500); err != nil {
-						t.Fatal(err)
-					}
+					labtest.WaitReceived(t, p, 500)
 				}
 			}
 			for _, p := range probes {
@@ -84,15 +82,8 @@ func TestEndsAndGoesOn(t *testing.T) {
 func (o *overlay) probe(t *testing.T) []*probe.Probe {
 	t.Helper()
 	var all []*probe.Probe
-	for _, c := range []probe.Config{
-		{From: o.from.Node, To: o.to.Node, Addr: o.to.Addr},
-		{From: o.to.Node, To: o.from.Node, Addr: o.from.Addr},
-	} {
-		p := must(probe.Start(t.Context(), c))(t)
-		if err := p.WaitReceived(t.Context(), 100); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, p)
+	for _, way := range [][2]*lab.Pod{{o.from, o.to}, {o.to, o.from}} {
+		all = append(all, labtest.StartProbe(t, way[0], way[1]))
 	}
 	return all
 }
@@ -153,9 +144,7 @@ func TestStopTakesItBack(t *testing.T) {
 	probes := o.probe(t)
 	o.systemd.do(t, "systemctl", "restart", "muslin")
 	for _, p := range probes {
-		if err := p.WaitReceived(t.Context(), 500); err != nil {
-			t.Fatal(err)
-		}
+		labtest.WaitReceived(t, p, 500)
 		r := p.Stop()
 		t.Log(r)
 		if limit := lab.Patience(2 * time.Second); r.Err != nil || r.LongestGap > limit {
