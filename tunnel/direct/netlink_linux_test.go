@@ -2,19 +2,17 @@ package direct
 
 import (
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel/fib"
+	"muslin/tunnel/netnstest"
 	"muslin/tunnel/way"
 )
 
@@ -27,31 +25,7 @@ const protocol = 218
 //	muslin0, a dummy, with the overlay's route: 10.244.0.0/16 src 10.244.1.0
 func newHost(t testing.TB) *Table {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("this test needs root and CI is set")
-		}
-		t.Skip("needs root")
-	}
-	runtime.LockOSThread()
-	before, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	here, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		here.Close()
-		defer before.Close()
-		// A thread that cannot go back stays locked and dies with the goroutine.
-		if err := netns.Set(before); err != nil {
-			t.Error(err)
-			return
-		}
-		runtime.UnlockOSThread()
-	})
+	netnstest.Enter(t)
 	sh(t, `ip link set lo up
 		ip link add eth0 type veth peer name eth0p && ip link set eth0p up
 		ip addr add 192.0.2.1/24 dev eth0 && ip link set eth0 up && ip route add default via 192.0.2.254

@@ -10,15 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/netnstest"
 )
 
 // holderEnv makes the test binary a process that holds the TUN of that name until its input ends.
@@ -79,31 +79,7 @@ func holdTUN(t *testing.T, name string, elsewhere bool) (pid int) {
 // the test.
 func newNamespace(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("this test needs root and CI is set")
-		}
-		t.Skip("needs root")
-	}
-	runtime.LockOSThread()
-	before, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	here, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		here.Close()
-		defer before.Close()
-		// A thread that cannot go back stays locked and dies with the goroutine.
-		if err := netns.Set(before); err != nil {
-			t.Error(err)
-			return
-		}
-		runtime.UnlockOSThread()
-	})
+	netnstest.Enter(t)
 	// Without duplicate address detection an interface is at rest as soon as it is up.
 	run(t, "ip link set lo up; sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.router_solicitations=0")
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/netnstest"
 )
 
 // ample is time enough on any machine: what is tested with it does not depend on the clock.
@@ -68,7 +70,7 @@ var availableOnce = sync.OnceValue(func() Features {
 })
 
 func TestExamine(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	features, probes := examine(context.Background(), Features{}, ample, nil)
 	if len(probes) != len(Ladder) {
 		t.Fatalf("%d answers for %d features", len(probes), len(Ladder))
@@ -96,7 +98,7 @@ func TestExamine(t *testing.T) {
 }
 
 func TestExamineLeavesNothing(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	examine(context.Background(), Features{}, ample, nil) // whatever the runtime opens once
 	type state struct {
 		descriptors, goroutines int
@@ -152,7 +154,7 @@ func TestExamineLeavesNothing(t *testing.T) {
 }
 
 func TestExamineTouchesOnlyWhatIsWanted(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	wanted, err := ParseFeatures("-udp-gso,-tun-vnet")
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +185,7 @@ func TestExamineTouchesOnlyWhatIsWanted(t *testing.T) {
 
 // Kernels before 6.2 take no UDP superpacket from a TUN device; udp-gro is tested all the same.
 func TestExamineUDPGROWithoutTUN(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	wanted := Features{}.Without(TUNUDPGRO, "for this test")
 	_, probes := examine(context.Background(), wanted, ample, nil)
 	p := probes[slices.Index(FeatureNames(), UDPGRO)]
@@ -197,7 +199,7 @@ func TestExamineUDPGROWithoutTUN(t *testing.T) {
 // must still be on.
 func examineWithout(t *testing.T, capabilities ...uintptr) map[string]Probe {
 	t.Helper()
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
@@ -268,7 +270,7 @@ func TestExamineWithoutAnyRights(t *testing.T) {
 
 // Where the kernel does not let go of the examination, the start goes on without it.
 func TestExamineDoesNotHang(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	hung, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	const limit = 300 * time.Millisecond

@@ -12,18 +12,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("this test needs root and CI is set")
-	}
-	t.Skip("needs root")
-}
+	"muslin/tunnel/netnstest"
+)
 
 // dropNetAdmin takes CAP_NET_ADMIN from this goroutine's thread, which ends with the test.
 func dropNetAdmin(t *testing.T) {
@@ -43,7 +34,7 @@ func dropNetAdmin(t *testing.T) {
 // Root in a namespace of its own on a kernel newer than every feature's minimum: a No here means that the
 // probe is wrong, not the kernel.
 func TestProbesAsRoot(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	runtime.LockOSThread() // never unlocked
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
@@ -69,7 +60,7 @@ func TestProbesAsRoot(t *testing.T) {
 }
 
 func TestWithoutNetAdmin(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	dropNetAdmin(t)
 	for _, p := range []Probe{NetAdmin(), TUNCreate(TUNPath)} {
 		if p.Answer != No {
@@ -89,7 +80,7 @@ func TestWithoutNetAdmin(t *testing.T) {
 }
 
 func TestPreflightTUN(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	dir := t.TempDir()
 	node := func(name string, mode uint32, dev uint64) string {
 		path := filepath.Join(dir, name)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/netnstest"
 )
 
 // reached reports whether a check is made on this kernel.
@@ -29,7 +31,7 @@ func reached(t *testing.T, feature, what string) bool {
 // What a broken kernel would do to the packets of a check is done to them on their way to it, and the
 // feature must go off with a reason that says where.
 func TestSelfTestCatches(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	// on does something to the nth packet or message of a check.
 	on := func(n int, do func(p []byte) []byte) func(int, []byte) []byte {
 		return func(i int, p []byte) []byte {
@@ -116,7 +118,7 @@ func TestSelfTestCatches(t *testing.T) {
 
 // A feature that fails goes off with all that stand on it, and with nothing else.
 func TestSelfTestTakesOut(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	features, probes := examine(context.Background(), Features{}, ample, func(feature, _ string, p []byte) []byte {
 		if feature == TUNVnet {
 			p[len(p)-1]++
@@ -140,7 +142,7 @@ func TestSelfTestTakesOut(t *testing.T) {
 
 // What goes through a feature that failed is not tested, and stays on.
 func TestSelfTestThroughWhatFailed(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	features, probes := examine(context.Background(), Features{}, ample, func(feature, _ string, p []byte) []byte {
 		if feature == TUNTCPGRO {
 			return nil
@@ -155,7 +157,7 @@ func TestSelfTestThroughWhatFailed(t *testing.T) {
 
 // Every check ran: a check that nothing reached would pass for ever.
 func TestSelfTestReachesEveryCheck(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	seen := make(map[string]int)
 	examine(context.Background(), Features{}, ample, func(feature, what string, p []byte) []byte {
 		seen[feature+", "+what]++
@@ -185,7 +187,7 @@ func TestSelfTestReachesEveryCheck(t *testing.T) {
 // inNamespace runs f with a circuit of its own.
 func inNamespace(t *testing.T, f func(c *circuit)) {
 	t.Helper()
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	done := make(chan error)
 	onOwnThread(func() {
 		done <- func() error {

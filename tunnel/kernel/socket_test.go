@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/netnstest"
 )
 
 // The number is right when so many are taken and one more is not.
@@ -76,7 +78,7 @@ func TestTryNamesTheVersion(t *testing.T) {
 }
 
 func TestProbeNAPI(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	writable := filepath.Join(t.TempDir(), "absent")
 	if p := probeNAPI(writable); p.Answer != No || p.Reason != "" || !strings.Contains(p.Err.Error(), "no such file") {
 		t.Errorf("without the file: %+v", p)

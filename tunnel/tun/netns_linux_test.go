@@ -14,6 +14,7 @@ import (
 
 	"muslin/tunnel"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/netnstest"
 )
 
 // Every test has a network namespace of its own, with one device in it, or two that the kernel forwards
@@ -160,12 +161,7 @@ func mountSys() error {
 // newNamespaceWithoutSys leaves /sys showing the namespace that the test came from.
 func newNamespaceWithoutSys(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("opening a TUN device needs root, and CI is set")
-		}
-		t.Skip("opening a TUN device needs root")
-	}
+	netnstest.RequireRoot(t)
 	runtime.LockOSThread() // for good
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)

@@ -3,12 +3,13 @@ package underlay
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/netnstest"
 )
 
 // namespace is a network namespace of its own thread, which runs what is to happen in it.
@@ -19,12 +20,7 @@ type namespace struct {
 
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("a network namespace needs root, and CI is set")
-		}
-		t.Skip("a network namespace needs root")
-	}
+	netnstest.RequireRoot(t)
 	n := &namespace{calls: make(chan func())}
 	begun := make(chan error)
 	go func() {
