@@ -161,6 +161,31 @@ func TestCheckConnectionTLS(t *testing.T) {
 	})
 }
 
+// A plain server's hanging up on a handshake arrives as a reset where it has not read all of it.
+func TestCheckConnectionReset(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			first := make([]byte, 1024)
+			if _, err := c.Read(first); err == nil && first[0] == 'G' {
+				_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\n\r\n"))
+			} else {
+				_ = c.(*net.TCPConn).SetLinger(0)
+			}
+			c.Close()
+		}
+	}()
+	check(t, etcd.Config{Endpoints: []string{"https://" + l.Addr().String()}}, etcd.ErrTLS, "does not speak TLS")
+}
+
 func TestCheckConnectionPassword(t *testing.T) {
 	server := startReal(t, "http")
 	raw := rawClient(t, server.url)

@@ -141,7 +141,9 @@ func (s *Store) probeOne(ctx context.Context, e endpoint) error {
 	c.NextProtos = []string{"h2"}
 	secure := tls.Client(conn, c)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		if errors.Is(err, io.EOF) && speaksPlain(ctx, e.host) {
+		// Where it has not read all of the handshake, the kernel makes a reset of its hanging up.
+		hungUp := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
+		if hungUp && speaksPlain(ctx, e.host) {
 			err = tls.RecordHeaderError{Msg: "plain HTTP"}
 		}
 		return explainTLS(e, err)
