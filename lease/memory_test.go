@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -259,4 +261,38 @@ func TestRunAgain(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A node reads its memory at each start: of a large network, too, that takes no time to speak of.
+func TestReadingManyLeasesIsLinear(t *testing.T) {
+	fastest := func(n int) time.Duration {
+		leases := make([]Lease, n)
+		for i := range leases {
+			subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+			value := vxlanValue(fmt.Sprintf("172.16.%d.%d", i>>8, i&255), 1, macA)
+			attrs, err := DecodeAttrs([]byte(value))
+			if err != nil {
+				t.Fatal(err)
+			}
+			leases[i] = Lease{Key: Key(subnet), Subnet: subnet, Attrs: attrs}
+		}
+		text, err := MarshalPeersFile(leases)
+		if err != nil {
+			t.Fatal(err)
+		}
+		least := time.Hour
+		for range 3 {
+			began := time.Now()
+			if entries, err := ParsePeersFile(text); err != nil || len(entries) != n {
+				t.Fatalf("%d entries of %d, %v", len(entries), n, err)
+			}
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	few, many := fastest(2000), fastest(16000)
+	t.Logf("2,000 leases: %v, 16,000: %v", few, many)
+	if many > 24*few {
+		t.Errorf("8 times the leases take %.0f times as long", float64(many)/float64(few))
+	}
 }

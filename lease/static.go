@@ -195,16 +195,15 @@ func ParsePeersFile(data []byte) ([]Entry, error) {
 		return nil, errors.New(`has no lease in it: want {"10.244.1.0-24": {"PublicIP": …}, …}`)
 	}
 	var entries []Entry
-	at := make(map[string]string)
+	at := make(map[string]int)
 	for _, f := range o.fields {
-		where := position(data, f.at)
 		if was, ok := at[f.name]; ok {
-			return nil, fmt.Errorf("%s: lease %s is there already, at %s: remove one of the two", where, f.name, was)
+			return nil, fmt.Errorf("%s: lease %s is there already, at %s: remove one of the two", position(data, f.at), f.name, position(data, was))
 		}
-		at[f.name] = where
+		at[f.name] = f.at
 		e := Entry{Key: f.name, Value: f.raw, Reserved: true}
 		if _, err := ParseLease(e); err != nil {
-			return nil, fmt.Errorf("%s: %w", where, err)
+			return nil, fmt.Errorf("%s: %w", position(data, f.at), err)
 		}
 		entries = append(entries, e)
 	}
