@@ -132,7 +132,7 @@ test-oldkernel-all: deps-test build bin/oldkernel ## The same for each of them
 
 .PHONY: scale
 scale: deps-test build ## A daemon among 10,000 leases and etcd under 500 daemons, in at most 10 minutes (root; nothing else on the machine)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m ./bench/scale
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/scale
 
 .PHONY: soak
 soak: deps-test build ## Traffic, churn and restarts for SOAK (30m): what the daemons take stays flat (root)
