@@ -3,10 +3,13 @@ package lease
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"muslin/encap"
+	"muslin/tunnel/fib"
 )
 
 // The backend types that leases and configs name, of flannel's those that muslin carries.
@@ -14,17 +17,25 @@ const (
 	BackendVXLAN  = "vxlan"
 	BackendUDP    = "udp"
 	BackendHostGW = "host-gw" // a lease has no BackendData
+
+	BackendWireGuard = "wireguard"
 )
+
+// carried are the backend types of this version, as a sentence lists them.
+var carried = []string{BackendVXLAN, BackendUDP, BackendHostGW, BackendWireGuard}
 
 // carries reports whether this version has a backend of that type.
 func carries(backend string) bool {
-	return backend == BackendVXLAN || backend == BackendUDP || backend == BackendHostGW
+	return slices.Contains(carried, backend)
 }
 
 const (
 	defaultVNI       = 1
 	defaultVXLANPort = 8472 // the Linux kernel's default, older than IANA's 4789
 	defaultUDPPort   = 8285
+
+	defaultWireGuardPort   = 51820
+	defaultWireGuardPortV6 = 51821
 )
 
 // Attrs is a lease's value: how the node that holds it is reached.
@@ -37,8 +48,12 @@ type Attrs struct {
 	VNI encap.VNI
 	MAC encap.MAC
 
+	// Key and Port are those of a wireguard lease, and zero otherwise. Port 0 is the reader's own.
+	Key  fib.PublicKey
+	Port uint16
+
 	// BackendData and BackendV6Data are kept as found, nil when left out. MarshalJSON makes a vxlan
-	// lease's BackendData from VNI and MAC.
+	// lease's BackendData from VNI and MAC, and a wireguard lease's from Key and Port.
 	BackendData   json.RawMessage
 	BackendV6Data json.RawMessage
 }
@@ -57,6 +72,11 @@ type wireVXLAN struct {
 	VtepMAC string
 }
 
+type wireWireGuard struct {
+	PublicKey string
+	Port      uint16
+}
+
 // MarshalJSON writes the value byte for byte as flannel does.
 func (a Attrs) MarshalJSON() ([]byte, error) {
 	if !a.PublicIP.Is4() {
@@ -66,26 +86,28 @@ func (a Attrs) MarshalJSON() ([]byte, error) {
 	if a.PublicIPv6.IsValid() {
 		w.PublicIPv6 = &a.PublicIPv6
 	}
+	var err error
 	switch a.BackendType {
 	case BackendUDP:
 		w.BackendType = ""
 	case BackendVXLAN:
-		data, err := json.Marshal(wireVXLAN{VNI: a.VNI.Uint32(), VtepMAC: a.MAC.String()})
-		if err != nil {
-			return nil, err
-		}
-		w.BackendData = data
+		w.BackendData, err = json.Marshal(wireVXLAN{VNI: a.VNI.Uint32(), VtepMAC: a.MAC.String()})
+	case BackendWireGuard:
+		w.BackendData, err = json.Marshal(wireWireGuard{PublicKey: a.Key.String(), Port: a.Port})
+	}
+	if err != nil {
+		return nil, err
 	}
 	return json.Marshal(w)
 }
 
 // Equal reports whether both say the same, whatever their spelling.
 func (a Attrs) Equal(b Attrs) bool {
-	if a.BackendType == BackendVXLAN {
+	if a.BackendType == BackendVXLAN || a.BackendType == BackendWireGuard {
 		a.BackendData, b.BackendData = nil, nil
 	}
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
-		a.VNI == b.VNI && a.MAC == b.MAC &&
+		a.VNI == b.VNI && a.MAC == b.MAC && a.Key == b.Key && a.Port == b.Port &&
 		bytes.Equal(a.BackendData, b.BackendData) && bytes.Equal(a.BackendV6Data, b.BackendV6Data)
 }
 
@@ -98,6 +120,8 @@ func (a Attrs) String() string {
 	switch a.BackendType {
 	case BackendVXLAN:
 		return fmt.Sprintf("%s (vxlan, VNI %s, %s)", ip, a.VNI, a.MAC)
+	case BackendWireGuard:
+		return fmt.Sprintf("%s (wireguard, port %d, %s)", ip, a.Port, a.Key)
 	case "":
 		return ip
 	}
@@ -105,8 +129,8 @@ func (a Attrs) String() string {
 }
 
 // DecodeAttrs reads a lease's value. It is strict about what flannel's nodes are strict about, and
-// about what would be put on the wire: a missing or bad PublicIP, one that is not a node's (loopback, multicast, broadcast), a VNI of more than 24 bits, a MAC that
-// cannot be one VTEP's. Unknown fields are ignored. After an error Attrs still holds the PublicIP, if
+// about what would be put on the wire: a missing or bad PublicIP, one that is not a node's (loopback, multicast,
+// broadcast), a VNI of more than 24 bits, a MAC that cannot be one VTEP's, a public key that is none. Unknown fields are ignored. After an error Attrs still holds the PublicIP, if
 // that much could be read.
 func DecodeAttrs(value []byte) (Attrs, error) {
 	a, err := decodeAttrs(value)
@@ -142,13 +166,39 @@ func decodeAttrs(value []byte) (Attrs, error) {
 		a.BackendType = backend
 	}
 	a.BackendData, a.BackendV6Data = o.raw("BackendData"), o.raw("BackendV6Data")
-	if a.BackendType == BackendVXLAN {
-		if a.VNI, a.MAC, err = decodeVXLANData(a.BackendData); err != nil {
-			return a, fmt.Errorf("BackendData: %w", err)
-		}
-		a.BackendData = nil
+	switch a.BackendType {
+	case BackendVXLAN:
+		a.VNI, a.MAC, err = decodeVXLANData(a.BackendData)
+	case BackendWireGuard:
+		a.Key, a.Port, err = decodeWireGuardData(a.BackendData)
+	default:
+		return a, nil
 	}
+	if err != nil {
+		return a, fmt.Errorf("BackendData: %w", err)
+	}
+	a.BackendData = nil
 	return a, nil
+}
+
+func decodeWireGuardData(raw json.RawMessage) (fib.PublicKey, uint16, error) {
+	if raw == nil {
+		return fib.PublicKey{}, 0, errors.New(`missing: want {"PublicKey":…,"Port":…}`)
+	}
+	o, err := decodeObject(raw)
+	if err != nil {
+		return fib.PublicKey{}, 0, err
+	}
+	text, err := o.text("PublicKey")
+	if err != nil {
+		return fib.PublicKey{}, 0, err
+	}
+	key, err := fib.ParsePublicKey(text)
+	if err != nil {
+		return fib.PublicKey{}, 0, fmt.Errorf("PublicKey: %w", err)
+	}
+	port, _, err := o.integer("Port", 0, 65535) // left out by older flannel nodes
+	return key, uint16(port), err
 }
 
 func decodeVXLANData(raw json.RawMessage) (encap.VNI, encap.MAC, error) {

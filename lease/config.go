@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"muslin/encap"
 )
@@ -38,9 +39,14 @@ type Backend struct {
 	Raw  json.RawMessage // as found; nil for a config without Backend
 
 	VNI                          encap.VNI      // vxlan
-	Port                         uint16         // vxlan, udp; the default is filled in
-	MTU                          encap.OuterMTU // vxlan: 0 for the interface's
+	Port                         uint16         // vxlan, udp, wireguard; the default is filled in
+	MTU                          encap.OuterMTU // vxlan, wireguard: 0 for the interface's
 	DirectRouting, GBP, Learning bool           // vxlan
+
+	PortV6    uint16        // wireguard, as the rest: of a device of its own for IPv6; the default is filled in
+	Mode      string        // ModeSeparate or another
+	PSK       PresharedKey  // zero: none
+	Keepalive time.Duration // whole seconds, 0: none
 }
 
 var (
@@ -49,9 +55,10 @@ var (
 	vxlanFields = []string{"Type", "VNI", "Port", "MTU", "DirectRouting", "GBP", "Learning"}
 	udpFields   = []string{"Type", "Port"}
 	hostFields  = []string{"Type"}
+	wgFields    = []string{"Type", "ListenPort", "ListenPortV6", "MTU", "PSK", "PersistentKeepaliveInterval", "Mode"}
 
 	// backendTypes are flannel's.
-	backendTypes = []string{BackendVXLAN, BackendUDP, BackendHostGW, "wireguard", "ipip", "ipsec", "alloc", "extension", "tencent-vpc"}
+	backendTypes = []string{BackendVXLAN, BackendUDP, BackendHostGW, BackendWireGuard, "ipip", "ipsec", "alloc", "extension", "tencent-vpc"}
 )
 
 // ParseConfig reads a network config by flannel's rules. The error names the field, its value, the rule
@@ -224,10 +231,13 @@ func (c *Config) parseBackend(o *object) error {
 		err = b.parseVXLAN(in)
 		c.Warnings = append(in.complaints("Backend.", vxlanFields), b.warnings()...)
 	case BackendUDP:
-		b.Port, err = in.port(defaultUDPPort)
+		b.Port, err = in.port("Port", defaultUDPPort)
 		c.Warnings = in.complaints("Backend.", udpFields)
 	case BackendHostGW:
 		c.Warnings = in.complaints("Backend.", hostFields)
+	case BackendWireGuard:
+		err = b.parseWireGuard(in)
+		c.Warnings = in.complaints("Backend.", wgFields)
 	}
 	if err != nil {
 		return fmt.Errorf("Backend.%w", err)
@@ -246,18 +256,12 @@ func (b *Backend) parseVXLAN(in *object) error {
 	if b.VNI, err = encap.NewVNI(uint32(n)); err != nil {
 		return err
 	}
-	if b.Port, err = in.port(defaultVXLANPort); err != nil {
+	if b.Port, err = in.port("Port", defaultVXLANPort); err != nil {
 		return err
 	}
-	mtu, _, err := in.integer("MTU", 0, 65535)
-	if err != nil {
+	if b.MTU, err = in.mtu(); err != nil {
 		return err
 	}
-	// RFC 791, section 3.2: every IPv4 host takes 576 bytes; less leaves no room for an overlay.
-	if mtu != 0 && mtu < 576 {
-		return fmt.Errorf("MTU is %d: want 0 for the interface's, or 576 to 65535", mtu)
-	}
-	b.MTU = encap.OuterMTU(mtu)
 	if b.DirectRouting, err = in.boolean("DirectRouting", false); err != nil {
 		return err
 	}
@@ -268,8 +272,20 @@ func (b *Backend) parseVXLAN(in *object) error {
 	return err
 }
 
-func (in *object) port(absent uint16) (uint16, error) {
-	n, _, err := in.integer("Port", 0, 65535)
+func (in *object) mtu() (encap.OuterMTU, error) {
+	mtu, _, err := in.integer("MTU", 0, 65535)
+	if err != nil {
+		return 0, err
+	}
+	// RFC 791, section 3.2: every IPv4 host takes 576 bytes; less leaves no room for an overlay.
+	if mtu != 0 && mtu < 576 {
+		return 0, fmt.Errorf("MTU is %d: want 0 for the interface's, or 576 to 65535", mtu)
+	}
+	return encap.OuterMTU(mtu), nil
+}
+
+func (in *object) port(name string, absent uint16) (uint16, error) {
+	n, _, err := in.integer(name, 0, 65535)
 	if err != nil {
 		return 0, fmt.Errorf("%w; 0 means %d", err, absent)
 	}
@@ -298,17 +314,25 @@ func (c *Config) Supported() error {
 		return errors.New("network config: EnableIPv6 is true, but this version carries IPv4 only: set it to false")
 	case !c.EnableIPv4:
 		return errors.New("network config: EnableIPv4 is false, but this version carries IPv4 only: set it to true")
+	case t == BackendWireGuard && c.Backend.Mode == ModeIPv6:
+		return errors.New(`network config: Backend.Mode "ipv6" sends over IPv6, but this version does over IPv4 only: use "auto", "ipv4" or "separate"`)
 	case carries(t):
 		return nil
 	case slices.Contains(backendTypes, t):
-		return fmt.Errorf("network config: Backend.Type %q is flannel's, but this version carries vxlan, udp and host-gw only: use one of those", t)
+		return fmt.Errorf("network config: Backend.Type %q is flannel's, but this version carries %s only: use one of those", t, list(carried, "and"))
 	default:
 		hint := ""
 		if near := nearest(t, backendTypes); near != "" {
 			hint = fmt.Sprintf(" (did you mean %s?)", near)
 		}
-		return fmt.Errorf("network config: Backend.Type %q is not known%s: use vxlan, udp or host-gw", clip(t), hint)
+		return fmt.Errorf("network config: Backend.Type %q is not known%s: use %s", clip(t), hint, list(carried, "or"))
 	}
+}
+
+// list makes "a, b and c" of several words.
+func list(words []string, and string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " " + and + " " + words[last]
 }
 
 // Subnets is how many subnets may be leased, SubnetMin and SubnetMax included.

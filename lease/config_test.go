@@ -190,7 +190,7 @@ func TestConfigWarnings(t *testing.T) {
 func TestSupported(t *testing.T) {
 	for _, test := range []struct{ in, want string }{
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"ipip"}}`, `"ipip" is flannel's`},
-		{`{"Network":"10.0.0.0/16","Backend":{"Type":"WireGuard","PSK":"x"}}`, `"wireguard" is flannel's`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"IPSec","PSK":"x"}}`, `"ipsec" is flannel's, but this version carries vxlan, udp, host-gw and wireguard only`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlam"}}`, `did you mean vxlan?`},
 		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `EnableIPv6 is true`},
 		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `IPv4 only`},

@@ -86,7 +86,12 @@ func (w *ConfigWatcher) judge(raw []byte, err error) string {
 	if err != nil {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return fmt.Sprintf("the network's config was deleted from the store: this node goes on, but none can start; write it again: muslin config set '%s'", w.raw)
+		config, secret := HideSecret(w.raw)
+		also := ""
+		if secret {
+			also = ", with the preshared key in place of \"PSK\""
+		}
+		return fmt.Sprintf("the network's config was deleted from the store: this node goes on, but none can start; write it again: muslin config set '%s'%s", config, also)
 	}
 	now, err := ParseConfig(raw)
 	if err != nil {
@@ -125,6 +130,12 @@ func (c *Config) differences(other *Config) []string {
 	add("Backend.DirectRouting", c.Backend.DirectRouting, other.Backend.DirectRouting)
 	add("Backend.GBP", c.Backend.GBP, other.Backend.GBP)
 	add("Backend.Learning", c.Backend.Learning, other.Backend.Learning)
+	add("Backend.ListenPortV6", c.Backend.PortV6, other.Backend.PortV6)
+	add("Backend.Mode", c.Backend.Mode, other.Backend.Mode)
+	add("Backend.PersistentKeepaliveInterval", c.Backend.Keepalive, other.Backend.Keepalive)
+	if c.Backend.PSK != other.Backend.PSK {
+		out = append(out, "Backend.PSK: another one")
+	}
 	if len(out) == 0 {
 		out = []string{"in fields that this version does not use"}
 	}

@@ -54,9 +54,11 @@ func EnsureConfig(ctx context.Context, store Store, want []byte) (created bool, 
 		}
 		present, err := ParseConfig(have)
 		if err != nil {
-			return false, fmt.Errorf("the store has a broken config, %s: %w: mend it with `muslin config set`", clip(string(have)), err)
+			return false, fmt.Errorf("the store has a broken config, %s: %w: mend it with `muslin config set`", brief(have), err)
 		}
 		if !present.Means(wanted) {
+			have, _ := HideSecret(string(have))
+			want, _ := HideSecret(string(want))
 			return false, fmt.Errorf("the store has another network config.\n  there:  %s\n  wanted: %s\n"+
 				"It is not changed silently, because running nodes depend on it: start without --network and --backend to use it as it is, or change it with `muslin config set`", have, want)
 		}

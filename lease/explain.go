@@ -12,6 +12,7 @@ var skipMeans = map[string]string{
 	SkipBackend:  "a lease of another backend type; such a node and this one cannot talk",
 	SkipVNI:      "a lease of another VXLAN network: compare the VNI in the config of both nodes",
 	SkipPublicIP: "a lease with this node's PublicIP but another subnet: an old one of ours, or another host's",
+	SkipKeyOurs:  "a host with this node's WireGuard key: one of the two was made from the other's image; delete the file of the key there",
 	SkipReserved: "a reservation that no node has taken up yet",
 	SkipCircular: "a PublicIP inside the overlay: that node must be started with a --public-ip of the underlay",
 	SkipDouble:   "the same subnet under another key, which is newer",

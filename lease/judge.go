@@ -10,6 +10,7 @@ const (
 	SkipOutside  = "outside-network" // does not lie in the network
 	SkipBackend  = "other-backend"   // of a BackendType that does not talk to ours
 	SkipVNI      = "other-vni"       // of another VXLAN network
+	SkipKeyOurs  = "own-key"         // of a host that has our WireGuard key
 	SkipPublicIP = "own-public-ip"   // has our PublicIP, but another subnet
 	SkipReserved = "reserved"        // but for udp: a reservation that no node has taken up yet
 	SkipCircular = "circular"        // its PublicIP lies inside the overlay
@@ -50,6 +51,9 @@ func (r *roster) judge(l Lease, err error) (why string, level slog.Level, text s
 	case l.Attrs.VNI != n.VNI:
 		return SkipVNI, slog.LevelError, "a lease is of another VNI: no traffic with that node until both agree",
 			[]any{"peer", l.Attrs.PublicIP, "vni", l.Attrs.VNI, "ours", n.VNI}
+	case !n.Key.IsZero() && l.Attrs.Key == n.Key:
+		return SkipKeyOurs, slog.LevelError, "another host has our WireGuard key: no traffic with it; if it was made from this one's image, delete the file of the key there and start its daemon again",
+			[]any{"subnet", l.Subnet, "peer", l.Attrs.PublicIP}
 	}
 	return "", level, "", nil
 }

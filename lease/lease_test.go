@@ -57,7 +57,7 @@ func TestAttrsAreFlannels(t *testing.T) {
 		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`,
 		`{"PublicIP":"192.0.2.2","PublicIPv6":null}`,
 		`{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"},"BackendV6Data":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`,
-		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"a+b/c=","Port":51820}}`,
+		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=","Port":51820}}`,
 		`{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"host-gw"}`,
 	} {
 		a, err := DecodeAttrs([]byte(text))

@@ -17,9 +17,10 @@ import (
 type Node struct {
 	Subnet   netip.Prefix // ours; zero while unknown
 	PublicIP netip.Addr
-	Backend  string       // "vxlan", "udp" or "host-gw"
-	VNI      encap.VNI    // vxlan
-	Network  netip.Prefix // the overlay's; zero: leases may lie anywhere
+	Backend  string        // its type
+	VNI      encap.VNI     // vxlan
+	Key      fib.PublicKey // wireguard
+	Network  netip.Prefix  // the overlay's; zero: leases may lie anywhere
 }
 
 // roster turns entries into a table, change by change: what a lease costs does not grow with how many there
@@ -315,7 +316,8 @@ func (r *roster) peer(l Lease) *fib.Peer {
 		c = new(fib.Counters)
 		r.counters[key] = c
 	}
-	return &fib.Peer{Subnet: l.Subnet, PublicIP: l.Attrs.PublicIP, Backend: l.Attrs.BackendType, MAC: l.Attrs.MAC, Counters: c}
+	return &fib.Peer{Subnet: l.Subnet, PublicIP: l.Attrs.PublicIP, Backend: l.Attrs.BackendType, MAC: l.Attrs.MAC,
+		Key: l.Attrs.Key, Port: l.Attrs.Port, Counters: c}
 }
 
 // forget drops the counters of peers that are gone, once there are many.

@@ -251,7 +251,7 @@ func ownLease(path string, entries []Entry, publicIP netip.Addr) (Lease, error) 
 		return Lease{}, fmt.Errorf("peers file %s: our lease %s has no IPv4 subnet", path, own[0].Key)
 	}
 	if t := own[0].Attrs.BackendType; !carries(t) {
-		return Lease{}, fmt.Errorf("peers file %s: our lease %s is of backend %q, but this version carries vxlan, udp and host-gw only", path, own[0].Key, clip(t))
+		return Lease{}, fmt.Errorf("peers file %s: our lease %s is of backend %q, but this version carries %s only", path, own[0].Key, clip(t), list(carried, "and"))
 	}
 	return own[0], nil
 }

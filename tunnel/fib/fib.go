@@ -18,8 +18,10 @@ import (
 type Peer struct {
 	Subnet   netip.Prefix // inner prefix that the peer holds, masked
 	PublicIP netip.Addr   // outer address, source and destination of its datagrams
-	Backend  string       // "vxlan" or "udp", as leased
-	MAC      encap.MAC    // VtepMAC; zero for udp
+	Backend  string       // its type, as leased
+	MAC      encap.MAC    // VtepMAC; zero for all but vxlan
+	Key      PublicKey    // of WireGuard; zero for all but wireguard
+	Port     uint16       // its UDP port, of WireGuard; 0: as ours
 	Counters *Counters    // survives a change of the lease; never nil in a Table
 }
 
