@@ -212,6 +212,7 @@ type Status struct {
 		VNI          uint32       `json:"vni"`
 		Port         uint16       `json:"port"`
 		VtepMAC      string       `json:"vtep_mac"`
+		PublicKey    string       `json:"public_key"`
 		TUN          string       `json:"tun"`
 		LeaseExpires string       `json:"lease_expires"`
 	} `json:"node"`
@@ -262,6 +263,10 @@ type PeerStatus struct {
 	Way       string       `json:"way"`
 	WayRule   string       `json:"way_rule"`
 	WayReason string       `json:"way_reason"`
+
+	PublicKey     string     `json:"public_key"`
+	Endpoint      string     `json:"endpoint"`
+	LastHandshake *time.Time `json:"last_handshake"`
 }
 
 // Peer is the peer that holds a subnet.

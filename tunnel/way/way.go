@@ -16,6 +16,7 @@ type Way string
 const (
 	Encapsulated Way = "encapsulated" // through the TUN device, in datagrams to the peer's PublicIP
 	Direct       Way = "direct"       // as they are, by a route of the kernel's via the peer's PublicIP
+	Encrypted    Way = "encrypted"    // through the TUN device, in WireGuard's datagrams to the peer
 	None         Way = "none"         // they do not: there is nothing to encapsulate them, and no direct route
 )
 
@@ -25,6 +26,7 @@ type Rule string
 
 // The rules, in the order in which Choose looks at them.
 const (
+	RuleWireGuard   Rule = "wireguard"          // the network's backend encrypts
 	RuleOff         Rule = "direct-routing-off" // the network's config does not ask for direct routes
 	RuleUnknown     Rule = "not-asked-yet"      // the kernel was not asked yet
 	RuleUnreachable Rule = "unreachable"        // the kernel has no route to the PublicIP
@@ -46,6 +48,7 @@ type Hop struct {
 type Facts struct {
 	DirectRouting bool         // Backend.DirectRouting of the network's config, or host-gw
 	NoTunnel      bool         // host-gw: nothing is ever encapsulated
+	Encrypted     bool         // wireguard: nothing goes any other way
 	PublicIP      netip.Addr   // the peer's
 	Underlay      string       // our underlay interface
 	Hop           Hop          // to PublicIP
@@ -70,6 +73,8 @@ func Choose(f Facts) Choice {
 		return Choice{Encapsulated, rule, f}
 	}
 	switch {
+	case f.Encrypted:
+		return Choice{Encrypted, RuleWireGuard, f}
 	case !f.DirectRouting:
 		return instead(RuleOff)
 	case f.Hop == Hop{}:
@@ -92,6 +97,8 @@ func Choose(f Facts) Choice {
 func (c Choice) Reason() string {
 	f := c.facts
 	switch c.Rule {
+	case RuleWireGuard:
+		return "the network's backend is wireguard, which everything goes through"
 	case RuleOff:
 		return "the network's config does not ask for direct routes"
 	case RuleUnknown:

@@ -1,0 +1,208 @@
+// Package wireguard is an underlay that encrypts: WireGuard's engine (golang.zx2c4.com/wireguard/device) in this process,
+// between the VTEP and the network.
+//
+// The VTEP hands it the inner packets as they are (encap.UDP's framing, which adds nothing) and gets back those that
+// peers have proved to have sent. So routing, ICMP, counters and the TUN device are the VTEP's as with every backend,
+// and cryptography, sessions and sockets are the engine's: there is nothing of either here. What the room adds is the
+// engine's TUN device, which is not one (pipe.go), and its peers, which follow the table (peers.go).
+//
+// An inner source is checked by the engine, against the prefixes that its peer's key stands for (cryptokey routing);
+// an outer source may be any, since a peer is who has the key. The room never sees an encrypted byte.
+package wireguard
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+
+	"muslin/encap"
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/fib"
+)
+
+// Overhead is how many bytes an inner packet grows by at most, over IPv4 or IPv6: an IPv6 header of 40 bytes, UDP's 8,
+// type and reserved 4, receiver 4, counter 8, and a tag of 16 (WireGuard's paper, section 5.4.6).
+const Overhead = 40 + 8 + 4 + 4 + 8 + 16
+
+// Config is what an Underlay needs.
+type Config struct {
+	Key       PrivateKey
+	PSK       lease.PresharedKey // zero: none
+	Port      uint16             // to listen on, at every address of the host; of a peer that names none, too
+	Keepalive time.Duration      // of each peer; 0: none
+	MTU       encap.InnerMTU
+	Paused    bool // at first: see Resume
+	Logger    *slog.Logger
+}
+
+// Underlay implements tunnel.Underlay, with one queue: the engine has one, too.
+type Underlay struct {
+	cfg Config
+	dev *device.Device
+
+	pipe pipe // between the VTEP and dev
+
+	state   sync.Mutex // held to take the engine up or down
+	peering sync.Mutex // of what follows
+	peers   map[fib.PublicKey]peer
+	said    map[fib.PublicKey]string // what was said of a key that several peers have
+
+	greet chan struct{} // holds one token when the engine has come up
+}
+
+// Open starts the engine, which listens unless Config.Paused. An error that is syscall.EADDRINUSE means the port is
+// taken.
+func Open(cfg Config) (*Underlay, error) {
+	u := &Underlay{cfg: cfg, peers: make(map[fib.PublicKey]peer), said: make(map[fib.PublicKey]string), greet: make(chan struct{}, 1)}
+	u.pipe.init(cfg.MTU)
+	u.dev = device.NewDevice(&u.pipe, conn.NewDefaultBind(), engineLogger(cfg.Logger))
+	err := u.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.Key.secret[:]), cfg.Port))
+	if err == nil {
+		if cfg.Paused {
+			err = u.Pause()
+		} else {
+			err = u.Resume()
+		}
+	}
+	if err != nil {
+		u.Close()
+		return nil, fmt.Errorf("start WireGuard on UDP port %d: %w", cfg.Port, err)
+	}
+	return u, nil
+}
+
+// engineLogger has what the engine says of errors logged, a few lines a second at most: some of them strangers can cause.
+func engineLogger(log *slog.Logger) *device.Logger {
+	limit := rate.NewLimiter(1, 10)
+	return &device.Logger{
+		Verbosef: func(string, ...any) {},
+		Errorf: func(format string, args ...any) {
+			if limit.Allow() {
+				log.Warn("wireguard: " + fmt.Sprintf(format, args...))
+			}
+		},
+	}
+}
+
+// Queues implements tunnel.Underlay.
+func (u *Underlay) Queues() []tunnel.UnderlayQueue { return []tunnel.UnderlayQueue{&u.pipe} }
+
+// Losses implements tunnel.Underlay. The engine counts none.
+func (u *Underlay) Losses() tunnel.Losses { return tunnel.Losses{} }
+
+// SendOverflow implements tunnel.Underlay.
+func (u *Underlay) SendOverflow() uint64 { return 0 }
+
+// Pause implements tunnel.Underlay. The engine stops and lets its port and its sessions go: they cannot be handed to
+// another process, which makes new ones.
+func (u *Underlay) Pause() error {
+	u.state.Lock()
+	defer u.state.Unlock()
+	u.pipe.pause() // first: the engine waits for who writes into the pipe
+	return u.dev.Down()
+}
+
+// Resume implements tunnel.Underlay. The engine listens, and makes a session with every peer (Run).
+func (u *Underlay) Resume() error {
+	u.state.Lock()
+	defer u.state.Unlock()
+	if err := u.dev.Up(); err != nil {
+		return err
+	}
+	u.pipe.resume()
+	select {
+	case u.greet <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Close implements tunnel.Underlay.
+func (u *Underlay) Close() error {
+	u.pipe.end() // first, as in Pause
+	u.dev.Close()
+	return nil
+}
+
+// SetMTU says how long an inner packet is at most: the engine pads none beyond that.
+func (u *Underlay) SetMTU(mtu encap.InnerMTU) { u.pipe.setMTU(mtu) }
+
+const (
+	// greetPerSecond is how many peers are greeted in a second: a handshake keeps a processor busy for some 0.2 ms.
+	greetPerSecond = 500
+
+	// greetSecond is how long the node with the greater key waits for the other's greeting. Two that begin a handshake
+	// at once spoil it for each other, and try again after 5 s only.
+	greetSecond = 100 * time.Millisecond
+)
+
+// Run greets the peers whenever the engine has come up, until ctx ends; then it returns nil. A peer that had a session
+// with an earlier process would go on with it for 15 s, and nothing that it sends would be understood.
+func (u *Underlay) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-u.greet:
+		}
+		began := time.Now()
+		first, second := u.greetings()
+		if u.greetAll(ctx, first) != nil || wait(ctx, greetSecond) != nil {
+			return nil
+		}
+		met, err := u.Sessions()
+		if err != nil {
+			u.cfg.Logger.Warn("greet the peers", "err", err)
+		}
+		second = slices.DeleteFunc(second, func(key fib.PublicKey) bool { return met[key.String()].Handshake.After(began) })
+		if u.greetAll(ctx, second) != nil {
+			return nil
+		}
+	}
+}
+
+// greetings are the peers that this node greets first, and those that are to greet it.
+func (u *Underlay) greetings() (first, second []fib.PublicKey) {
+	own := u.cfg.Key.Public()
+	for _, key := range u.keys() {
+		if compareKeys(own, key) < 0 {
+			first = append(first, key)
+		} else {
+			second = append(second, key)
+		}
+	}
+	return first, second
+}
+
+func (u *Underlay) greetAll(ctx context.Context, peers []fib.PublicKey) error {
+	limit := rate.NewLimiter(greetPerSecond, greetPerSecond/10)
+	for _, key := range peers {
+		if err := limit.Wait(ctx); err != nil {
+			return err
+		}
+		if p := u.dev.LookupPeer(device.NoisePublicKey(key)); p != nil {
+			p.SendKeepalive()
+		}
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+var _ tunnel.Underlay = (*Underlay)(nil)

@@ -1,0 +1,411 @@
+package wireguard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"muslin/lease"
+	"muslin/tunnel"
+	"muslin/tunnel/fib"
+)
+
+const testMTU = 1420
+
+// end is a node on loopback: 10.0.N.0/24, at 127.0.0.N.
+type end struct {
+	*Underlay
+	number byte
+	queue  tunnel.UnderlayQueue
+}
+
+func open(t *testing.T, number byte, change func(*Config)) *end {
+	t.Helper()
+	key, _, err := LoadKey(t.TempDir() + "/key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openWith(t, number, key, change)
+}
+
+func openWith(t *testing.T, number byte, key PrivateKey, change func(*Config)) *end {
+	t.Helper()
+	cfg := Config{Key: key, Port: 45000 + uint16(number), MTU: testMTU, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	if change != nil {
+		change(&cfg)
+	}
+	u, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &end{u, number, u.Queues()[0]}
+	t.Cleanup(func() { u.Close() })
+	return e
+}
+
+func (e *end) peer() *fib.Peer {
+	return &fib.Peer{
+		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, e.number, 0}), 24),
+		PublicIP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Backend: lease.BackendWireGuard,
+		Key: e.cfg.Key.Public(), Port: 45000 + uint16(e.number), Counters: new(fib.Counters)}
+}
+
+// meet makes each the other's peer.
+func meet(ends ...*end) {
+	for _, e := range ends {
+		var peers []*fib.Peer
+		for _, o := range ends {
+			if o != e {
+				peers = append(peers, o.peer())
+			}
+		}
+		e.SetPeers(fib.New(peers), func() {})
+	}
+}
+
+// packet is one of n bytes from one node's subnet to another's.
+func packet(from, to byte, n int, id uint32) []byte {
+	p := make([]byte, n)
+	p[0], p[8], p[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(p[2:], uint16(n))
+	copy(p[12:], []byte{10, 0, from, 7})
+	copy(p[16:], []byte{10, 0, to, 7})
+	binary.BigEndian.PutUint32(p[20:], id)
+	for i := 24; i < n; i++ {
+		p[i] = byte(i) ^ byte(id)
+	}
+	return p
+}
+
+// message has packets of one length, in pieces of odd lengths.
+func message(packets ...[]byte) tunnel.Message {
+	whole := bytes.Join(packets, nil)
+	m := tunnel.Message{Len: len(whole), Size: len(packets[0]), Segments: len(packets)}
+	for n := 1; len(whole) > 0; n = n*3 + 1 {
+		n = min(n, len(whole))
+		m.Bufs = append(m.Bufs, whole[:n])
+		whole = whole[n:]
+	}
+	return m
+}
+
+func (e *end) send(t *testing.T, packets ...[]byte) {
+	t.Helper()
+	if err := e.queue.Send([]tunnel.Message{message(packets...)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// receive gives what comes until the returned function is called, which ends it by closing or pausing.
+func (e *end) receive() chan []byte {
+	came := make(chan []byte, 4096)
+	go func() {
+		defer close(came)
+		ds := make([]tunnel.Datagram, 16)
+		for {
+			for i := range ds {
+				ds[i].Buf = make([]byte, 65535)
+			}
+			n, err := e.queue.Receive(ds)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			if err != nil {
+				return
+			}
+			for _, d := range ds[:n] {
+				came <- d.Buf
+			}
+		}
+	}()
+	return came
+}
+
+func want(t *testing.T, came chan []byte, packets ...[]byte) {
+	t.Helper()
+	for i, p := range packets {
+		select {
+		case got := <-came:
+			if !bytes.Equal(got, p) {
+				t.Fatalf("packet %d: %d bytes % x, want %d bytes % x", i, len(got), got[:24], len(p), p[:24])
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("packet %d of %d did not come", i, len(packets))
+		}
+	}
+}
+
+func TestPacketsCross(t *testing.T) {
+	a, b := open(t, 1, nil), open(t, 2, nil)
+	meet(a, b)
+	fromA, fromB := b.receive(), a.receive()
+	a.send(t, packet(1, 2, testMTU, 0))
+	want(t, fromA, packet(1, 2, testMTU, 0))
+	b.send(t, packet(2, 1, 28, 0))
+	want(t, fromB, packet(2, 1, 28, 0))
+	var all [][]byte
+	for id := range uint32(500) {
+		all = append(all, packet(1, 2, 100+int(id), id))
+		a.send(t, all[id])
+	}
+	want(t, fromA, all...)
+	var run [][]byte
+	for id := range uint32(300) { // more than the engine takes at once
+		run = append(run, packet(1, 2, 120, id))
+	}
+	run = append(run, packet(1, 2, 61, 300)) // the last one is shorter
+	if err := a.queue.Send([]tunnel.Message{message(run...), message(packet(1, 2, 99, 301))}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, fromA, append(run, packet(1, 2, 99, 301))...)
+
+	sessions, err := a.Sessions()
+	s := sessions[b.cfg.Key.Public().String()]
+	if err != nil || len(sessions) != 1 || s.Endpoint != "127.0.0.1:45002" || time.Since(s.Handshake) > time.Minute {
+		t.Errorf("%+v, %v", sessions, err)
+	}
+}
+
+// soon is when the engine takes the next handshake of a peer: until then it counts as a flood.
+const soon = 30 * time.Millisecond
+
+// A node that is paused loses its session, and makes another at once when it goes on; so does a new process with its key.
+func TestGoesOnAfterPause(t *testing.T) {
+	key := func() PrivateKey {
+		k, _, err := LoadKey(t.TempDir() + "/key")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	small, great := key(), key()
+	if compareKeys(small.Public(), great.Public()) > 0 {
+		small, great = great, small
+	}
+	t.Run("greets first", func(t *testing.T) { testGoesOn(t, great, small) })
+	t.Run("is greeted", func(t *testing.T) { testGoesOn(t, small, great) })
+}
+
+func testGoesOn(t *testing.T, ofA, ofB PrivateKey) {
+	a, b := openWith(t, 1, ofA, nil), openWith(t, 2, ofB, nil)
+	meet(a, b)
+	came := b.receive()
+	a.send(t, packet(1, 2, 100, 0))
+	want(t, came, packet(1, 2, 100, 0))
+	if err := b.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	successor := openWith(t, 2, b.cfg.Key, func(c *Config) { c.Paused = true })
+	meet(a, successor)
+	for range 2 { // again changes nothing
+		if err := successor.Pause(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(soon)
+	go successor.Run(t.Context())
+	begun := time.Now()
+	if err := successor.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	came = successor.receive()
+	for id := uint32(1); ; id++ {
+		a.send(t, packet(1, 2, 100, id))
+		select {
+		case <-came:
+			t.Logf("heard after %v", time.Since(begun))
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Since(begun) > 5*time.Second {
+			t.Fatal("the successor hears nothing")
+		}
+	}
+}
+
+// While a node is paused nobody waits for it, neither who sends to it nor its own end.
+func TestPausedDoesNotBlock(t *testing.T) {
+	a, b := open(t, 1, nil), open(t, 2, nil)
+	meet(a, b)
+	came := b.receive()
+	a.send(t, packet(1, 2, 100, 0))
+	want(t, came, packet(1, 2, 100, 0))
+	ended := make(chan error, 1)
+	ds := []tunnel.Datagram{{Buf: make([]byte, 100)}}
+	if err := a.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.queue.Receive(ds); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Receive while paused: %v", err)
+	}
+	a.send(t, packet(1, 2, 100, 1)) // is lost, and does not wait
+	b.send(t, packet(2, 1, 100, 1))
+	time.Sleep(soon)
+	if err := a.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	a.send(t, packet(1, 2, 100, 2))
+	want(t, came, packet(1, 2, 100, 2))
+
+	// Closed with packets that nobody receives.
+	for range 100 {
+		b.send(t, packet(2, 1, 1000, 3))
+	}
+	go func() { ended <- a.Close() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Close waits for who receives")
+	}
+	if _, err := a.queue.Receive(ds); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Receive after Close: %v", err)
+	}
+	if err := a.queue.Send([]tunnel.Message{message(packet(1, 2, 100, 4))}); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Send after Close: %v", err)
+	}
+	a.SetMTU(1300) // of a closed one changes nothing
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	a := open(t, 1, nil)
+	_, err := Open(Config{Key: a.cfg.Key, Port: a.cfg.Port, MTU: testMTU, Logger: a.cfg.Logger})
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("%v", err)
+	}
+}
+
+// The engine's peers are the table's: by key, with what is behind it, where the lease says.
+func TestPeersFollowTheTable(t *testing.T) {
+	var log bytes.Buffer
+	u := open(t, 1, func(c *Config) {
+		c.PSK, c.Keepalive = lease.PresharedKey{1}, 25*time.Second
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	key := func(n byte) fib.PublicKey { return fib.PublicKey{n, 31: 1} }
+	peer := func(subnet, publicIP string, k fib.PublicKey, port uint16) *fib.Peer {
+		return &fib.Peer{Subnet: netip.MustParsePrefix(subnet), PublicIP: netip.MustParseAddr(publicIP), Key: k, Port: port, Counters: new(fib.Counters)}
+	}
+	check := func(what string, peers []*fib.Peer, want ...string) {
+		t.Helper()
+		used := false
+		u.SetPeers(fib.New(peers), func() { used = true })
+		text, err := u.dev.IpcGet()
+		if err != nil || !used {
+			t.Fatal(err, used)
+		}
+		var got []string
+		for _, block := range strings.Split(text, "public_key=")[1:] {
+			line := block[:2]
+			for _, field := range []string{"endpoint", "allowed_ip"} {
+				for _, l := range strings.Split(block, "\n") {
+					if value, ok := strings.CutPrefix(l, field+"="); ok {
+						line += " " + value
+					}
+				}
+			}
+			if !strings.Contains(block, "persistent_keepalive_interval=25\n") || !strings.Contains(block, "preshared_key=01000000") {
+				t.Errorf("%s: %s", what, block)
+			}
+			got = append(got, line)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	two := peer("10.0.2.0/24", "192.0.2.2", key(2), 4500)
+	check("one", []*fib.Peer{two}, "02 192.0.2.2:4500 10.0.2.0/24")
+	check("two, one of them without a port", []*fib.Peer{two, peer("10.0.3.0/24", "192.0.2.3", key(3), 0)},
+		"02 192.0.2.2:4500 10.0.2.0/24", "03 192.0.2.3:45001 10.0.3.0/24")
+	check("a new key", []*fib.Peer{peer("10.0.2.0/24", "192.0.2.2", key(4), 4500)}, "04 192.0.2.2:4500 10.0.2.0/24")
+	check("another address", []*fib.Peer{peer("10.0.2.0/24", "192.0.2.9", key(4), 4500)}, "04 192.0.2.9:4500 10.0.2.0/24")
+	check("two subnets of one host", []*fib.Peer{peer("10.0.2.0/24", "192.0.2.9", key(4), 4500), peer("10.0.5.0/24", "192.0.2.9", key(4), 4500)},
+		"04 192.0.2.9:4500 10.0.2.0/24 10.0.5.0/24")
+	check("the subnet is another's", []*fib.Peer{peer("10.0.2.0/24", "192.0.2.7", key(7), 4500), peer("10.0.5.0/24", "192.0.2.9", key(4), 4500)},
+		"04 192.0.2.9:4500 10.0.5.0/24", "07 192.0.2.7:4500 10.0.2.0/24")
+	if u.Shared() != "" || log.Len() != 0 {
+		t.Errorf("%q\n%s", u.Shared(), log.String())
+	}
+	clones := []*fib.Peer{peer("10.0.2.0/24", "192.0.2.7", key(7), 4500), peer("10.0.5.0/24", "192.0.2.9", key(7), 4500)}
+	for range 2 {
+		check("two hosts with one key", clones, "07 192.0.2.7:4500 10.0.2.0/24")
+	}
+	if s := u.Shared(); !strings.Contains(s, "192.0.2.7 and 192.0.2.9") || strings.Count(log.String(), "two peers have one WireGuard key") != 1 {
+		t.Errorf("%q\n%s", s, log.String())
+	}
+	check("nobody", nil)
+	if u.Shared() != "" {
+		t.Error(u.Shared())
+	}
+}
+
+func TestSessionsAreRead(t *testing.T) {
+	one := strings.Repeat("01", 32)
+	got := parseSessions("private_key=00\nlisten_port=1\npublic_key=" + one + "\nendpoint=192.0.2.1:51820\nlast_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\nrx_bytes=7\npublic_key=zz\nendpoint=x\npublic_key=" +
+		strings.Repeat("02", 32) + "\nlast_handshake_time_sec=0\nlast_handshake_time_nsec=0\n\n")
+	if len(got) != 2 || got["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="] != (Session{"192.0.2.1:51820", time.Unix(1700000000, 5)}) ||
+		!got["AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="].Handshake.IsZero() {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Neither way costs an allocation in the pipe.
+func TestPipeDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	var p pipe
+	p.init(testMTU)
+	defer p.end()
+	bufs, sizes := make([][]byte, 128), make([]int, 128)
+	for i := range bufs {
+		bufs[i] = make([]byte, 2048)
+	}
+	go func() {
+		for {
+			if _, err := p.Read(bufs, sizes, 16); err != nil {
+				return
+			}
+		}
+	}()
+	ms := []tunnel.Message{message(packet(1, 2, 1000, 0), packet(1, 2, 1000, 1), packet(1, 2, 400, 2))}
+	if n := testing.AllocsPerRun(1000, func() { p.Send(ms) }); n != 0 {
+		t.Errorf("%v allocations for each Send", n)
+	}
+	ds := make([]tunnel.Datagram, 4)
+	full := make([]byte, 4*2048)
+	in := [][]byte{packet(1, 2, 1000, 0), packet(1, 2, 1000, 1), packet(1, 2, 400, 2)}
+	go func() {
+		for {
+			if _, err := p.Write(in, 0); err != nil {
+				return
+			}
+		}
+	}()
+	if n := testing.AllocsPerRun(1000, func() {
+		for i := range ds {
+			ds[i].Buf = full[i*2048 : (i+1)*2048]
+		}
+		if n, err := p.Receive(ds); n != 3 || err != nil || len(ds[2].Buf) != 400 {
+			t.Fatal(n, err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for each Receive", n)
+	}
+}
