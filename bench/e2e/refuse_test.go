@@ -179,9 +179,9 @@ var refusals = []refusal{
 	},
 	{
 		name: "backend that this version lacks", tools: []string{"etcd"},
-		setup: withConfig(`{"Network":"` + network + `","Backend":{"Type":"wireguard"}}`),
+		setup: withConfig(`{"Network":"` + network + `","Backend":{"Type":"ipip"}}`),
 		flags: flags(),
-		words: []string{"wireguard", "vxlan", "udp"},
+		words: []string{"ipip", "vxlan, udp, host-gw and wireguard"},
 	},
 	{
 		name: "IPv6 network", tools: []string{"etcd"},

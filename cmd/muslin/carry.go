@@ -58,8 +58,14 @@ func (d *daemon) openTUN(cfg tun.Config) (dev device, err error) {
 
 // queueCount is --queues, or what this machine gains from: each queue keeps two threads busy, and one carries
 // some ten Gb/s. A device that is taken over has as many as it has.
-func (d *daemon) queueCount(features kernel.Features) (int, error) {
+func (d *daemon) queueCount(features kernel.Features, node *node) (int, error) {
 	wanted := d.opts.flags.queues
+	if node.encrypts() { // whose engine has one
+		if wanted > 1 {
+			return 0, fmt.Errorf("--queues %d: with wireguard there is one; leave the flag out", wanted)
+		}
+		wanted = 1
+	}
 	if n, settled, err := d.place.queues(wanted); settled || err != nil {
 		return n, err
 	}
@@ -140,7 +146,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides,
 		wanted = wanted.Without(kernel.EarlyFilter, "--source-check=off lets every address in")
 	}
 	features, _ := kernel.Examine(ctx, wanted)
-	queues, err := d.queueCount(features)
+	queues, err := d.queueCount(features, node)
 	if err != nil {
 		return nil, err
 	}
@@ -149,9 +155,14 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides,
 	if features.On(kernel.BusyPoll) {
 		turns = new(waiter.Turns)
 	}
-	conn, err := underlay.Open(underlay.Config{
-		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
-		Logger: d.log, Turns: turns, Adopt: d.place.sockets})
+	var conn outer
+	if node.encrypts() {
+		conn, err = d.openEncrypted(node)
+	} else {
+		conn, err = underlay.Open(underlay.Config{
+			Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
+			Logger: d.log, Turns: turns, Adopt: d.place.sockets})
+	}
 	if err != nil {
 		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}

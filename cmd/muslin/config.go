@@ -129,7 +129,7 @@ func newConfigValidate() *cobra.Command {
 }
 
 // flannelBackends are the types that some flannel node could use, though this version may not.
-var flannelBackends = []string{lease.BackendVXLAN, lease.BackendUDP, lease.BackendHostGW, "wireguard", "ipip", "ipsec", "alloc", "extension", "tencent-vpc", "ali-vpc", "aws-vpc", "gce"}
+var flannelBackends = []string{lease.BackendVXLAN, lease.BackendUDP, lease.BackendHostGW, lease.BackendWireGuard, "ipip", "ipsec", "alloc", "extension", "tencent-vpc", "ali-vpc", "aws-vpc", "gce"}
 
 // readConfig takes the config from the argument itself, a file, or standard input, and checks it.
 // Warnings go to standard error.

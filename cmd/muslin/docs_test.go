@@ -282,18 +282,36 @@ func TestDocsListEverySkipReason(t *testing.T) {
 		inDocs = append(inDocs, quoted(row[0])...)
 	}
 	same(t, "skip reason", inDocs, []string{lease.SkipKey, lease.SkipValue, lease.SkipIPv6, lease.SkipOutside,
-		lease.SkipBackend, lease.SkipVNI, lease.SkipPublicIP, lease.SkipReserved, lease.SkipCircular, lease.SkipDouble})
+		lease.SkipBackend, lease.SkipVNI, lease.SkipKeyOurs, lease.SkipPublicIP, lease.SkipReserved, lease.SkipCircular, lease.SkipDouble})
 }
 
-// TestDocsReferenceConfig: the reference config is read without a warning, says nothing but the defaults
-// that the table gives, and each of its fields is in that table.
+// TestDocsReferenceConfig: the reference configs are read without a warning, say nothing but the defaults
+// that the table gives, and their fields are those in that table.
 func TestDocsReferenceConfig(t *testing.T) {
 	text := section(t, readDoc(t, "docs/configuration.md"), "The network's config")
-	_, rest, ok := strings.Cut(text, "<!-- reference config -->\n```json\n")
-	raw, _, closed := strings.Cut(rest, "```")
-	if !ok || !closed {
-		t.Fatal("no reference config")
+	fields := []string{"Backend", "IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"}
+	for _, reference := range []struct{ mark, backend string }{
+		{"reference config", lease.BackendVXLAN},
+		{"reference config: wireguard", lease.BackendWireGuard},
+	} {
+		_, rest, ok := strings.Cut(text, "<!-- "+reference.mark+" -->\n```json\n")
+		raw, _, closed := strings.Cut(rest, "```")
+		if !ok || !closed {
+			t.Fatal("no " + reference.mark)
+		}
+		checkReferenceConfig(t, raw, reference.backend)
+		fields = slices.AppendSeq(fields, maps.Keys(flatten([]byte(raw))))
 	}
+	slices.Sort(fields)
+	var inDocs []string
+	for _, row := range tableRows(text) {
+		inDocs = append(inDocs, quoted(row[0])...)
+	}
+	same(t, "config field", inDocs, slices.Compact(fields))
+}
+
+func checkReferenceConfig(t *testing.T, raw, backend string) {
+	t.Helper()
 	cfg, err := lease.ParseConfig([]byte(raw))
 	if err != nil {
 		t.Fatal(err)
@@ -304,20 +322,13 @@ func TestDocsReferenceConfig(t *testing.T) {
 	if err := cfg.Supported(); err != nil {
 		t.Error(err)
 	}
-	least, err := lease.ParseConfig([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}`))
+	least, err := lease.ParseConfig([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"` + backend + `"}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !cfg.Means(least) {
-		t.Error("the reference config says something else than the defaults")
+		t.Errorf("the reference config of %s says something else than the defaults", backend)
 	}
-	var inDocs []string
-	for _, row := range tableRows(text) {
-		inDocs = append(inDocs, quoted(row[0])...)
-	}
-	fields := slices.Collect(maps.Keys(flatten([]byte(raw))))
-	fields = append(fields, "Backend", "IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax")
-	same(t, "config field", inDocs, fields)
 }
 
 func TestDocsPeersFile(t *testing.T) {

@@ -77,7 +77,7 @@ func (d *daemon) leaveWithSystemd(s *sides) (takeBack func()) {
 		return func() {}
 	}
 	queues, err := s.dev.Files()
-	sockets, serr := s.conn.Sockets()
+	sockets, serr := s.sockets()
 	counts := make(map[string]int)
 	for name, files := range map[string][]*os.File{fileTUN: queues, fileReceive: sockets.Receive, fileSend: sockets.Send} {
 		counts[name] = len(files)

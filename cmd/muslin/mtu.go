@@ -7,6 +7,7 @@ import (
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel/host"
+	"muslin/tunnel/wireguard"
 )
 
 // maxOuterMTU is the longest packet that an IPv4 header can state; the loopback interface's MTU is one more.
@@ -20,7 +21,10 @@ func (n *node) innerMTU(underlay encap.OuterMTU) (encap.InnerMTU, error) {
 		outer = n.fixedMTU
 	}
 	inner := encap.InnerMTU(outer) // host-gw: nothing is put around a packet
-	if n.framing != nil {
+	switch {
+	case n.encrypts():
+		inner -= wireguard.Overhead
+	case n.framing != nil:
 		inner = outer.Inner(n.framing)
 	}
 	if inner < encap.MinInnerMTU {
@@ -57,7 +61,7 @@ func (f *mtuFollower) run(ctx context.Context) error {
 func (f *mtuFollower) changed(outer encap.OuterMTU) {
 	log := f.d.log.With("iface", f.node.iface.Name, "underlay_mtu", outer)
 	if f.sides != nil {
-		f.sides.conn.PathMTUChanged()
+		f.sides.pathMTUChanged()
 	}
 	if warning := f.node.warnMTU(outer); warning != "" {
 		log.Warn("network config: " + warning)
@@ -71,7 +75,7 @@ func (f *mtuFollower) changed(outer encap.OuterMTU) {
 		return
 	}
 	if f.sides != nil {
-		f.sides.vtep.SetMTU(inner)
+		f.sides.setMTU(inner)
 		if err := f.state.SetMTU(inner); err != nil {
 			log.Error("cannot give the TUN device the new MTU", "mtu", inner, "err", err)
 		}

@@ -13,18 +13,21 @@ import (
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel/host"
+	"muslin/tunnel/wireguard"
 )
 
 // node is what the network's config means on this host.
 type node struct {
 	iface   host.Interface
-	network netip.Prefix   // the whole overlay
-	backend string         // lease.BackendVXLAN, lease.BackendUDP or lease.BackendHostGW
-	port    uint16         // 0 with host-gw
-	vni     encap.VNI      // vxlan
-	mac     encap.MAC      // vxlan
-	framing encap.Framing  // nil with host-gw
-	mtu     encap.InnerMTU // at the start (see mtuFollower)
+	network netip.Prefix         // the whole overlay
+	backend string               // lease.BackendVXLAN, …
+	port    uint16               // 0 with host-gw
+	vni     encap.VNI            // vxlan
+	mac     encap.MAC            // vxlan
+	framing encap.Framing        // nil with host-gw
+	key     wireguard.PrivateKey // wireguard
+	wg      lease.Backend        // wireguard: what the rest of the config says
+	mtu     encap.InnerMTU       // at the start (see mtuFollower)
 
 	fixedMTU encap.OuterMTU // the config's, 0: as the underlay
 
@@ -56,6 +59,10 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		n.framing = encap.NewVXLAN(n.vni, n.mac)
 	case lease.BackendUDP:
 		n.framing = encap.UDP{}
+	case lease.BackendWireGuard:
+		if err := d.newEncrypted(src, n); err != nil {
+			return nil, err
+		}
 	case lease.BackendHostGW:
 		if iface.PublicIP != iface.Addr {
 			return nil, fmt.Errorf("host-gw: the PublicIP %v is not the address %v that %s has: peers' routes lead to the PublicIP itself, so it cannot be a NAT gateway's; leave --public-ip out, or give --iface %v if that is another address of this host",
@@ -79,7 +86,11 @@ func (n *node) hostGateway() bool { return n.backend == lease.BackendHostGW }
 
 // attrs is what we publish in our lease.
 func (n *node) attrs() lease.Attrs {
-	return lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
+	a := lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
+	if n.encrypts() {
+		a.Key, a.Port = n.key.Public(), n.port
+	}
+	return a
 }
 
 // checkPeersFile makes sure that a peers file describes us as the network's config does.

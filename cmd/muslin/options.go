@@ -50,6 +50,7 @@ type runFlags struct {
 	canReach     string
 	publicIP     string
 	publicIPv6   string
+	keyFile      string
 	sourceCheck  string
 	features     string
 	queues       int
@@ -70,7 +71,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&r.embedded, "embedded-etcd", false, "run an etcd server in this process, for networks that have none; data in the state directory")
 	f.Uint16Var(&r.embeddedPort, "embedded-etcd-port", 2379, "`port` of the embedded etcd, on loopback and on the underlay interface")
 	f.StringVar(&r.network, "network", "", "the overlay's `CIDR`: written as the network's config if the store has none")
-	f.StringVar(&r.backend, "backend", "", "with --network: backend `type`, vxlan (the default), udp or host-gw, or the config's whole Backend as JSON")
+	f.StringVar(&r.backend, "backend", "", "with --network: backend `type`, vxlan (the default), udp, host-gw or wireguard, or the config's whole Backend as JSON")
 	f.StringVar(&r.netConfig, "net-config-path", "", "the network's config from a `file` instead of --network")
 	f.StringVar(&r.peersFile, "peers-file", "", "take the leases from this `file` and use no etcd at all, for when the store is gone (muslin leases list --output peers-file)")
 
@@ -88,6 +89,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&r.control, "control", defaultControl, "unix `socket` that muslin status asks")
 	f.StringVar(&r.tunName, "tun-name", defaultTUN, "`name` of the TUN device")
 
+	f.StringVar(&r.keyFile, "wireguard-key-file", "", "`file` with this node's WireGuard key, made at the first start (default: wireguard-key in the state directory)")
 	f.StringVar(&r.sourceCheck, "source-check", "strict", "how far the sender of a datagram is checked: strict, peers or off")
 	f.StringVar(&r.features, "features", "auto", "which features of the kernel to use: auto or none, then -`NAME` to leave one out, NAME to take it in (muslin features lists them)")
 	f.IntVar(&r.queues, "queues", 0, "`number` of queues, each with two workers; 0: by the number of processors")

@@ -163,7 +163,7 @@ func TestOptionsQueues(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := newDaemon(o).queueCount(o.features)
+			got, err := newDaemon(o).queueCount(o.features, new(node))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -115,6 +115,7 @@ func (d *daemon) settings(n *node, subnet netip.Prefix) []setting {
 		{"backend", n.backend},
 		{"VNI", vni},
 		{"VtepMAC", mac},
+		{"WireGuard key", n.key.String()},
 		{"network", n.network.String()},
 		{"subnet", subnet.String()},
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -137,8 +138,9 @@ func (v *viewState) route(to netip.Addr) *RouteAnswer {
 		mtu: v.overlayMTU(), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
 	}
 	if q.peer = v.table().Lookup(to); q.peer != nil {
-		status := v.peerStatus(q.peer)
-		q.peerStatus, q.choice = &status, v.choice(q.peer)
+		status := []PeerStatus{v.peerStatus(q.peer)}
+		_ = v.fillSessions(status) // or else the lease says where it is
+		q.peerStatus, q.choice = &status[0], v.choice(q.peer)
 	}
 	return q.answer()
 }
@@ -213,7 +215,10 @@ func (q *routeQuestion) viaPeer(a *RouteAnswer) {
 		q.direct(a)
 	default:
 		a.Device, a.MTU = q.tun, q.mtu
-		a.NextHop = netip.AddrPortFrom(q.peer.PublicIP, q.port).String()
+		a.NextHop = q.peerStatus.Endpoint // of WireGuard
+		if a.NextHop == "" {
+			a.NextHop = netip.AddrPortFrom(q.peer.PublicIP, cmp.Or(q.peer.Port, q.port)).String()
+		}
 		q.expect(a, q.kernelErr == nil && q.kernel.Device == q.tun)
 	}
 	if q.peerStatus.DownSince != nil {
@@ -269,7 +274,7 @@ func (a *RouteAnswer) print(w io.Writer, now time.Time) error {
 	if a.Device != "" {
 		hop := ""
 		switch {
-		case a.Way == string(way.Encapsulated):
+		case a.Way == string(way.Encapsulated), a.Way == string(way.Encrypted):
 			hop = " in datagrams to " + a.NextHop
 		case a.NextHop != "":
 			hop = " via " + a.NextHop

@@ -1,21 +1,75 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 
+	"muslin/encap"
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/handover"
+	"muslin/tunnel/kernel"
 	"muslin/tunnel/underlay"
+	"muslin/tunnel/wireguard"
 )
 
 // sides are the TUN device and the sockets, and what carries packets between them. nil: there are none, as with
 // host-gw, where the kernel alone carries packets; every method works on nil.
 type sides struct {
-	conn *underlay.Conn
+	conn outer
 	dev  device
 	vtep *tunnel.VTEP // once connected
+}
+
+// outer is what both kinds of underlay have beside moving datagrams: the one that does just that, and WireGuard's.
+type outer interface {
+	tunnel.Underlay
+	Run(ctx context.Context) error
+}
+
+// sockets are those that another process can go on with; WireGuard's cannot, without its sessions.
+func (s *sides) sockets() (underlay.Sockets, error) {
+	if c, ok := s.conn.(*underlay.Conn); ok {
+		return c.Sockets()
+	}
+	return underlay.Sockets{}, nil
+}
+
+// wireGuard is the underlay of that kind; nil: it is none.
+func (s *sides) wireGuard() *wireguard.Underlay {
+	if s == nil {
+		return nil
+	}
+	u, _ := s.conn.(*wireguard.Underlay)
+	return u
+}
+
+// setMTU says how long an inner packet is at most from now on, as the underlay's MTU has changed.
+func (s *sides) setMTU(mtu encap.InnerMTU) {
+	s.vtep.SetMTU(mtu)
+	if u := s.wireGuard(); u != nil {
+		u.SetMTU(mtu)
+	}
+}
+
+// pathMTUChanged has the sockets find out anew how large a run of datagrams may be.
+func (s *sides) pathMTUChanged() {
+	if c, ok := s.conn.(*underlay.Conn); ok {
+		c.PathMTUChanged()
+	}
+}
+
+// features are those in use, in the order of a packet's way.
+func (s *sides) features() []kernel.Feature {
+	if s == nil {
+		return nil
+	}
+	all := s.dev.Features()
+	if c, ok := s.conn.(*underlay.Conn); ok {
+		all = append(all, c.Features()...)
+	}
+	return all
 }
 
 func (s *sides) close() {
@@ -40,7 +94,7 @@ func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.T
 		Port:        node.port,
 		MTU:         node.mtu,
 		Jumbo:       max(16<<10, node.iface.MTU), // beyond any Ethernet's jumbo frame
-		SourceCheck: d.opts.sourceCheck,
+		SourceCheck: node.sourceCheck(d.opts.sourceCheck),
 	})
 	if err != nil {
 		return err
@@ -119,7 +173,7 @@ func (s *sides) offer(o *handover.Offer) error {
 	if err != nil {
 		return err
 	}
-	sockets, err := s.conn.Sockets()
+	sockets, err := s.sockets()
 	add(o, fileReceive, sockets.Receive...)
 	add(o, fileSend, sockets.Send...)
 	return err

@@ -52,7 +52,8 @@ type NodeStatus struct {
 	Backend      string     `json:"backend"`
 	VNI          *uint32    `json:"vni"` // null for udp
 	Port         uint16     `json:"port"`
-	VtepMAC      string     `json:"vtep_mac"` // empty for udp
+	VtepMAC      string     `json:"vtep_mac"`   // empty for all but vxlan
+	PublicKey    string     `json:"public_key"` // empty for all but wireguard
 	TUN          string     `json:"tun"`
 	LeaseExpires *time.Time `json:"lease_expires"` // null: a reservation, or a peers file
 }
@@ -71,7 +72,7 @@ type PeerStatus struct {
 	Subnet    string     `json:"subnet"`
 	PublicIP  string     `json:"public_ip"`
 	Backend   string     `json:"backend"`
-	VtepMAC   string     `json:"vtep_mac"` // empty for udp
+	VtepMAC   string     `json:"vtep_mac"` // empty for all but vxlan
 	TxPackets uint64     `json:"tx_packets"`
 	TxBytes   uint64     `json:"tx_bytes"`
 	RxPackets uint64     `json:"rx_packets"`
@@ -79,9 +80,14 @@ type PeerStatus struct {
 	LastRx    *time.Time `json:"last_rx"` // null: nothing yet
 	Up        *bool      `json:"up"`      // it is heard, or answers; null: not known (package tunnel/pulse)
 	DownSince *time.Time `json:"down_since"`
-	Way       string     `json:"way"`      // "encapsulated" or "direct" (package tunnel/way)
+	Way       string     `json:"way"`      // "encapsulated", "direct", "encrypted" or "none" (package tunnel/way)
 	WayRule   string     `json:"way_rule"` // what decided
 	WayReason string     `json:"way_reason"`
+
+	// With wireguard; empty and null otherwise.
+	PublicKey     string     `json:"public_key"`
+	Endpoint      string     `json:"endpoint"`       // where its datagrams came from last, or where its lease says
+	LastHandshake *time.Time `json:"last_handshake"` // null: none yet
 }
 
 // someLines is how many peers the text lists unless told otherwise: what a person reads.
@@ -200,6 +206,8 @@ func (s *Status) describeDown() string {
 
 func (p *PeerStatus) describeState(now time.Time) string {
 	switch {
+	case p.DownSince != nil && p.PublicKey != "" && p.LastHandshake == nil:
+		return "DOWN for " + now.Sub(*p.DownSince).Round(time.Second).String() + ", no handshake yet"
 	case p.DownSince != nil:
 		return "DOWN for " + now.Sub(*p.DownSince).Round(time.Second).String()
 	case p.Up == nil:
@@ -236,6 +244,9 @@ func (p *PeerStatus) heard() time.Time {
 func (n *NodeStatus) describeBackend() string {
 	if n.VNI != nil {
 		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, n.VtepMAC)
+	}
+	if n.PublicKey != "" {
+		return fmt.Sprintf("%s port %d key %s", n.Backend, n.Port, n.PublicKey)
 	}
 	if n.Port == 0 { // host-gw, or not known yet
 		return dash(n.Backend)

@@ -59,7 +59,7 @@ func TestStatusShape(t *testing.T) {
 			}
 			want := map[string]string{
 				"":      "checksums_completed drops features kernel node peers privileges process since skipped state store version warnings",
-				"node":  "backend iface lease_expires mtu network port public_ip subnet tun vni vtep_mac",
+				"node":  "backend iface lease_expires mtu network port public_ip public_key subnet tun vni vtep_mac",
 				"store": "endpoints healthy kind last_error revision",
 
 				"privileges": "capabilities error no_new_privs uid",
@@ -88,7 +88,7 @@ func TestStatusShape(t *testing.T) {
 				t.Error("privileges.capabilities is no list")
 			}
 			if name == "running" {
-				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since last_rx public_ip rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
+				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx public_ip public_key rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
 					t.Errorf("a peer has %s", have)
 				}
 				if have := strings.Join(keys(got["features"].([]any)[0]), " "); have != "name on reason" {

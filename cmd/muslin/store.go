@@ -88,7 +88,8 @@ func (d *daemon) storedConfig(ctx context.Context, store *etcd.Store, waiting fu
 			return nil, nil, err
 		}
 		if created {
-			d.log.Info("wrote the network's config", "config", string(d.opts.wantConfig))
+			config, _ := lease.HideSecret(string(d.opts.wantConfig))
+			d.log.Info("wrote the network's config", "config", config)
 		}
 	}
 	waiting("waiting for the network's config in etcd (muslin config set, or run --network)")
@@ -211,6 +212,7 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	m.watcher = lease.NewWatcher(lease.WatcherConfig{
 		Feed: m.feed,
 		Node: lease.Node{
+			Key:    n.key.Public(),
 			Subnet: m.subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network},
 		Known:   known,
 		OnTable: m.publish,

@@ -102,6 +102,7 @@ func (n *NodeStatus) fill(node *node) {
 		vni := node.vni.Uint32()
 		n.VNI, n.VtepMAC = &vni, node.mac.String()
 	}
+	n.PublicKey = node.key.String()
 }
 
 // warn puts a sentence before the milder ones.
@@ -141,15 +142,15 @@ func (s *Status) fillRunning(v *viewState) {
 	for _, p := range v.table().Peers() {
 		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
-	for _, warning := range []string{v.node.warnStrict(), warnRefused(s.Peers)} {
+	if err := v.fillSessions(s.Peers); err != nil {
+		s.warn(err.Error())
+	}
+	for _, warning := range []string{v.warnShared(), v.node.warnStrict(), warnRefused(s.Peers)} {
 		if warning != "" {
 			s.Warnings = append(s.Warnings, warning)
 		}
 	}
-	if v.sides != nil {
-		s.Features = append(s.Features, v.sides.dev.Features()...)
-		s.Features = append(s.Features, v.sides.conn.Features()...)
-	}
+	s.Features = append(s.Features, v.sides.features()...)
 	s.Features = append(s.Features, v.host.Features()...)
 }
 
@@ -180,6 +181,7 @@ func (v *viewState) peerStatus(p *fib.Peer) PeerStatus {
 	if p.Backend == lease.BackendVXLAN {
 		peer.VtepMAC = p.MAC.String()
 	}
+	peer.PublicKey = p.Key.String()
 	chosen := v.choice(p)
 	peer.Way, peer.WayRule, peer.WayReason = string(chosen.Way), string(chosen.Rule), chosen.Reason()
 	switch h := v.prober.Health(p); h.State {

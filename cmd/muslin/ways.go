@@ -40,7 +40,7 @@ func (r *running) setTable(t *fib.Table) {
 // choice is the way to a peer and what decided.
 func (v *viewState) choice(p *fib.Peer) way.Choice {
 	if v.router == nil {
-		return way.Choose(way.Facts{PublicIP: p.PublicIP})
+		return way.Choose(way.Facts{PublicIP: p.PublicIP, Encrypted: v.node.encrypts()})
 	}
 	return v.router.Choice(p)
 }
