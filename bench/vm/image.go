@@ -25,7 +25,7 @@ var initScript []byte
 // tools are what the suite calls beside muslin, and what busybox has not got. They come from this machine.
 var tools = []string{
 	"bridge", "etcd", "etcdctl", "ethtool", "install", "ip", "iperf3", "iptables", "iptables-legacy", "modprobe", "nft", "nstat",
-	"ping", "setpriv", "sockperf", "tc", "tcpdump",
+	"nsenter", "ping", "setpriv", "sockperf", "tc", "tcpdump", "unshare", "wg", "wireguard-go",
 }
 
 // modules are loaded at the start: those that nothing asks the kernel for by itself, or that the suite wants to

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 )
 
 const (
@@ -31,9 +32,29 @@ type machine struct {
 	dir             string // for the logs
 }
 
+// silence is how long the suite may say nothing. An emulated machine of several processors hangs once in a while, with
+// all of them busy.
+const silence = 8 * time.Minute
+
+// errSilent ends such a machine.
+var errSilent = fmt.Errorf("the guest has said nothing for %v and was killed: it hangs", silence)
+
+// listener passes on what the guest says, and ends the machine when that is nothing for too long.
+type listener struct {
+	io.Writer
+	late *time.Timer
+}
+
+func (l *listener) Write(b []byte) (int, error) {
+	l.late.Reset(silence)
+	return l.Writer.Write(b)
+}
+
 // boot runs the machine until it switches itself off, and returns what the guest wrote to its second serial
-// port. When ctx ends the machine is killed; the kernel kills it when this process dies.
+// port. When ctx ends, or the guest is silent, the machine is killed; the kernel kills it when this process dies.
 func boot(ctx context.Context, m machine) ([]byte, error) {
+	ctx, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
 	log, err := os.Create(filepath.Join(m.dir, suiteLog))
 	if err != nil {
 		return nil, err
@@ -48,7 +69,9 @@ func boot(ctx context.Context, m machine) ([]byte, error) {
 		"-serial", "file:"+filepath.Join(m.dir, consoleLog),
 		"-chardev", "stdio,id=suite,signal=off", "-serial", "chardev:suite",
 	)
-	cmd.Stdout = io.MultiWriter(&out, log, os.Stdout)
+	late := time.AfterFunc(silence, func() { kill(errSilent) })
+	defer late.Stop()
+	cmd.Stdout = &listener{io.MultiWriter(&out, log, os.Stdout), late}
 	cmd.Stderr = &errors
 	runtime.LockOSThread() // the kernel kills the machine when the thread that started it ends (prctl(2))
 	defer runtime.UnlockOSThread()
