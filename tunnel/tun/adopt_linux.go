@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel/kernel"
-	"muslin/tunnel/waiter"
 )
 
 // A device outlives its process in two ways. Its descriptors are handed to another process (Files), which
@@ -121,11 +120,10 @@ func (d *Device) adoptQueue(f *os.File) error {
 	if !m.has(unix.IFF_NAPI) {
 		d.napi = errors.New(d.cfg.Features.Why(kernel.TUNNAPI))
 	}
-	file, err := waiter.New(fd)
+	file, err := d.newFile(fd)
 	if err != nil {
 		return err
 	}
-	file.Follow(d.cfg.Turns, waiter.Outbound)
 	d.queues = append(d.queues, newQueue(d, file))
 	return nil
 }

@@ -33,6 +33,7 @@ type Config struct {
 	Features kernel.Features
 	Logger   *slog.Logger
 	Turns    *waiter.Turns // that the queues' readers follow; nil: none
+	Park     bool          // the readers wait in Go's netpoller (waiter.File.Park), and not in Turns
 
 	// Adopt are the descriptors of a device's queues that another process opened (Files), one for each of
 	// Queues; they stay the caller's to close. What the device was made without goes off among Features.
@@ -153,13 +154,29 @@ func (d *Device) addQueue(flags uint16) error {
 		unix.Close(fd)
 		return fmt.Errorf("open TUN %q: %w", d.cfg.Name, err)
 	}
-	file, err := waiter.New(fd)
+	file, err := d.newFile(fd)
 	if err != nil {
 		return fmt.Errorf("open TUN %q: %w", d.cfg.Name, err)
 	}
-	file.Follow(d.cfg.Turns, waiter.Outbound)
 	d.queues = append(d.queues, newQueue(d, file))
 	return nil
+}
+
+// newFile takes over the descriptor of a queue.
+func (d *Device) newFile(fd int) (*waiter.File, error) {
+	file, err := waiter.New(fd)
+	if err != nil {
+		return nil, err
+	}
+	if d.cfg.Park {
+		if err := file.Park(); err != nil {
+			file.Close()
+			return nil, err
+		}
+		return file, nil
+	}
+	file.Follow(d.cfg.Turns, waiter.Outbound)
+	return file, nil
 }
 
 // setOffload tells the kernel what we take from it unfinished. What we may give does not depend on it.

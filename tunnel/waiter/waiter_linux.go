@@ -24,7 +24,8 @@ type File struct {
 	using  sync.RWMutex
 	closed atomic.Bool
 	paused atomic.Bool
-	turn   *turn // nil: the reader always sleeps (Follow)
+	turn   *turn   // nil: the reader always sleeps (Follow)
+	parker *parker // nil: it sleeps in poll(2) (Park)
 }
 
 // New takes over fd, which must be non-blocking. On an error fd is closed.
@@ -75,10 +76,19 @@ func (f *File) Wait(events int16, fds *[3]unix.PollFd) error {
 	if f.turn != nil && events&unix.POLLIN != 0 {
 		return f.turn.wait(f, fds)
 	}
+	if f.parker != nil && events&unix.POLLIN != 0 {
+		return f.parker.wait(fds)
+	}
 	return f.sleep(events, fds)
 }
 
 func (f *File) sleep(events int16, fds *[3]unix.PollFd) error {
+	_, err := f.poll(events, -1, fds)
+	return err
+}
+
+// poll waits for so many milliseconds, -1 for as long as it takes, and says whether there is anything.
+func (f *File) poll(events int16, timeout int, fds *[3]unix.PollFd) (any bool, err error) {
 	halt := int32(-1) // poll(2) passes over it
 	if events&unix.POLLIN != 0 {
 		halt = int32(f.halt)
@@ -87,17 +97,17 @@ func (f *File) sleep(events int16, fds *[3]unix.PollFd) error {
 		fds[0] = unix.PollFd{Fd: int32(f.fd), Events: events}
 		fds[1] = unix.PollFd{Fd: int32(f.wake), Events: unix.POLLIN}
 		fds[2] = unix.PollFd{Fd: halt, Events: unix.POLLIN}
-		_, err := unix.Poll(fds[:], -1)
+		n, err := unix.Poll(fds[:], timeout)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
-			return os.NewSyscallError("poll", err)
+			return true, os.NewSyscallError("poll", err)
 		case fds[1].Revents != 0:
-			return os.ErrClosed
+			return true, os.ErrClosed
 		case fds[2].Revents != 0:
-			return os.ErrDeadlineExceeded
+			return true, os.ErrDeadlineExceeded
 		default:
-			return nil
+			return n > 0, nil
 		}
 	}
 }
@@ -160,5 +170,6 @@ func (f *File) Close() error {
 	defer f.using.Unlock()
 	unix.Close(f.wake)
 	unix.Close(f.halt)
+	f.parker.close()
 	return os.NewSyscallError("close", unix.Close(f.fd))
 }
