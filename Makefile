@@ -12,8 +12,8 @@ DEMO_PACKAGES := iproute2 iperf3
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-ping tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf wireguard-go wireguard-tools gcc libc6-dev
 
 # What the benchmark measures with, and the rivals it measures beside, where `make bench-rivals` installed them.
-BENCH_PACKAGES := $(DEMO_PACKAGES) ethtool sockperf etcd-server
-RIVAL_PACKAGES := wireguard-go wireguard-tools nebula tinc openvpn
+BENCH_PACKAGES := $(DEMO_PACKAGES) ethtool sockperf etcd-server wireguard-tools
+RIVAL_PACKAGES := nebula tinc openvpn
 BENCH ?=
 
 # Kernels: what bench/vm needs to boot Debian's, which of them there are, and which older ones bench/oldkernel plays.
@@ -160,13 +160,18 @@ lint: ## gofmt, go vet, staticcheck, other architectures, and govulncheck where 
 	  *) echo "$$out"; exit $$status ;; esac
 
 .PHONY: bench
-bench: deps-bench build ## muslin beside the kernel and every rival that is installed, 5 rounds (root; flags in BENCH="...")
-	$(SUDO) bin/muslin bench lab --out bench/results $(BENCH)
+bench: deps-bench build bin/wireguard-go ## muslin beside the kernel and every rival that is installed, 5 rounds (root; flags in BENCH="...")
+	$(SUDO) bin/muslin bench lab --out bench/results --rival wireguard-go=bin/wireguard-go $(BENCH)
 	$(GO) run ./bench/plot bench/results
 
 .PHONY: bench-check
-bench-check: deps-bench build ## Measure what has a target, and fail below a "must" (root; nothing else on the machine)
-	$(SUDO) bin/muslin bench lab --check $(BENCH)
+bench-check: deps-bench build bin/wireguard-go ## Measure what has a target, and fail below a "must" (root; nothing else on the machine)
+	$(SUDO) bin/muslin bench lab --check --rival wireguard-go=bin/wireguard-go $(BENCH)
+
+# The program of the module whose engine muslin has, in the same version: Debian's is years older.
+.PHONY: bin/wireguard-go
+bin/wireguard-go:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/wireguard-go golang.zx2c4.com/wireguard
 
 .PHONY: bench-micro
 bench-micro: ## Go benchmarks of the data path's rooms against the committed baseline

@@ -12,7 +12,7 @@ import (
 // Inbound flow, UDP to TUN. A datagram is hostile until it has passed all of accept. The functions stand
 // in the order in which it meets them:
 //
-//  1. batch    receives what waits
+//  1. batch    receives what waits; carry takes what an Engine has received
 //  2. unpack   checks the outer source, and takes apart what the kernel has joined
 //  3. accept   unframes and checks one datagram: framing, inner header, inner source, inner destination;
 //     merges ECN
@@ -75,20 +75,25 @@ func (in *inbound) batch() error {
 	if err != nil {
 		return err
 	}
+	in.carry(ds[:n])
+	return nil
+}
+
+// carry takes datagrams that were received, at least one.
+func (in *inbound) carry(ds []Datagram) {
 	in.known.renew(in.v.table.Load())
 	in.join.TCP, in.join.UDP = in.dev.Joins()
 	bytes := 0
-	for i := range n {
+	for i := range ds {
 		bytes += len(ds[i].Buf)
 		in.unpack(&ds[i])
 	}
 	in.want = BatchSize
-	if bytes/n > maxPacket/4 {
+	if bytes/len(ds) > maxPacket/4 {
 		in.want = fewDatagrams
 	}
 	in.flush()
 	in.tally.settle(time.Now())
-	return nil
 }
 
 // unpack takes the datagrams out of what was received: several in one buffer where the kernel joined them

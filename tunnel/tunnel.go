@@ -106,6 +106,27 @@ type Underlay interface {
 	Close() error
 }
 
+// Engine is an Underlay that works in goroutines of its own, and has the packets carried in them: from one to the other
+// they would change threads twice for each batch. It has one queue, whose Receive is not called.
+type Engine interface {
+	Underlay
+
+	// Drive says what carries packets from now on. It is called once.
+	Drive(Workers)
+}
+
+// Workers carry a batch each when they are called, of an Engine's one queue.
+type Workers struct {
+	// Outbound blocks until there is a packet in the TUN device, then carries what is waiting there to Send. It is for
+	// one goroutine. With os.ErrDeadlineExceeded the TUN device is paused: it is to be called again after Resume. After
+	// any other error it is not.
+	Outbound func() error
+
+	// Inbound carries datagrams to the TUN device, at most BatchSize. It is for one goroutine at a time. Their bytes are
+	// borrowed until it returns, and may be changed.
+	Inbound func(ds []Datagram)
+}
+
 // Losses are datagrams that the kernel dropped before they could be received, by cause. Of datagrams that it
 // had joined to one piece it counts the piece.
 type Losses struct {
@@ -220,6 +241,7 @@ type VTEP struct {
 	gate  gate // where workers stand while paused
 
 	sendErr atomic.Pointer[error] // see LastSendError
+	failed  chan error            // of what an Engine drives; holds one
 
 	out []*outbound // one of each for each queue
 	in  []*inbound
@@ -238,7 +260,7 @@ func New(cfg Config) (*VTEP, error) {
 	if len(inner) != len(outer) {
 		return nil, fmt.Errorf("VTEP: %d queues on the TUN device, %d on the underlay", len(inner), len(outer))
 	}
-	v := &VTEP{cfg: cfg}
+	v := &VTEP{cfg: cfg, failed: make(chan error, 1)}
 	v.gate.init()
 	v.SetMTU(cfg.MTU)
 	v.table.Store(fib.New(nil))
@@ -268,10 +290,15 @@ func (v *VTEP) MTU() encap.InnerMTU { return encap.InnerMTU(v.mtu.Load()) }
 // returned. Either way it closes both: no context reaches a worker that waits in one of them.
 func (v *VTEP) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	v.gate.enter(2 * len(v.out))
-	for i := range v.out {
-		g.Go(func() error { return ended(ctx, v.work(v.out[i].batch)) })
-		g.Go(func() error { return ended(ctx, v.work(v.in[i].batch)) })
+	if e, ok := v.cfg.Underlay.(Engine); ok {
+		e.Drive(v.workers())
+		g.Go(func() error { return v.failure(ctx) })
+	} else {
+		v.gate.enter(2 * len(v.out))
+		for i := range v.out {
+			g.Go(func() error { return ended(ctx, v.work(v.out[i].batch)) })
+			g.Go(func() error { return ended(ctx, v.work(v.in[i].batch)) })
+		}
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -293,6 +320,33 @@ func (v *VTEP) work(batch func() error) error {
 		} else if err != nil {
 			return err
 		}
+	}
+}
+
+// workers are those that an Engine drives.
+func (v *VTEP) workers() Workers {
+	return Workers{
+		Outbound: func() error {
+			err := v.out[0].batch()
+			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				select {
+				case v.failed <- err:
+				default: // it is called again after an error
+				}
+			}
+			return err
+		},
+		Inbound: v.in[0].carry,
+	}
+}
+
+// failure is the error of a worker that an Engine drives, or nil at the end of ctx.
+func (v *VTEP) failure(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-v.failed:
+		return ended(ctx, err)
 	}
 }
 

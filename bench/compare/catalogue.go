@@ -44,7 +44,7 @@ func Catalogue(p Programs) []System {
 		plain{},
 		kernelVXLAN{nicFull}, kernelVXLAN{nicNoTunnel}, kernelVXLAN{nicNoUSO},
 		ours("vxlan", nicFull, ""), ours("vxlan", nicNoTunnel, ""), ours("vxlan", nicNoUSO, ""),
-		ours("udp", nicFull, ""),
+		ours("udp", nicFull, ""), ours("host-gw", nicFull, ""), ours(direct, nicFull, ""), ours("wireguard", nicFull, ""),
 	}
 	for _, name := range RivalNames() {
 		all = append(all, rivals[name].system(cmp.Or(p.Rivals[name], rivals[name].program), p))

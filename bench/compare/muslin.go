@@ -4,6 +4,9 @@ package compare
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,9 +22,22 @@ import (
 type muslin struct {
 	bin      string
 	version  string
-	backend  string // "vxlan" or "udp"
+	backend  string // one of backends
 	nic      nic
 	features string // as --features has it; empty: the daemon's default
+}
+
+// direct is vxlan where nodes are neighbours and the config asks for direct routes.
+const direct = "direct"
+
+var backends = []string{"vxlan", "udp", "host-gw", direct, "wireguard"}
+
+// flag is --backend's value.
+func (m muslin) flag() string {
+	if m.backend == direct {
+		return `{"Type":"vxlan","DirectRouting":true}`
+	}
+	return m.backend
 }
 
 // name is "muslin-vxlan", "muslin-vxlan-nouso", "muslin-udp:none" or "muslin-vxlan:-udp-gso+-tun-uso": as a
@@ -41,7 +57,7 @@ func parseMuslin(name string) (muslin, bool) {
 		return muslin{}, false
 	}
 	features = strings.ReplaceAll(features, "+", ",")
-	for _, backend := range []string{"vxlan", "udp"} {
+	for _, backend := range backends {
 		for _, n := range []nic{nicFull, nicNoTunnel, nicNoUSO} {
 			if m := (muslin{backend: backend, nic: n}); m.name() == name {
 				m.features = features
@@ -70,16 +86,20 @@ func (m muslin) Setup(ctx context.Context, l *lab.Lab) (Joined, error) {
 	if err := m.nic.apply(ctx, l); err != nil {
 		return joined, err
 	}
-	peers := filepath.Join(l.Dir(), "peers.json")
-	if err := os.WriteFile(peers, []byte(m.peersFile(l)), 0o644); err != nil {
+	keys, err := m.makeKeys(l)
+	if err != nil {
 		return joined, err
 	}
-	flags := []string{"--peers-file", peers, "--network", podNetwork, "--backend", m.backend}
+	peers := filepath.Join(l.Dir(), "peers.json")
+	if err := os.WriteFile(peers, []byte(m.peersFile(l, keys)), 0o644); err != nil {
+		return joined, err
+	}
+	flags := []string{"--peers-file", peers, "--network", podNetwork, "--backend", m.flag()}
 	if m.features != "" {
 		flags = append(flags, "--features", m.features)
 	}
 	for _, h := range l.Hosts() {
-		daemon, err := h.StartMuslin(ctx, m.bin, flags...)
+		daemon, err := h.StartMuslin(ctx, m.bin, append(flags, "--wireguard-key-file", keyFile(h))...)
 		if err != nil {
 			return joined, err
 		}
@@ -115,12 +135,38 @@ func featuresOff(s *lab.Status) string {
 	return "off: " + strings.Join(off, ", ")
 }
 
-func (m muslin) peersFile(l *lab.Lab) string {
+func keyFile(h *lab.Host) string { return filepath.Join(h.Dir, "wireguard-key") }
+
+// makeKeys makes each host's WireGuard key, and returns the public ones.
+func (m muslin) makeKeys(l *lab.Lab) (map[*lab.Host]string, error) {
+	keys := make(map[*lab.Host]string)
+	if m.backend != "wireguard" {
+		return keys, nil
+	}
+	for _, h := range l.Hosts() {
+		key, err := ecdh.X25519().GenerateKey(rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(keyFile(h), []byte(base64.StdEncoding.EncodeToString(key.Bytes())), 0o400); err != nil {
+			return nil, err
+		}
+		keys[h] = base64.StdEncoding.EncodeToString(key.PublicKey().Bytes())
+	}
+	return keys, nil
+}
+
+func (m muslin) peersFile(l *lab.Lab, keys map[*lab.Host]string) string {
 	var leases []string
 	for _, h := range l.Hosts() {
 		backend := ""
-		if m.backend == "vxlan" {
+		switch m.backend {
+		case "vxlan", direct:
 			backend = fmt.Sprintf(`,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:%02x"}`, h.Number)
+		case "host-gw":
+			backend = `,"BackendType":"host-gw"`
+		case "wireguard":
+			backend = fmt.Sprintf(`,"BackendType":"wireguard","BackendData":{"PublicKey":%q,"Port":51820}`, keys[h])
 		}
 		leases = append(leases, fmt.Sprintf(`  "%s-%d": {"PublicIP":%q,"PublicIPv6":null%s}`, subnet(h).Addr(), subnet(h).Bits(), h.Addr, backend))
 	}

@@ -35,8 +35,8 @@ func TestBenchLabPlan(t *testing.T) {
 			"tcp-1 tcp-1-back tcp-4 tcp-4-back udp-64 udp-1400 udp-64-fixed udp-1400-fixed tcp-latency udp-latency"},
 		{"--quick", 3, 1, "plain kernel-vxlan muslin-vxlan nebula", "muslin-vxlan:none kernel-vxlan-nouso", "tcp-1 udp-64 tcp-latency"},
 		{"--quick --rounds 7 --measures tcp-4", 7, 1, "plain", "muslin-vxlan:none", "tcp-4"},
-		{"--check", 5, 3, "kernel-vxlan kernel-vxlan-nouso muslin-vxlan-nouso flannel-udp", "plain nebula muslin-vxlan:none", "tcp-1 tcp-4 udp-64 tcp-latency"},
-		{"--check --quick", 3, 1, "kernel-vxlan-notunnel", "plain", "tcp-1 tcp-4 udp-64 tcp-latency"},
+		{"--check", 5, 3, "kernel-vxlan kernel-vxlan-nouso muslin-vxlan-nouso flannel-udp", "nebula muslin-vxlan:none", "tcp-1 tcp-4 udp-64 tcp-latency"},
+		{"--check --quick", 3, 1, "kernel-vxlan-notunnel plain muslin-wireguard wireguard-go", "tinc", "tcp-1 tcp-4 udp-64 tcp-latency"},
 		{"--only muslin-*,plain --seconds 9", 5, 9, "plain muslin-udp:-mmsg", "kernel-vxlan", ""},
 	} {
 		p, err := planOf(t, strings.Fields(c.args)...)

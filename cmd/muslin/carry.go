@@ -145,6 +145,9 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides,
 	if d.opts.sourceCheck == tunnel.SourceCheckOff {
 		wanted = wanted.Without(kernel.EarlyFilter, "--source-check=off lets every address in")
 	}
+	if node.encrypts() {
+		wanted = wanted.Without(kernel.BusyPoll, "with wireguard the processors have better to do")
+	}
 	features, _ := kernel.Examine(ctx, wanted)
 	queues, err := d.queueCount(features, node)
 	if err != nil {
@@ -167,7 +170,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides,
 		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}
 	dev, err := d.openTUN(tun.Config{
-		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Turns: turns, Adopt: d.place.tun, Reuse: found})
+		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.tun, Reuse: found})
 	if err != nil {
 		conn.Close()
 		return nil, err

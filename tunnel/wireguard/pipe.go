@@ -1,7 +1,9 @@
 package wireguard
 
 import (
+	"errors"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -12,27 +14,33 @@ import (
 	"muslin/tunnel"
 )
 
-// pipe joins the VTEP and the engine. To the VTEP it is an underlay's queue, to the engine a TUN device. On each way one
-// side comes with buffers to be filled and waits; the other comes with packets, copies as many as there is room for, and
-// both go on. Nothing is kept in between, so what one side does not take in time waits where it did: in the TUN device's
-// queue, or in the engine's.
+// pipe joins the VTEP and the engine. To the VTEP it is an underlay's queue, to the engine a TUN device. The engine's
+// goroutines do the VTEP's work: its Read carries a batch out of the real TUN device, whose packets Send copies to where
+// Read was to put them, and its Write carries what came to the real TUN device, from where it lies.
 type pipe struct {
-	// The engine's Read waits for Send.
-	room chan *room // of Read
-	read room       // its only one
+	driven  chan struct{} // closed once workers are there
+	workers tunnel.Workers
 
-	// The VTEP's Receive waits for Write.
-	place chan *place // of Receive
-	want  place       // its only one
+	reading sync.Mutex // held while a batch is carried out
+	room    room
+	spill   spill
+
+	writing sync.Mutex // held while a batch is carried in
+	ds      [tunnel.BatchSize]tunnel.Datagram
 
 	mtu    atomic.Int32
 	events chan wgtun.Event
 	closed chan struct{}
-	paused atomic.Pointer[chan struct{}] // closed while paused
+	pauses atomic.Pointer[pauses]
 
-	mu      sync.Mutex // held to change what follows
-	stopped bool       // paused is closed
-	ended   bool       // events and closed are
+	mu    sync.Mutex // held to change pauses, and what follows
+	ended bool       // events and closed are closed
+}
+
+// pauses is a state of the pipe: it is paused, or not; and changed is closed when it becomes another.
+type pauses struct {
+	paused  bool
+	changed chan struct{}
 }
 
 // room is the engine's buffers: packets go into bufs[i][offset:], their lengths into sizes.
@@ -40,41 +48,65 @@ type room struct {
 	bufs   [][]byte
 	sizes  []int
 	offset int
-	filled chan int // how many were; holds one
+	n      int // how many there are
 }
 
-// place is the VTEP's.
-type place struct {
-	ds     []tunnel.Datagram
-	filled chan int
+// spill is packets of one batch that had no room: a batch may be four superpackets, the engine takes the segments of
+// some three. The next Read takes them.
+type spill struct {
+	bytes []byte // one packet behind the other
+	sizes []int
+	taken int // of sizes
+	at    int // in bytes, of the first that was not taken
+}
+
+// room for size more bytes at the end of bytes.
+func (s *spill) room(size int) []byte {
+	at := len(s.bytes)
+	s.bytes = slices.Grow(s.bytes, size)[:at+size]
+	return s.bytes[at:]
 }
 
 func (p *pipe) init(mtu encap.InnerMTU) {
-	p.room, p.place = make(chan *room), make(chan *place)
-	p.read.filled, p.want.filled = make(chan int, 1), make(chan int, 1)
-	p.events, p.closed = make(chan wgtun.Event, 1), make(chan struct{})
-	open := make(chan struct{})
-	p.paused.Store(&open)
+	p.driven, p.closed = make(chan struct{}), make(chan struct{})
+	p.events = make(chan wgtun.Event, 1)
+	p.pauses.Store(&pauses{changed: make(chan struct{})})
 	p.mtu.Store(int32(mtu))
 }
 
-// pause ends Receive and Write where they wait, until resume.
+// pause has packets that come dropped, and none taken out of the TUN device, until resume. When it returns no batch is
+// under way; for that the TUN device has to be paused already, where a batch may wait.
 func (p *pipe) pause() {
+	p.set(true)
+	p.reading.Lock()
+	p.reading.Unlock()
+	p.writing.Lock()
+	p.writing.Unlock()
+}
+
+func (p *pipe) resume() { p.set(false) }
+
+func (p *pipe) set(paused bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.stopped {
-		p.stopped = true
-		close(*p.paused.Load())
+	if old := p.pauses.Load(); old.paused != paused {
+		p.pauses.Store(&pauses{paused, make(chan struct{})})
+		close(old.changed)
 	}
 }
 
-func (p *pipe) resume() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.stopped {
-		p.stopped = false
-		open := make(chan struct{})
-		p.paused.Store(&open)
+// await returns when the pipe is not paused, with an error when it is closed.
+func (p *pipe) await() error {
+	for {
+		now := p.pauses.Load()
+		if !now.paused {
+			return nil
+		}
+		select {
+		case <-now.changed:
+		case <-p.closed:
+			return os.ErrClosed
+		}
 	}
 }
 
@@ -107,34 +139,34 @@ func (p *pipe) setMTU(mtu encap.InnerMTU) {
 // MaxSegments implements tunnel.UnderlayQueue. The engine takes packets one by one, so that any number will do.
 func (p *pipe) MaxSegments() int { return tunnel.BatchSize }
 
-// Send implements tunnel.UnderlayQueue. What the engine drops, as while it has no session with a peer, it does not tell.
+// Send implements tunnel.UnderlayQueue, inside of Read. What the engine drops, as while it has no session with a peer, it
+// does not tell.
 func (p *pipe) Send(ms []tunnel.Message) error {
-	var r *room
-	n := 0
 	for i := range ms {
 		c := cutter{bufs: ms[i].Bufs}
 		for left := ms[i].Len; left > 0; {
-			if r == nil {
-				select {
-				case r = <-p.room:
-					n = 0
-				case <-p.closed:
-					return os.ErrClosed
-				}
-			}
 			size := min(ms[i].Size, left)
-			r.sizes[n] = c.take(r.bufs[n][r.offset:], size)
 			left -= size
-			if n++; n == len(r.bufs) {
-				r.filled <- n
-				r = nil
-			}
+			p.put(&c, size)
 		}
 	}
-	if r != nil {
-		r.filled <- n
+	select {
+	case <-p.closed:
+		return os.ErrClosed
+	default:
+		return nil
 	}
-	return nil
+}
+
+// put takes one packet to where there is room.
+func (p *pipe) put(c *cutter, size int) {
+	r := &p.room
+	if r.n < len(r.bufs) {
+		r.sizes[r.n] = c.take(r.bufs[r.n][r.offset:], size)
+		r.n++
+		return
+	}
+	p.spill.sizes = append(p.spill.sizes, c.take(p.spill.room(size), size))
 }
 
 // cutter takes a message's bytes out of its pieces.
@@ -159,51 +191,81 @@ func (c *cutter) take(dst []byte, size int) (n int) {
 	return n
 }
 
-// Receive implements tunnel.UnderlayQueue. A Datagram's Addr is not set: its sender has proved who it is.
-func (p *pipe) Receive(ds []tunnel.Datagram) (int, error) {
-	p.want.ds = ds
-	select {
-	case <-p.closed:
-		return 0, os.ErrClosed
-	case <-*p.paused.Load():
-		return 0, os.ErrDeadlineExceeded
-	case p.place <- &p.want:
-		return <-p.want.filled, nil
-	}
-}
+// Receive implements tunnel.UnderlayQueue: with an Engine nobody calls it.
+func (p *pipe) Receive([]tunnel.Datagram) (int, error) { return 0, errors.ErrUnsupported }
 
 // The engine's side.
 
 // Read implements wireguard/tun.Device. One goroutine of the engine calls it.
 func (p *pipe) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	p.read.bufs, p.read.sizes, p.read.offset = bufs, sizes, offset
 	select {
-	case p.room <- &p.read:
-		return <-p.read.filled, nil
+	case <-p.driven:
 	case <-p.closed:
 		return 0, os.ErrClosed
 	}
+	for {
+		n, err := p.readBatch(bufs, sizes, offset)
+		switch {
+		case n > 0:
+			return n, nil // an error comes again
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if err := p.await(); err != nil {
+				return 0, err
+			}
+		case err != nil:
+			<-p.closed // by the VTEP, which has the error, too
+			return 0, os.ErrClosed
+		}
+	}
 }
 
-// Write implements wireguard/tun.Device. A goroutine of the engine for each peer calls it. While paused nobody takes what
-// came, and it is lost.
+// readBatch is a batch, or what was left of the last one.
+func (p *pipe) readBatch(bufs [][]byte, sizes []int, offset int) (int, error) {
+	p.reading.Lock()
+	defer p.reading.Unlock()
+	p.room = room{bufs: bufs, sizes: sizes, offset: offset}
+	if len(p.spill.sizes) > 0 { // which goes out while paused, too
+		p.unspill()
+		return p.room.n, nil
+	}
+	if p.pauses.Load().paused {
+		return 0, os.ErrDeadlineExceeded
+	}
+	err := p.workers.Outbound()
+	return p.room.n, err
+}
+
+// unspill moves what fits.
+func (p *pipe) unspill() {
+	r, s := &p.room, &p.spill
+	for ; r.n < len(r.bufs) && s.taken < len(s.sizes); r.n++ {
+		size := s.sizes[s.taken]
+		r.sizes[r.n] = copy(r.bufs[r.n][r.offset:], s.bytes[s.at:s.at+size])
+		s.taken, s.at = s.taken+1, s.at+size
+	}
+	if s.taken == len(s.sizes) {
+		*s = spill{bytes: s.bytes[:0], sizes: s.sizes[:0]}
+	}
+}
+
+// Write implements wireguard/tun.Device. A goroutine of the engine for each peer calls it.
 func (p *pipe) Write(bufs [][]byte, offset int) (int, error) {
-	for rest := bufs; len(rest) > 0; {
-		select {
-		case <-p.closed:
-			return 0, os.ErrClosed
-		case <-*p.paused.Load():
-			return len(bufs), nil
-		case w := <-p.place:
-			n := min(len(rest), len(w.ds))
-			for i, b := range rest[:n] {
-				d := &w.ds[i]
-				d.Buf = d.Buf[:copy(d.Buf, b[offset:])]
-				d.Size, d.ECN, d.Truncated = 0, 0, false
-			}
-			w.filled <- n
-			rest = rest[n:]
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	select {
+	case <-p.driven:
+	case <-p.closed:
+		return 0, os.ErrClosed
+	default:
+		return len(bufs), nil // too early
+	}
+	for rest := bufs; len(rest) > 0 && !p.pauses.Load().paused; {
+		ds := p.ds[:min(len(rest), len(p.ds))]
+		for i := range ds {
+			ds[i] = tunnel.Datagram{Buf: rest[i][offset:]}
 		}
+		p.workers.Inbound(ds)
+		rest = rest[len(ds):]
 	}
 	return len(bufs), nil
 }

@@ -44,7 +44,7 @@ type Config struct {
 	Logger    *slog.Logger
 }
 
-// Underlay implements tunnel.Underlay, with one queue: the engine has one, too.
+// Underlay implements tunnel.Engine.
 type Underlay struct {
 	cfg Config
 	dev *device.Device
@@ -96,6 +96,12 @@ func engineLogger(log *slog.Logger) *device.Logger {
 // Queues implements tunnel.Underlay.
 func (u *Underlay) Queues() []tunnel.UnderlayQueue { return []tunnel.UnderlayQueue{&u.pipe} }
 
+// Drive implements tunnel.Engine.
+func (u *Underlay) Drive(w tunnel.Workers) {
+	u.pipe.workers = w
+	close(u.pipe.driven)
+}
+
 // Losses implements tunnel.Underlay. The engine counts none.
 func (u *Underlay) Losses() tunnel.Losses { return tunnel.Losses{} }
 
@@ -107,7 +113,7 @@ func (u *Underlay) SendOverflow() uint64 { return 0 }
 func (u *Underlay) Pause() error {
 	u.state.Lock()
 	defer u.state.Unlock()
-	u.pipe.pause() // first: the engine waits for who writes into the pipe
+	u.pipe.pause() // first, so that nothing of a batch is lost in it
 	return u.dev.Down()
 }
 
@@ -205,4 +211,4 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-var _ tunnel.Underlay = (*Underlay)(nil)
+var _ tunnel.Engine = (*Underlay)(nil)
