@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,8 +29,35 @@ const (
 	wireguardMTU  = 1500 - 80 // flannel's
 )
 
-// foreign is a node with wireguard-go and wg(8), set up as flannel sets up the kernel's device: flannel-wg with the base
-// of its subnet, a route for the whole network, and a peer for each lease.
+// kernelWireGuard reports whether this kernel has WireGuard.
+func kernelWireGuard(t *testing.T) bool {
+	t.Helper()
+	_, err := newLab(t, 1).Host(1).AddWireGuard(t.Context(), "wg0", wireguardPort)
+	if err != nil && !errors.Is(err, lab.ErrNoWireGuard) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// eachWireGuard runs a test with muslin's engine, and with the kernel's WireGuard where there is one. foreign says which
+// the other nodes are to have: the kernel's as flannel's have, if that can be, or else the program.
+func eachWireGuard(t *testing.T, test func(t *testing.T, flag string, foreignKernel bool)) {
+	lab.RequireTool(t, "etcdctl", "wg", "wireguard-go", "nsenter", "unshare")
+	has := kernelWireGuard(t)
+	t.Run("engine", func(t *testing.T) {
+		t.Parallel()
+		test(t, "--wireguard=userspace", has)
+	})
+	if has {
+		t.Run("kernel", func(t *testing.T) {
+			t.Parallel()
+			test(t, "--wireguard=kernel", false)
+		})
+	}
+}
+
+// foreign is a node with a WireGuard that is not muslin's, set up as flannel sets up the kernel's device: flannel-wg with
+// the base of its subnet, a route for the whole network, and a peer for each lease.
 type foreign struct {
 	*lab.WireGuard
 	subnet netip.Prefix
@@ -37,10 +65,14 @@ type foreign struct {
 }
 
 // startForeign joins such a node to the network of the daemons, of which it knows those that there are now.
-func startForeign(t *testing.T, h *lab.Host, subnet netip.Prefix, daemons []*lab.Muslin, more ...string) *foreign {
+func startForeign(t *testing.T, h *lab.Host, kernel bool, subnet netip.Prefix, daemons []*lab.Muslin) *foreign {
 	t.Helper()
-	lab.RequireTool(t, "wireguard-go", "wg", "nsenter", "unshare")
-	w := must(h.StartWireGuard(t.Context(), "wireguard-go", "flannel-wg", wireguardPort))(t)
+	var w *lab.WireGuard
+	if kernel {
+		w = must(h.AddWireGuard(t.Context(), "flannel-wg", wireguardPort))(t)
+	} else {
+		w = must(h.StartWireGuard(t.Context(), "wireguard-go", "flannel-wg", wireguardPort))(t)
+	}
 	for _, command := range []string{
 		fmt.Sprintf("ip addr add %s/32 dev flannel-wg", subnet.Addr()),
 		fmt.Sprintf("ip link set flannel-wg up mtu %d", wireguardMTU),
@@ -53,17 +85,17 @@ func startForeign(t *testing.T, h *lab.Host, subnet netip.Prefix, daemons []*lab
 	}
 	f := &foreign{WireGuard: w, subnet: subnet}
 	for _, m := range daemons {
-		f.knows(t, m, more...)
+		f.knows(t, m)
 	}
 	gateway := netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
 	f.pod = must(h.AddPod(t.Context(), "a", lab.PodNetwork{Gateway: gateway, MTU: wireguardMTU}))(t)
 	return f
 }
 
-func (f *foreign) knows(t *testing.T, m *lab.Muslin, more ...string) {
+func (f *foreign) knows(t *testing.T, m *lab.Muslin) {
 	t.Helper()
 	n := status(t, m).Node
-	if err := f.AddPeer(t.Context(), n.PublicKey, n.Subnet, netip.AddrPortFrom(n.PublicIP, wireguardPort), more...); err != nil {
+	if err := f.AddPeer(t.Context(), n.PublicKey, n.Subnet, netip.AddrPortFrom(n.PublicIP, wireguardPort)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -90,23 +122,26 @@ func unleased(t *testing.T, daemons ...*lab.Muslin) netip.Prefix {
 
 // Two muslin nodes and one with a WireGuard of another make, in one network:
 //
-//	p1a ── cni0 ─ h1 (muslin, embedded etcd) ─┐         ┌─ h3 (wireguard-go as flannel-wg) ─ cni0 ── p3a
+//	p1a ── cni0 ─ h1 (muslin, embedded etcd) ─┐         ┌─ h3 (flannel-wg) ─ cni0 ── p3a
 //	p2a ── cni0 ─ h2 (muslin) ────────────────┴── br0 ──┘
 func TestWireGuard(t *testing.T) {
 	t.Parallel()
-	lab.RequireTool(t, "etcdctl")
+	eachWireGuard(t, testWireGuard)
+}
+
+func testWireGuard(t *testing.T, flag string, foreignKernel bool) {
 	l := newLab(t, 3)
 	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
 	before := snapshot(t, h2.Node)
-	m1 := startMuslin(t, h1, "--embedded-etcd", "--network", network, "--backend", "wireguard")
-	m2 := startMuslin(t, h2, "--etcd-endpoints", endpoint(h1))
+	m1 := startMuslin(t, h1, flag, "--embedded-etcd", "--network", network, "--backend", "wireguard")
+	m2 := startMuslin(t, h2, flag, "--etcd-endpoints", endpoint(h1))
 	s1, s2 := status(t, m1), status(t, m2)
 	store := labtest.EtcdOn(h1)
 	if got, want := store.Get(t, leaseKey(s1.Node.Subnet)), fmt.Sprintf(
 		`{"PublicIP":%q,"PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":%q,"Port":51820}}`, h1.Addr, s1.Node.PublicKey); got != want {
 		t.Errorf("our lease is %s, want %s", got, want)
 	}
-	f := startForeign(t, h3, unleased(t, m1, m2), []*lab.Muslin{m1, m2})
+	f := startForeign(t, h3, foreignKernel, unleased(t, m1, m2), []*lab.Muslin{m1, m2})
 	store.Do(t, "put", prefix+leaseKey(f.subnet), f.value())
 	waitPeers(t, m1, 2)
 	waitPeers(t, m2, 2)
@@ -136,7 +171,7 @@ func TestWireGuard(t *testing.T) {
 	}{{s2.Node.Subnet, h2, s2.Node.PublicKey}, {f.subnet, h3, f.PublicKey()}} {
 		p, _ := s.Peer(want.subnet)
 		if p.Way != "encrypted" || p.WayRule != "wireguard" || p.PublicKey != want.key || p.LastHandshake == nil || time.Since(*p.LastHandshake) > time.Hour ||
-			p.Endpoint != fmt.Sprintf("%s:%d", want.h.Addr, wireguardPort) || p.TxPackets == 0 || p.RxPackets == 0 {
+			p.Endpoint != fmt.Sprintf("%s:%d", want.h.Addr, wireguardPort) || p.TxBytes == 0 || p.RxBytes == 0 {
 			t.Errorf("peer: %+v", p)
 		}
 	}
@@ -160,7 +195,9 @@ func TestWireGuard(t *testing.T) {
 
 	// A peer leaves the table with its lease, and nothing of it is let in any more.
 	store.Do(t, "del", prefix+leaseKey(f.subnet))
-	f.Kill()
+	if err := f.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	waitPeersSlowly(t, m1, 1)
 	if r := route(t, m1, c.Addr.String()); r.Way != "none" {
 		t.Errorf("%+v", r)
@@ -168,7 +205,7 @@ func TestWireGuard(t *testing.T) {
 
 	// Killed and started again, it has the same key and the same subnet; what its peer goes on sending arrives at once.
 	m2.Kill()
-	m2 = startMuslin(t, h2, "--etcd-endpoints", endpoint(h1))
+	m2 = startMuslin(t, h2, flag, "--etcd-endpoints", endpoint(h1))
 	began := time.Now()
 	eventuallyPings(t, a.Node, b.Addr)
 	if took := time.Since(began); took > lab.Patience(3*time.Second) {
@@ -203,12 +240,16 @@ func waitPeersSlowly(t *testing.T, m *lab.Muslin, want int) {
 //	p2a ── cni0 ─ h2 (muslin) ─┴── br0 ──┴─ h4 (wireguard-go, without)
 func TestWireGuardKeepsOthersOut(t *testing.T) {
 	t.Parallel()
-	lab.RequireTool(t, "etcdctl", "tcpdump")
+	eachWireGuard(t, testWireGuardKeepsOthersOut)
+}
+
+func testWireGuardKeepsOthersOut(t *testing.T, flag string, foreignKernel bool) {
+	lab.RequireTool(t, "tcpdump")
 	l := newLab(t, 4)
 	h1, h2 := l.Host(1), l.Host(2)
-	m1 := startMuslin(t, h1, "--embedded-etcd", "--network", network, "--backend", "wireguard")
-	m2 := startMuslin(t, h2, "--etcd-endpoints", endpoint(h1))
-	f := startForeign(t, l.Host(3), unleased(t, m1, m2), []*lab.Muslin{m1, m2})
+	m1 := startMuslin(t, h1, flag, "--embedded-etcd", "--network", network, "--backend", "wireguard")
+	m2 := startMuslin(t, h2, flag, "--etcd-endpoints", endpoint(h1))
+	f := startForeign(t, l.Host(3), foreignKernel, unleased(t, m1, m2), []*lab.Muslin{m1, m2})
 	store := labtest.EtcdOn(h1)
 	store.Do(t, "put", prefix+leaseKey(f.subnet), f.value())
 	waitPeers(t, m1, 2)
@@ -279,7 +320,7 @@ func TestWireGuardKeepsOthersOut(t *testing.T) {
 		}
 	}
 	raw.Close()
-	stranger := startForeign(t, h4, unleased(t, m1, m2), []*lab.Muslin{m1, m2})
+	stranger := startForeign(t, h4, foreignKernel, unleased(t, m1, m2), []*lab.Muslin{m1, m2})
 	for range 5 {
 		send(stranger.pod.Node, secret)
 		time.Sleep(100 * time.Millisecond)
@@ -326,7 +367,10 @@ func innerUDP(t *testing.T, from, to netip.AddrPort, payload []byte) []byte {
 // key.
 func TestWireGuardPresharedKey(t *testing.T) {
 	t.Parallel()
-	lab.RequireTool(t, "etcdctl")
+	eachWireGuard(t, testWireGuardPresharedKey)
+}
+
+func testWireGuardPresharedKey(t *testing.T, flag string, foreignKernel bool) {
 	l := newLab(t, 3)
 	h1, h2 := l.Host(1), l.Host(2)
 	psk := func() (text, file string) {
@@ -343,7 +387,7 @@ func TestWireGuardPresharedKey(t *testing.T) {
 	config := fmt.Sprintf(`{"Network":%q,"Backend":{"Type":"wireguard","ListenPort":4500,"MTU":1400,"PSK":%q,"PersistentKeepaliveInterval":1}}`, network, right)
 	etcd := startEtcd(t, h1)
 	etcd.Config(t, config)
-	flags := []string{"--etcd-endpoints", endpoint(h1), "--log-level", "debug"}
+	flags := []string{flag, "--etcd-endpoints", endpoint(h1), "--log-level", "debug"}
 	m1, m2 := startMuslin(t, h1, flags...), startMuslin(t, h2, flags...)
 	a, b := addPod(t, m1, "a"), addPod(t, m2, "a")
 	waitPeers(t, m1, 1)
@@ -354,7 +398,7 @@ func TestWireGuardPresharedKey(t *testing.T) {
 	}
 
 	// wireguard-go takes the port that the lease says, and the daemons listen where theirs say.
-	f := startForeign(t, l.Host(3), unleased(t, m1, m2), nil)
+	f := startForeign(t, l.Host(3), foreignKernel, unleased(t, m1, m2), nil)
 	etcd.Do(t, "put", prefix+leaseKey(f.subnet), f.value())
 	waitPeers(t, m1, 2)
 	n1 := status(t, m1).Node
@@ -405,17 +449,22 @@ func TestWireGuardPresharedKey(t *testing.T) {
 	}
 }
 
-// A daemon is replaced: its sessions stay behind, so that what is on the way in that moment may be lost, and no more.
+// A daemon is replaced. The engine's sessions stay behind, so that what is on the way in that moment may be lost, and no
+// more; the kernel's device does not notice.
 func TestWireGuardReplace(t *testing.T) {
 	t.Parallel()
+	eachWireGuard(t, testWireGuardReplace)
+}
+
+func testWireGuardReplace(t *testing.T, flag string, _ bool) {
 	l := newLab(t, 2)
-	daemons := join(t, l, "wireguard")
+	daemons := join(t, l, "wireguard", flag)
 	a, b := daemons[0].Host.Pods()[0], daemons[1].Host.Pods()[0]
 	eventuallyPings(t, a.Node, b.Addr)
 	there, back := labtest.StartProbe(t, a, b), labtest.StartProbe(t, b, a)
 	old := daemons[1]
 	for i := range 3 {
-		m := launchMuslin(t, l.Host(2), "--replace", "--etcd-endpoints", endpoint(l.Host(1)))
+		m := launchMuslin(t, l.Host(2), flag, "--replace", "--etcd-endpoints", endpoint(l.Host(1)))
 		expectExit(t, old.Proc, 0)
 		waitPeers(t, m, 1)
 		labtest.WaitReceived(t, there, 1000*(i+1))
@@ -424,9 +473,27 @@ func TestWireGuardReplace(t *testing.T) {
 	for i, p := range []interface{ Stop() probes.Result }{there, back} {
 		what, r := [...]string{"there", "back"}[i], p.Stop()
 		t.Log(what, r)
+		if flag == "--wireguard=kernel" && r.Lost != 0 {
+			t.Errorf("%s: %s; want none lost", what, r)
+		}
 		if r.Err != nil || r.Duplicated != 0 || r.LongestGap > lab.Patience(500*time.Millisecond) {
 			t.Errorf("%s: %s, %v", what, r, r.Err)
 		}
 	}
 	copyTCP(t, a, b, bigFile())
+}
+
+// Without WireGuard in the kernel --wireguard=kernel says so, and the default does without it.
+func TestWireGuardOfNoKernel(t *testing.T) {
+	t.Parallel()
+	if kernelWireGuard(t) {
+		t.Skip("this kernel has WireGuard")
+	}
+	l := newLab(t, 1)
+	h := l.Host(1)
+	before := snapshot(t, h.Node)
+	m := launchMuslin(t, h, "--embedded-etcd", "--network", network, "--backend", "wireguard", "--wireguard=kernel")
+	expectWords(t, expectExit(t, m.Proc, 1), "--wireguard=kernel: this kernel has no WireGuard")
+	expectAsBefore(t, h.Node, before)
+	startMuslin(t, h, "--embedded-etcd", "--network", network, "--backend", "wireguard")
 }

@@ -7,16 +7,18 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
-// WireGuard is a WireGuard device that is none of muslin's: the program wireguard-go, set up with wg(8).
+// WireGuard is a WireGuard device that is none of muslin's, set up with wg(8): the program wireguard-go's, or the kernel's.
 type WireGuard struct {
-	*Proc
+	*Proc  // nil: the kernel's
 	Host   *Host
 	Device string
 	Key    *ecdh.PrivateKey
@@ -38,15 +40,11 @@ func (h *Host) StartWireGuard(ctx context.Context, bin, device string, port int)
 		return nil, err
 	}
 	w := &WireGuard{Proc: p, Host: h, Device: device, Key: key}
-	path := filepath.Join(h.Dir, device+".key")
-	if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(key.Bytes())), 0o600); err != nil {
-		return nil, err
-	}
 	// The device is there a moment before the socket.
 	ctx, cancel := context.WithTimeout(ctx, Patience(10*time.Second))
 	defer cancel()
 	for {
-		_, err := w.WG(ctx, "set", device, "private-key", path, "listen-port", fmt.Sprint(port))
+		err := w.configure(ctx, port)
 		if err == nil {
 			return w, nil
 		}
@@ -60,8 +58,49 @@ func (h *Host) StartWireGuard(ctx context.Context, bin, device string, port int)
 	}
 }
 
+// ErrNoWireGuard says that the kernel has none.
+var ErrNoWireGuard = errors.New("this kernel has no WireGuard")
+
+// AddWireGuard is StartWireGuard with a device of the kernel's.
+func (h *Host) AddWireGuard(ctx context.Context, device string, port int) (*WireGuard, error) {
+	key, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	if out, err := h.Run(ctx, "ip", "link", "add", device, "type", "wireguard"); err != nil {
+		if strings.Contains(out+err.Error(), "Unknown device type") || strings.Contains(out+err.Error(), "not supported") {
+			err = ErrNoWireGuard
+		}
+		return nil, err
+	}
+	w := &WireGuard{Host: h, Device: device, Key: key}
+	return w, w.configure(ctx, port)
+}
+
+func (w *WireGuard) configure(ctx context.Context, port int) error {
+	path := filepath.Join(w.Host.Dir, w.Device+".key")
+	if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(w.Key.Bytes())), 0o600); err != nil {
+		return err
+	}
+	_, err := w.WG(ctx, "set", w.Device, "private-key", path, "listen-port", fmt.Sprint(port))
+	return err
+}
+
+// Remove takes the device away.
+func (w *WireGuard) Remove(ctx context.Context) error {
+	if w.Proc != nil {
+		w.Kill()
+		return nil
+	}
+	_, err := w.Host.Run(ctx, "ip", "link", "del", w.Device)
+	return err
+}
+
 // WG runs wg(8) where the device's socket is.
 func (w *WireGuard) WG(ctx context.Context, args ...string) (string, error) {
+	if w.Proc == nil {
+		return w.Host.Run(ctx, append([]string{"wg"}, args...)...)
+	}
 	return w.Host.Run(ctx, append([]string{"nsenter", "--mount", "--target", fmt.Sprint(w.PID()), "wg"}, args...)...)
 }
 

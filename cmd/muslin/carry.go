@@ -90,15 +90,15 @@ func keepProcessors(queues int) {
 // carry opens both sides, takes the lease, and runs everything until ctx ends or something fails. found says
 // that the TUN device of a killed daemon is there.
 func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix, found bool) error {
-	s, err := d.openSides(ctx, node, found)
+	c, err := d.openCarrier(ctx, node, found)
 	if err != nil && d.place.isKept() {
-		s, err = d.openWithoutKept(ctx, src, node, previous, err)
+		c, err = d.openWithoutKept(ctx, src, node, previous, err)
 	}
 	if err != nil {
 		return err
 	}
-	defer d.leaveWithSystemd(s)()
-	defer s.close()
+	defer d.leaveWithSystemd(c)()
+	defer c.close()
 
 	d.view.waiting("acquiring a subnet")
 	member, err := d.join(ctx, src, node, previous)
@@ -106,10 +106,10 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		return err
 	}
 	subnet := member.subnet
-	if err := s.connect(d, node, subnet, member.peers.Table()); err != nil {
+	if err := c.connect(d, node, subnet, member.peers.Table()); err != nil {
 		return err
 	}
-	state, err := host.Setup(d.hostConfig(s.name(), subnet, src.config, node))
+	state, err := host.Setup(d.hostConfig(c.name(), subnet, src.config, node))
 	if err != nil {
 		return err
 	}
@@ -119,27 +119,36 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 		return err
 	}
 	defer closeRouter()
-	s.persist(d)
+	c.persist(d)
 	file := lease.SubnetFile{Network: src.config.Network, Subnet: subnet, MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
-	prober := d.openProber(s)
+	prober := d.openProber(c)
 	d.view.set(func(v *viewState) {
-		v.member, v.sides, v.mtu, v.host, v.router, v.prober = member, s, node.mtu, state, router, prober
+		v.member, v.carrier, v.mtu, v.host, v.router, v.prober = member, c, node.mtu, state, router, prober
 	})
 	d.givePrivilegesUp(state.Needs())
-	mtu := &mtuFollower{d: d, node: node, sides: s, state: state, file: file}
-	r := &running{d: d, src: src, node: node, member: member, sides: s, state: state, router: router, prober: prober}
+	mtu := &mtuFollower{d: d, node: node, carrier: c, state: state, file: file}
+	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, router: router, prober: prober}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
-// openSides opens the sockets and the TUN device, or takes them over, with the features that this kernel has; nil
-// where the network needs neither.
-func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides, error) {
+// openCarrier opens what the backend needs, or takes it over.
+func (d *daemon) openCarrier(ctx context.Context, node *node, found bool) (carrier, error) {
 	if node.hostGateway() {
-		return nil, nil
+		return absent{}, nil
 	}
+	if node.encrypts() {
+		if k, err := d.openKernelWireGuard(node, found); k != nil || err != nil {
+			return k, err
+		}
+	}
+	return d.openSides(ctx, node, found)
+}
+
+// openSides opens the sockets and the TUN device, or takes them over, with the features that this kernel has.
+func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier, error) {
 	d.view.waiting("trying out the kernel's features")
 	wanted := d.opts.features
 	if d.opts.sourceCheck == tunnel.SourceCheckOff {
@@ -179,7 +188,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (*sides,
 }
 
 // openWithoutKept is openSides when what systemd has kept of the last daemon could not be taken over.
-func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, previous netip.Prefix, why error) (*sides, error) {
+func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, previous netip.Prefix, why error) (carrier, error) {
 	if err := d.giveUpKept(ctx, why); err != nil {
 		return nil, err
 	}
@@ -190,20 +199,20 @@ func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, p
 	if err := d.checkConflicts(src, node, previous, found); err != nil {
 		return nil, err
 	}
-	return d.openSides(ctx, node, found)
+	return d.openCarrier(ctx, node, found)
 }
 
 // openProber opens what asks the peers whether they are alive. It is no reason not to start. With host-gw nobody is
 // asked: no node has an address of its own in its subnet.
-func (d *daemon) openProber(s *sides) *pulse.Prober {
-	if s == nil {
+func (d *daemon) openProber(c carrier) *pulse.Prober {
+	if c.name() == "" {
 		return pulse.New(pulse.Config{Logger: d.log})
 	}
 	conn, err := pulse.Open()
 	if err != nil {
 		d.log.Warn("of peers that nothing is heard of it will not be known whether they are alive", "err", err)
 	}
-	return pulse.New(pulse.Config{Conn: conn, Table: s.vtep.Table, Logger: d.log})
+	return pulse.New(pulse.Config{Conn: conn, Table: c.table, Logger: d.log})
 }
 
 // undo puts the host back as it was, unless another daemon runs there or is to go on with it.
@@ -244,7 +253,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	if r.router != nil {
 		r.guards = append(r.guards, newPausable(r.router.Run))
 	}
-	all := append(r.sides.tasks(), r.member.peers.Run, r.prober.Run)
+	all := append(r.carrier.tasks(), r.member.peers.Run, r.prober.Run)
 	if r.member.keeper != nil {
 		memory := newRememberer(d.memoryPath(), d.log)
 		memory.know = func() *lease.Memory { return r.member.memory(r.src) }
@@ -266,7 +275,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 		d.whenAlone(d.announce),
 		d.whenAlone(r.giveWay),
 		d.whenAlone(r.leave),
-		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.sides) },
+		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.carrier) },
 		d.whenAlone(d.notifySystemd))
 }
 

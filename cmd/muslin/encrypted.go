@@ -1,13 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel"
+	"muslin/tunnel/fib"
+	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
 	"muslin/tunnel/wireguard"
 )
 
@@ -69,12 +75,8 @@ func (d *daemon) openEncrypted(node *node) (*wireguard.Underlay, error) {
 
 // fillSessions adds what WireGuard knows of the peers.
 func (v *viewState) fillSessions(peers []PeerStatus) error {
-	u := v.sides.wireGuard()
-	if u == nil {
-		return nil
-	}
-	all, err := u.Sessions()
-	if err != nil {
+	all, err := v.carrier.sessions()
+	if err != nil || all == nil {
 		return err
 	}
 	for i := range peers {
@@ -84,6 +86,9 @@ func (v *viewState) fillSessions(peers []PeerStatus) error {
 			continue
 		}
 		p.Endpoint = session.Endpoint
+		if session.RxBytes|session.TxBytes != 0 { // or else the VTEP has counted
+			p.RxBytes, p.TxBytes = session.RxBytes, session.TxBytes
+		}
 		if !session.Handshake.IsZero() {
 			t := session.Handshake.UTC()
 			p.LastHandshake = &t
@@ -92,10 +97,75 @@ func (v *viewState) fillSessions(peers []PeerStatus) error {
 	return nil
 }
 
-// warnShared is a sentence about peers that share a key; empty: none do.
-func (v *viewState) warnShared() string {
-	if u := v.sides.wireGuard(); u != nil {
-		return u.Shared()
-	}
-	return ""
+// Values of --wireguard.
+const (
+	wireguardAuto      = "auto"      // the kernel's, where it has one
+	wireguardKernel    = "kernel"    // the kernel's, or none
+	wireguardUserspace = "userspace" // the engine in this process
+)
+
+// kernelWireGuard is a WireGuard device of the kernel's. It implements carrier.
+type kernelWireGuard struct {
+	absent
+	*wireguard.Kernel
+	device string
+	peers  atomic.Pointer[fib.Table]
 }
+
+// openKernelWireGuard makes the device, or takes over the one that is there; nil: the engine in this process is to do
+// it. found says that a killed daemon's device is there.
+func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
+	wanted := d.opts.flags.wireguard
+	if wanted == wireguardUserspace {
+		return nil, nil
+	}
+	name := d.opts.flags.tunName
+	if found && host.TypeOf(name) != host.TypeWireGuard {
+		// A TUN device, of a daemon that worked otherwise.
+		if err := host.DeleteLeftover(name); err != nil {
+			return nil, fmt.Errorf("delete the TUN device %q: %w; run `muslin cleanup`", name, err)
+		}
+	}
+	k, err := wireguard.OpenKernel(wireguard.KernelConfig{
+		Name: name, Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: int(node.mtu),
+		Adopt: d.place.from != nil, Logger: d.log,
+	})
+	switch {
+	case err == nil:
+		return &kernelWireGuard{Kernel: k, device: name}, nil
+	case !errors.Is(err, wireguard.ErrNoKernel):
+		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
+	case wanted == wireguardKernel:
+		return nil, fmt.Errorf("--wireguard=kernel: %w: load or install its module (wireguard, since Linux 5.6), or leave the flag out to have muslin do it", err)
+	}
+	return nil, nil
+}
+
+func (k *kernelWireGuard) name() string { return k.device }
+
+func (k *kernelWireGuard) connect(d *daemon, _ *node, _ netip.Prefix, peers *fib.Table) error {
+	if d.place.from != nil { // whose peers are right; ours come with the first change
+		k.peers.Store(peers)
+		return nil
+	}
+	k.setTable(peers)
+	return nil
+}
+
+func (k *kernelWireGuard) setTable(t *fib.Table) {
+	k.SetPeers(t)
+	k.peers.Store(t)
+}
+
+func (k *kernelWireGuard) table() *fib.Table { return k.peers.Load() }
+
+func (k *kernelWireGuard) keep(stay bool) { k.Keep(stay) }
+
+func (k *kernelWireGuard) features() []kernel.Feature {
+	return []kernel.Feature{{Name: "kernel-wireguard", On: true, Reason: "the kernel's WireGuard carries the packets"}}
+}
+
+func (k *kernelWireGuard) sessions() (map[string]wireguard.Session, error) { return k.Sessions() }
+func (k *kernelWireGuard) shared() string                                  { return k.Shared() }
+
+func (k *kernelWireGuard) close() { k.Close() }

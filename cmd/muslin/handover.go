@@ -36,14 +36,14 @@ type handed struct {
 // running is a daemon that carries packets, as far as a successor takes it over. It implements
 // handover.Predecessor.
 type running struct {
-	d      *daemon
-	src    *source
-	node   *node
-	member *membership
-	sides  *sides
-	state  *host.State
-	router *direct.Router // nil: none is wanted
-	prober *pulse.Prober
+	d       *daemon
+	src     *source
+	node    *node
+	member  *membership
+	carrier carrier
+	state   *host.State
+	router  *direct.Router // nil: none is wanted
+	prober  *pulse.Prober
 
 	askedBy int // user of the process that wants our place
 
@@ -101,7 +101,7 @@ func (r *running) handOver(ctx context.Context, c *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
-	r.sides.keep(true)
+	r.carrier.keep(true)
 	r.d.departure = departure
 	r.d.log.Info("another process has this daemon's place", "pid", pid, "packets_waited", departure.Waited)
 	if _, err := systemd.SdNotify(false, fmt.Sprintf("MAINPID=%d", pid)); err != nil {
@@ -151,7 +151,7 @@ func (r *running) ofOurUser() error {
 }
 
 func (r *running) addFiles(o *handover.Offer) error {
-	if err := r.sides.offer(o); err != nil {
+	if err := r.carrier.offer(o); err != nil {
 		return err
 	}
 	control, err := r.d.control.File()
@@ -188,7 +188,7 @@ func (r *running) Release(part string) (any, error) {
 	for _, k := range r.keepers {
 		k.Hold()
 	}
-	if err := r.sides.pause(); err != nil {
+	if err := r.carrier.pause(); err != nil {
 		return nil, errors.Join(err, r.Resume(part))
 	}
 	if r.member.keeper == nil {
@@ -203,7 +203,7 @@ func (r *running) Resume(part string) error {
 	if part == handover.Store {
 		return r.src.embedded.resume()
 	}
-	err := r.sides.resume()
+	err := r.carrier.resume()
 	for _, k := range r.keepers {
 		k.Release()
 	}
@@ -212,7 +212,7 @@ func (r *running) Resume(part string) error {
 
 // GoOn implements handover.Predecessor. The other process may have changed what the two shared.
 func (r *running) GoOn() {
-	if err := errors.Join(r.sides.restore(), r.state.Restore()); err != nil {
+	if err := errors.Join(r.carrier.restore(), r.state.Restore()); err != nil {
 		r.d.log.Error("cannot undo all that the other process did", "err", err)
 	}
 	for _, g := range r.guards {

@@ -71,13 +71,12 @@ func dropKept(ctx context.Context, counts map[string]int) error {
 
 // leaveWithSystemd gives systemd what the next daemon is to go on with, and returns what takes it back when the
 // daemon ends in good order. Without a systemd neither does anything.
-func (d *daemon) leaveWithSystemd(s *sides) (takeBack func()) {
+func (d *daemon) leaveWithSystemd(c carrier) (takeBack func()) {
 	store := fdstore.Open()
-	if s == nil || !store.Exists() {
+	if !store.Exists() {
 		return func() {}
 	}
-	queues, err := s.dev.Files()
-	sockets, serr := s.sockets()
+	queues, sockets, err := c.files()
 	counts := make(map[string]int)
 	for name, files := range map[string][]*os.File{fileTUN: queues, fileReceive: sockets.Receive, fileSend: sockets.Send} {
 		counts[name] = len(files)
@@ -87,7 +86,7 @@ func (d *daemon) leaveWithSystemd(s *sides) (takeBack func()) {
 	for _, f := range queues {
 		f.Close()
 	}
-	if err = errors.Join(err, serr); err != nil {
+	if err != nil {
 		d.log.Warn("what packets wait in will not outlive a crash", "err", err)
 	}
 	return func() {
@@ -144,10 +143,10 @@ func (r *running) leave(ctx context.Context) error {
 			r.d.log.Error("stop the embedded etcd", "err", err)
 		}
 	}
-	if err := r.sides.pause(); err != nil {
+	if err := r.carrier.pause(); err != nil {
 		return fmt.Errorf("leave everything in place: %w", err)
 	}
-	r.sides.keep(true)
+	r.carrier.keep(true)
 	r.d.left = true
 	return errLeft
 }

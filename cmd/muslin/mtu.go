@@ -45,11 +45,11 @@ func (n *node) warnMTU(underlay encap.OuterMTU) string {
 
 // mtuFollower applies a change of the underlay's MTU to everything that was set up by it.
 type mtuFollower struct {
-	d     *daemon
-	node  *node
-	sides *sides
-	state *host.State
-	file  lease.SubnetFile // as it was written last
+	d       *daemon
+	node    *node
+	carrier carrier
+	state   *host.State
+	file    lease.SubnetFile // as it was written last
 }
 
 func (f *mtuFollower) run(ctx context.Context) error {
@@ -60,9 +60,7 @@ func (f *mtuFollower) run(ctx context.Context) error {
 // with; what is too long for the new one is answered with ICMP.
 func (f *mtuFollower) changed(outer encap.OuterMTU) {
 	log := f.d.log.With("iface", f.node.iface.Name, "underlay_mtu", outer)
-	if f.sides != nil {
-		f.sides.pathMTUChanged()
-	}
+	f.carrier.pathMTUChanged()
 	if warning := f.node.warnMTU(outer); warning != "" {
 		log.Warn("network config: " + warning)
 	}
@@ -74,8 +72,8 @@ func (f *mtuFollower) changed(outer encap.OuterMTU) {
 	if inner == f.file.MTU {
 		return
 	}
-	if f.sides != nil {
-		f.sides.setMTU(inner)
+	f.carrier.setMTU(inner)
+	if f.carrier.name() != "" {
 		if err := f.state.SetMTU(inner); err != nil {
 			log.Error("cannot give the TUN device the new MTU", "mtu", inner, "err", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,7 @@ type runFlags struct {
 	publicIP     string
 	publicIPv6   string
 	keyFile      string
+	wireguard    string
 	sourceCheck  string
 	features     string
 	queues       int
@@ -89,6 +91,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&r.control, "control", defaultControl, "unix `socket` that muslin status asks")
 	f.StringVar(&r.tunName, "tun-name", defaultTUN, "`name` of the TUN device")
 
+	f.StringVar(&r.wireguard, "wireguard", wireguardAuto, "wireguard: `who` does it, the kernel where it has WireGuard (auto), the kernel or nobody (kernel), or this process (userspace)")
 	f.StringVar(&r.keyFile, "wireguard-key-file", "", "`file` with this node's WireGuard key, made at the first start (default: wireguard-key in the state directory)")
 	f.StringVar(&r.sourceCheck, "source-check", "strict", "how far the sender of a datagram is checked: strict, peers or off")
 	f.StringVar(&r.features, "features", "auto", "which features of the kernel to use: auto or none, then -`NAME` to leave one out, NAME to take it in (muslin features lists them)")
@@ -141,6 +144,9 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 	}
 	o.features, err = kernel.ParseFeatures(r.features)
 	check(err)
+	if !slices.Contains([]string{wireguardAuto, wireguardKernel, wireguardUserspace}, r.wireguard) {
+		check(fmt.Errorf("--wireguard %q: want auto, kernel or userspace", r.wireguard))
+	}
 	if r.queues < 0 || r.queues > maxQueues {
 		check(fmt.Errorf("--queues %d: want 1 to %d, or 0 to choose by the number of processors", r.queues, maxQueues))
 	}

@@ -16,11 +16,7 @@ import (
 const reportEvery = 30 * time.Second
 
 // reportDrops logs which drop reasons have grown, until ctx ends.
-func reportDrops(ctx context.Context, log *slog.Logger, s *sides) error {
-	if s == nil {
-		return nil
-	}
-	vtep := s.vtep
+func reportDrops(ctx context.Context, log *slog.Logger, c carrier) error {
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	before := map[string]uint64{}
@@ -30,13 +26,13 @@ func reportDrops(ctx context.Context, log *slog.Logger, s *sides) error {
 			return nil
 		case <-tick.C:
 		}
-		now := vtep.Drops()
+		now, _ := c.counts()
 		for _, reason := range slices.Sorted(maps.Keys(now)) {
 			if now[reason] <= before[reason] { // a kernel's counter may wrap
 				continue
 			}
 			attrs := []any{"reason", reason, "new", now[reason] - before[reason], "total", now[reason], "means", tunnel.ExplainDrop(reason)}
-			if err := vtep.LastSendError(); err != nil && reason == tunnel.DropSendFailed.String() {
+			if err := c.lastSendError(); err != nil && reason == tunnel.DropSendFailed.String() {
 				attrs = append(attrs, "err", err)
 			}
 			log.Warn("packets dropped", attrs...)

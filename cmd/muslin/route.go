@@ -134,8 +134,8 @@ func (d *daemon) serveRoute(w http.ResponseWriter, r *http.Request) {
 func (v *viewState) route(to netip.Addr) *RouteAnswer {
 	kernel, err := host.RouteTo(to)
 	q := routeQuestion{
-		to: to, network: v.node.network, subnet: v.member.subnet.Masked(), tun: v.sides.name(), underlay: v.node.iface.Name,
-		mtu: v.overlayMTU(), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
+		to: to, network: v.node.network, subnet: v.member.subnet.Masked(), tun: v.carrier.name(), underlay: v.node.iface.Name,
+		mtu: int(v.mtu), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
 	}
 	if q.peer = v.table().Lookup(to); q.peer != nil {
 		status := []PeerStatus{v.peerStatus(q.peer)}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 
 	"muslin/encap"
 	"muslin/tunnel"
@@ -14,8 +15,7 @@ import (
 	"muslin/tunnel/wireguard"
 )
 
-// sides are the TUN device and the sockets, and what carries packets between them. nil: there are none, as with
-// host-gw, where the kernel alone carries packets; every method works on nil.
+// sides are the TUN device and the underlay, and the VTEP that carries packets between them. It implements carrier.
 type sides struct {
 	conn outer
 	dev  device
@@ -28,63 +28,14 @@ type outer interface {
 	Run(ctx context.Context) error
 }
 
-// sockets are those that another process can go on with; WireGuard's cannot, without its sessions.
-func (s *sides) sockets() (underlay.Sockets, error) {
-	if c, ok := s.conn.(*underlay.Conn); ok {
-		return c.Sockets()
-	}
-	return underlay.Sockets{}, nil
-}
-
-// wireGuard is the underlay of that kind; nil: it is none.
-func (s *sides) wireGuard() *wireguard.Underlay {
-	if s == nil {
-		return nil
-	}
-	u, _ := s.conn.(*wireguard.Underlay)
-	return u
-}
-
-// setMTU says how long an inner packet is at most from now on, as the underlay's MTU has changed.
-func (s *sides) setMTU(mtu encap.InnerMTU) {
-	s.vtep.SetMTU(mtu)
-	if u := s.wireGuard(); u != nil {
-		u.SetMTU(mtu)
-	}
-}
-
-// pathMTUChanged has the sockets find out anew how large a run of datagrams may be.
-func (s *sides) pathMTUChanged() {
-	if c, ok := s.conn.(*underlay.Conn); ok {
-		c.PathMTUChanged()
-	}
-}
-
-// features are those in use, in the order of a packet's way.
-func (s *sides) features() []kernel.Feature {
-	if s == nil {
-		return nil
-	}
-	all := s.dev.Features()
-	if c, ok := s.conn.(*underlay.Conn); ok {
-		all = append(all, c.Features()...)
-	}
-	return all
-}
+func (s *sides) name() string { return s.dev.Name() }
 
 func (s *sides) close() {
-	if s != nil {
-		s.dev.Close()
-		s.conn.Close()
-	}
+	s.dev.Close()
+	s.conn.Close()
 }
 
-// connect puts the VTEP between the two. Nothing is carried before its Run, nor, with another daemon in our place,
-// before resume.
 func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.Table) (err error) {
-	if s == nil {
-		return nil
-	}
 	s.vtep, err = tunnel.New(tunnel.Config{
 		Device:      s.dev,
 		Underlay:    s.conn,
@@ -108,9 +59,25 @@ func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.T
 	return nil
 }
 
-// persist has the device outlive a crash.
+func (s *sides) setTable(t *fib.Table) { s.vtep.SetTable(t) }
+func (s *sides) table() *fib.Table     { return s.vtep.Table() }
+
+func (s *sides) setMTU(mtu encap.InnerMTU) {
+	s.vtep.SetMTU(mtu)
+	if u := s.wireGuard(); u != nil {
+		u.SetMTU(mtu)
+	}
+}
+
+// pathMTUChanged has the sockets find out anew how large a run of datagrams may be.
+func (s *sides) pathMTUChanged() {
+	if c := s.sockets(); c != nil {
+		c.PathMTUChanged()
+	}
+}
+
 func (s *sides) persist(d *daemon) {
-	if s == nil || d.place.from != nil {
+	if d.place.from != nil {
 		return
 	}
 	s.dev.Keep(false) // at the end, not with a crash
@@ -119,70 +86,69 @@ func (s *sides) persist(d *daemon) {
 	}
 }
 
-// name is the TUN device's; empty: there is none.
-func (s *sides) name() string {
-	if s == nil {
-		return ""
-	}
-	return s.dev.Name()
-}
+func (s *sides) keep(stay bool) { s.dev.Keep(stay) }
 
-func (s *sides) setTable(t *fib.Table) {
-	if s != nil {
-		s.vtep.SetTable(t)
-	}
-}
+func (s *sides) pause() error   { return s.vtep.Pause() }
+func (s *sides) resume() error  { return s.vtep.Resume() }
+func (s *sides) restore() error { return errors.Join(s.dev.Resume(), s.conn.Resume()) }
 
-// pause and resume stop the workers between two batches, and let them go on.
-func (s *sides) pause() error {
-	if s == nil {
-		return nil
-	}
-	return s.vtep.Pause()
-}
-
-func (s *sides) resume() error {
-	if s == nil {
-		return nil
-	}
-	return s.vtep.Resume()
-}
-
-// keep says whether the device stays when it is closed.
-func (s *sides) keep(stay bool) {
-	if s != nil {
-		s.dev.Keep(stay)
-	}
-}
-
-// restore has device and sockets as they were, after another process has been at them.
-func (s *sides) restore() error {
-	if s == nil {
-		return nil
-	}
-	return errors.Join(s.dev.Resume(), s.conn.Resume())
-}
-
-// offer adds the descriptors to what a successor gets.
 func (s *sides) offer(o *handover.Offer) error {
-	if s == nil {
-		return nil
-	}
-	queues, err := s.dev.Files()
+	queues, sockets, err := s.files()
 	add(o, fileTUN, queues...)
-	if err != nil {
-		return err
-	}
-	sockets, err := s.sockets()
 	add(o, fileReceive, sockets.Receive...)
 	add(o, fileSend, sockets.Send...)
 	return err
 }
 
-// tasks are those of both sides.
-func (s *sides) tasks() []task {
-	if s == nil {
-		return nil
+// files leaves out WireGuard's sockets: nobody can go on with them without its sessions.
+func (s *sides) files() (queues []*os.File, sockets underlay.Sockets, err error) {
+	if queues, err = s.dev.Files(); err != nil {
+		return queues, sockets, err
 	}
-	return []task{s.vtep.Run, s.conn.Run}
+	if c := s.sockets(); c != nil {
+		sockets, err = c.Sockets()
+	}
+	return queues, sockets, err
 }
+
+// sockets and wireGuard are the underlay of the one kind or of the other; nil: it is not that.
+func (s *sides) sockets() *underlay.Conn {
+	c, _ := s.conn.(*underlay.Conn)
+	return c
+}
+
+func (s *sides) wireGuard() *wireguard.Underlay {
+	u, _ := s.conn.(*wireguard.Underlay)
+	return u
+}
+
+// features are in the order of a packet's way.
+func (s *sides) features() []kernel.Feature {
+	all := s.dev.Features()
+	if c := s.sockets(); c != nil {
+		all = append(all, c.Features()...)
+	}
+	return all
+}
+
+func (s *sides) counts() (drops map[string]uint64, unfinished uint64) {
+	return s.vtep.Drops(), s.vtep.ChecksumsUnfinished()
+}
+
+func (s *sides) lastSendError() error { return s.vtep.LastSendError() }
+
+func (s *sides) sessions() (map[string]wireguard.Session, error) {
+	if u := s.wireGuard(); u != nil {
+		return u.Sessions()
+	}
+	return nil, nil
+}
+
+func (s *sides) shared() string {
+	if u := s.wireGuard(); u != nil {
+		return u.Shared()
+	}
+	return ""
+}
+
+func (s *sides) tasks() []task { return []task{s.vtep.Run, s.conn.Run} }

@@ -46,13 +46,13 @@ func (d *daemon) isAlone() bool {
 func (r *running) succeed(ctx context.Context) error {
 	from := r.d.place.from
 	// The workers are ready as soon as they wait.
-	if err := r.sides.pause(); err != nil {
+	if err := r.carrier.pause(); err != nil {
 		return err
 	}
 	err := from.Take(ctx, func(part string, changed json.RawMessage) error {
 		if part == handover.Store {
 			if err := r.src.embedded.start(ctx); err != nil {
-				return errors.Join(err, r.sides.pause())
+				return errors.Join(err, r.carrier.pause())
 			}
 			return nil
 		}
@@ -66,12 +66,12 @@ func (r *running) succeed(ctx context.Context) error {
 			}
 			r.member.keeper.Remember(l, false)
 		}
-		return r.sides.resume()
+		return r.carrier.resume()
 	})
 	if err != nil {
-		return fmt.Errorf("--replace: the running daemon stays: %w", errors.Join(err, r.sides.pause()))
+		return fmt.Errorf("--replace: the running daemon stays: %w", errors.Join(err, r.carrier.pause()))
 	}
 	r.d.log.Info("took the place of the running daemon", "its_version", from.Offer.Version, "version", buildVersion())
-	r.sides.keep(false)
+	r.carrier.keep(false)
 	return r.d.begin()
 }

@@ -34,12 +34,12 @@ type viewState struct {
 	embedded  *etcd.Embedded
 	warnings  []string // the network config's
 
-	member *membership
-	sides  *sides
-	mtu    encap.InnerMTU // where there are no sides; else the VTEP's
-	host   *host.State
-	router *direct.Router // nil: none is wanted
-	prober *pulse.Prober
+	member  *membership
+	carrier carrier
+	mtu     encap.InnerMTU // inner
+	host    *host.State
+	router  *direct.Router // nil: none is wanted
+	prober  *pulse.Prober
 
 	kept    reasons // capabilities, once the others were given up
 	keptErr error   // why not all of them were
@@ -111,7 +111,7 @@ func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence},
 func (s *Status) fillRunning(v *viewState) {
 	since := v.since.UTC()
 	s.Since = &since
-	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.sides.name(), v.member.subnet.String(), v.overlayMTU()
+	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.carrier.name(), v.member.subnet.String(), int(v.mtu)
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()
 		if !k.Lease.Reserved && !k.Lease.Expires.IsZero() {
@@ -136,38 +136,28 @@ func (s *Status) fillRunning(v *viewState) {
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
 	}
-	if v.sides != nil {
-		s.Drops, s.Completed = v.sides.vtep.Drops(), v.sides.vtep.ChecksumsUnfinished()
-	}
+	s.Drops, s.Completed = v.carrier.counts()
 	for _, p := range v.table().Peers() {
 		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
 	if err := v.fillSessions(s.Peers); err != nil {
 		s.warn(err.Error())
 	}
-	for _, warning := range []string{v.warnShared(), v.node.warnStrict(), warnRefused(s.Peers)} {
+	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), warnRefused(s.Peers)} {
 		if warning != "" {
 			s.Warnings = append(s.Warnings, warning)
 		}
 	}
-	s.Features = append(s.Features, v.sides.features()...)
+	s.Features = append(s.Features, v.carrier.features()...)
 	s.Features = append(s.Features, v.host.Features()...)
-}
-
-// overlayMTU is the largest inner packet, in bytes.
-func (v *viewState) overlayMTU() int {
-	if v.sides == nil {
-		return int(v.mtu)
-	}
-	return int(v.sides.vtep.MTU())
 }
 
 // table is the peers, for a daemon that runs.
 func (v *viewState) table() *fib.Table {
-	if v.sides == nil {
-		return v.member.peers.Table()
+	if t := v.carrier.table(); t != nil {
+		return t
 	}
-	return v.sides.vtep.Table()
+	return v.member.peers.Table()
 }
 
 // peerStatus is one peer, for a daemon that runs.

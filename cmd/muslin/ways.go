@@ -31,7 +31,7 @@ func (d *daemon) openRouter(node *node, subnet netip.Prefix) (r *direct.Router, 
 
 // setTable puts a new table of peers to use: first where packets are encapsulated, which always works.
 func (r *running) setTable(t *fib.Table) {
-	r.sides.setTable(t)
+	r.carrier.setTable(t)
 	if r.router != nil {
 		r.router.SetTable(t)
 	}

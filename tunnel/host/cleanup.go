@@ -205,7 +205,7 @@ func (u *undoing) orphans(ours func(netlink.Link) bool) {
 		return
 	}
 	for _, tun := range all {
-		if typeOf(tun) == "tun" && ours(tun) {
+		if isDevice(tun) && ours(tun) {
 			u.orphan(tun)
 		}
 	}

@@ -25,6 +25,24 @@ func Leftover(stateDir, tun string) (bool, error) {
 	return !held, nil
 }
 
+// Types of the overlay's device, as `ip -d link` calls them.
+const (
+	TypeTUN       = "tun"
+	TypeWireGuard = "wireguard"
+)
+
+// TypeOf is a device's type; empty: there is no such device, or it cannot be seen.
+func TypeOf(name string) string {
+	l, err := link(name)
+	if err != nil || l == nil {
+		return ""
+	}
+	return typeOf(l)
+}
+
+// isDevice reports whether it is of a type that the overlay's device may have.
+func isDevice(l netlink.Link) bool { return typeOf(l) == TypeTUN || typeOf(l) == TypeWireGuard }
+
 // DeleteLeftover deletes such a device, which is not as it is wanted.
 func DeleteLeftover(tun string) error {
 	l, err := link(tun)
@@ -41,12 +59,15 @@ func (j *journal) isOf(tun netlink.Link) bool {
 	}
 	a := tun.Attrs()
 	return j.Boot == bootID() && j.NetNS == netNS() &&
-		j.TUN.Name == a.Name && j.TUN.Index == a.Index && typeOf(tun) == "tun"
+		j.TUN.Name == a.Name && j.TUN.Index == a.Index && isDevice(tun)
 }
 
 // attachedBy is the process that has a TUN device attached, 0 when that cannot be seen from here. A TUN that is up
 // has a carrier while a file descriptor is attached, whoever holds it.
 func attachedBy(tun netlink.Link) (pid int, held bool) {
+	if typeOf(tun) == TypeWireGuard { // which needs none
+		return 0, false
+	}
 	a := tun.Attrs()
 	if a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_LOWER_UP == 0 {
 		return 0, false

@@ -1,18 +1,18 @@
 package wireguard
 
 import (
-	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
+	"sync"
 
 	"muslin/tunnel/fib"
 )
 
-// peer is what the engine is told of one: a key and what is behind it.
+// peer is what WireGuard is told of one: a key and what is behind it.
 type peer struct {
 	endpoint netip.AddrPort
 	subnets  []netip.Prefix // sorted
@@ -22,65 +22,63 @@ func (p *peer) equal(q *peer) bool {
 	return p.endpoint == q.endpoint && slices.Equal(p.subnets, q.subnets)
 }
 
-// SetPeers implements tunnel.Underlay. A peer that is new, or has moved, is known to the engine before the table is in
-// use, and one that is gone is forgotten after.
-func (u *Underlay) SetPeers(t *fib.Table, use func()) {
-	u.peering.Lock()
-	defer u.peering.Unlock()
-	wanted := u.wanted(t)
-	var set, gone strings.Builder
+// change is one to tell. Where the endpoint is not new it is left alone: WireGuard may know a better one, from which the
+// peer's datagrams came.
+type change struct {
+	key fib.PublicKey
+	peer
+	moved bool // endpoint is new
+}
+
+// members are the peers by key, as they follow the table.
+type members struct {
+	port uint16 // of a peer that names none
+	log  *slog.Logger
+
+	mu    sync.Mutex
+	peers map[fib.PublicKey]peer
+	said  map[fib.PublicKey]string // what was said of a key that several peers have
+}
+
+// follow makes the table's peers the members. It has those told that are new, or have moved, before the table is put to
+// use, and those that are gone after.
+func (m *members) follow(t *fib.Table, set func([]change), use func(), forget func([]fib.PublicKey)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	wanted := m.wanted(t)
+	var changes []change
+	var gone []fib.PublicKey
 	for _, key := range slices.SortedFunc(maps.Keys(wanted), compareKeys) {
-		p, old := wanted[key], u.peers[key]
-		if _, known := u.peers[key]; !known || !p.equal(&old) {
-			u.describe(&set, key, p, known && p.endpoint == old.endpoint)
+		p := wanted[key]
+		if old, known := m.peers[key]; !known || !p.equal(&old) {
+			changes = append(changes, change{key, p, p.endpoint != old.endpoint})
 		}
 	}
-	for key := range u.peers {
+	for key := range m.peers {
 		if _, stays := wanted[key]; !stays {
-			fmt.Fprintf(&gone, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
+			gone = append(gone, key)
 		}
 	}
-	u.tell(set.String())
+	if len(changes) > 0 {
+		set(changes)
+	}
 	use()
-	u.tell(gone.String())
-	u.peers = wanted
-}
-
-// describe writes a peer as the engine wants it (https://www.wireguard.com/xplatform/). An endpoint that stays is left
-// out: the engine may know a better one, from which the peer's datagrams came.
-func (u *Underlay) describe(to *strings.Builder, key fib.PublicKey, p peer, stays bool) {
-	fmt.Fprintf(to, "public_key=%s\n", hex.EncodeToString(key[:]))
-	if !u.cfg.PSK.IsZero() {
-		fmt.Fprintf(to, "preshared_key=%s\n", hex.EncodeToString(u.cfg.PSK[:]))
+	if len(gone) > 0 {
+		forget(gone)
 	}
-	if !stays {
-		fmt.Fprintf(to, "endpoint=%s\n", p.endpoint)
-	}
-	fmt.Fprintf(to, "persistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", u.cfg.Keepalive/time.Second)
-	for _, s := range p.subnets {
-		fmt.Fprintf(to, "allowed_ip=%s\n", s)
-	}
-}
-
-func (u *Underlay) tell(changes string) {
-	if changes == "" {
-		return
-	}
-	if err := u.dev.IpcSet(changes); err != nil {
-		u.cfg.Logger.Error("WireGuard's engine does not take a change of the peers", "err", err)
-	}
+	m.peers = wanted
 }
 
 // wanted is the table by key. Of several nodes that have one key, as hosts made from one image do, only the one with the
 // lowest subnet is reached.
-func (u *Underlay) wanted(t *fib.Table) map[fib.PublicKey]peer {
+func (m *members) wanted(t *fib.Table) map[fib.PublicKey]peer {
 	wanted := make(map[fib.PublicKey]peer, len(t.Peers()))
 	said := make(map[fib.PublicKey]string)
 	for _, p := range t.Peers() { // sorted by subnet
 		if p.Key.IsZero() {
 			continue
 		}
-		endpoint := netip.AddrPortFrom(p.PublicIP, u.cfg.Port)
+		endpoint := netip.AddrPortFrom(p.PublicIP, m.port)
 		if p.Port != 0 {
 			endpoint = netip.AddrPortFrom(p.PublicIP, p.Port)
 		}
@@ -94,28 +92,28 @@ func (u *Underlay) wanted(t *fib.Table) map[fib.PublicKey]peer {
 		wanted[p.Key] = w
 	}
 	for key, who := range said {
-		if u.said[key] != who {
-			u.cfg.Logger.Error("two peers have one WireGuard key: only the first is reached; if one was made from the other's image, delete the file of the key there and start its daemon again", "key", key, "peers", who)
+		if m.said[key] != who {
+			m.log.Error("two peers have one WireGuard key: only the first is reached; if one was made from the other's image, delete the file of the key there and start its daemon again", "key", key, "peers", who)
 		}
 	}
-	u.said = said
+	m.said = said
 	return wanted
 }
 
 // keys are the peers' now.
-func (u *Underlay) keys() []fib.PublicKey {
-	u.peering.Lock()
-	defer u.peering.Unlock()
-	return slices.Collect(maps.Keys(u.peers))
+func (m *members) keys() []fib.PublicKey {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.peers))
 }
 
 // Shared is who shares a key with another peer and is not reached, in a sentence; empty: nobody.
-func (u *Underlay) Shared() string {
-	u.peering.Lock()
-	defer u.peering.Unlock()
+func (m *members) Shared() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	var all []string
-	for _, key := range slices.SortedFunc(maps.Keys(u.said), compareKeys) {
-		all = append(all, fmt.Sprintf("%s have the key %s", u.said[key], key))
+	for _, key := range slices.SortedFunc(maps.Keys(m.said), compareKeys) {
+		all = append(all, fmt.Sprintf("%s have the key %s", m.said[key], key))
 	}
 	if len(all) == 0 {
 		return ""

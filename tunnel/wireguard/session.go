@@ -10,10 +10,12 @@ import (
 	"muslin/tunnel/fib"
 )
 
-// Session is what the engine knows of a peer.
+// Session is what WireGuard knows of a peer.
 type Session struct {
 	Endpoint  string    // where its datagrams came from last, or where its lease says it is
 	Handshake time.Time // the last; zero: none yet
+
+	RxBytes, TxBytes uint64 // of the kernel's WireGuard alone: of its messages, overhead and handshakes included
 }
 
 // Sessions is one for each peer, by its key as text.

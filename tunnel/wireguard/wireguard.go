@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,10 +52,8 @@ type Underlay struct {
 
 	pipe pipe // between the VTEP and dev
 
-	state   sync.Mutex // held to take the engine up or down
-	peering sync.Mutex // of what follows
-	peers   map[fib.PublicKey]peer
-	said    map[fib.PublicKey]string // what was said of a key that several peers have
+	state sync.Mutex // held to take the engine up or down
+	members
 
 	greet chan struct{} // holds one token when the engine has come up
 }
@@ -62,7 +61,7 @@ type Underlay struct {
 // Open starts the engine, which listens unless Config.Paused. An error that is syscall.EADDRINUSE means the port is
 // taken.
 func Open(cfg Config) (*Underlay, error) {
-	u := &Underlay{cfg: cfg, peers: make(map[fib.PublicKey]peer), said: make(map[fib.PublicKey]string), greet: make(chan struct{}, 1)}
+	u := &Underlay{cfg: cfg, members: members{port: cfg.Port, log: cfg.Logger}, greet: make(chan struct{}, 1)}
 	u.pipe.init(cfg.MTU)
 	u.dev = device.NewDevice(&u.pipe, conn.NewDefaultBind(), engineLogger(cfg.Logger))
 	err := u.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.Key.secret[:]), cfg.Port))
@@ -100,6 +99,44 @@ func (u *Underlay) Queues() []tunnel.UnderlayQueue { return []tunnel.UnderlayQue
 func (u *Underlay) Drive(w tunnel.Workers) {
 	u.pipe.workers = w
 	close(u.pipe.driven)
+}
+
+// SetPeers implements tunnel.Underlay.
+func (u *Underlay) SetPeers(t *fib.Table, use func()) {
+	u.follow(t, func(changes []change) {
+		var text strings.Builder
+		for i := range changes {
+			u.describe(&text, &changes[i])
+		}
+		u.tell(text.String())
+	}, use, func(gone []fib.PublicKey) {
+		var text strings.Builder
+		for _, key := range gone {
+			fmt.Fprintf(&text, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
+		}
+		u.tell(text.String())
+	})
+}
+
+// describe writes a change as the engine wants it (https://www.wireguard.com/xplatform/).
+func (u *Underlay) describe(to *strings.Builder, c *change) {
+	fmt.Fprintf(to, "public_key=%s\n", hex.EncodeToString(c.key[:]))
+	if !u.cfg.PSK.IsZero() {
+		fmt.Fprintf(to, "preshared_key=%s\n", hex.EncodeToString(u.cfg.PSK[:]))
+	}
+	if c.moved {
+		fmt.Fprintf(to, "endpoint=%s\n", c.endpoint)
+	}
+	fmt.Fprintf(to, "persistent_keepalive_interval=%d\nreplace_allowed_ips=true\n", u.cfg.Keepalive/time.Second)
+	for _, s := range c.subnets {
+		fmt.Fprintf(to, "allowed_ip=%s\n", s)
+	}
+}
+
+func (u *Underlay) tell(changes string) {
+	if err := u.dev.IpcSet(changes); err != nil {
+		u.cfg.Logger.Error("WireGuard's engine does not take a change of the peers", "err", err)
+	}
 }
 
 // Losses implements tunnel.Underlay. The engine counts none.

@@ -400,7 +400,7 @@ func TestSessionsAreRead(t *testing.T) {
 	one := strings.Repeat("01", 32)
 	got := parseSessions("private_key=00\nlisten_port=1\npublic_key=" + one + "\nendpoint=192.0.2.1:51820\nlast_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\nrx_bytes=7\npublic_key=zz\nendpoint=x\npublic_key=" +
 		strings.Repeat("02", 32) + "\nlast_handshake_time_sec=0\nlast_handshake_time_nsec=0\n\n")
-	if len(got) != 2 || got["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="] != (Session{"192.0.2.1:51820", time.Unix(1700000000, 5)}) ||
+	if len(got) != 2 || got["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="] != (Session{Endpoint: "192.0.2.1:51820", Handshake: time.Unix(1700000000, 5)}) ||
 		!got["AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="].Handshake.IsZero() {
 		t.Errorf("%+v", got)
 	}
