@@ -7,7 +7,7 @@ import (
 )
 
 // benchPacket is a datagram of an inner packet of 1448 bytes payload, and its parts.
-func benchPacket(b *testing.B) (f *VXLAN, d, inner []byte, h IPv4) {
+func benchPacket(b *testing.B) (f *VXLAN, d, inner []byte, h Header) {
 	f = NewVXLAN(mustVNI(b, 1), ourMAC)
 	d = make([]byte, VXLANHeadroom+1500)
 	inner = d[VXLANHeadroom:]
@@ -43,7 +43,7 @@ func BenchmarkParseIPv4(b *testing.B) {
 	_, _, inner, _ := benchPacket(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		var h IPv4
+		var h Header
 		if fault := ParseIPv4(inner, 0, &h); fault != FaultNone {
 			b.Fatal(fault)
 		}
@@ -55,6 +55,26 @@ func BenchmarkFlowHash(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		FlowHash(inner, &h)
+	}
+}
+
+func BenchmarkParseIPv6(b *testing.B) {
+	p := tcpPacket6(b, 1000, 80)
+	b.ReportAllocs()
+	for b.Loop() {
+		var h Header
+		if fault := ParseIPv6(p, 0, &h); fault != FaultNone {
+			b.Fatal(fault)
+		}
+	}
+}
+
+func BenchmarkFlowHash6(b *testing.B) {
+	p := tcpPacket6(b, 1000, 80)
+	h := parse6(b, p)
+	b.ReportAllocs()
+	for b.Loop() {
+		FlowHash6(p, &h)
 	}
 }
 

@@ -1,6 +1,6 @@
 package encap
 
-// The ECN codepoints: the lower two bits of TOS (RFC 3168, section 5).
+// The ECN codepoints: the lower two bits of TOS, or of IPv6's traffic class (RFC 3168, section 5).
 const (
 	NotECT = 0
 	ECT1   = 1
@@ -19,7 +19,7 @@ func OuterECN(innerTOS uint8) uint8 { return innerTOS & 3 }
 //	ECT(0)          ECT(0)    ECT(0)   ECT(1)   CE
 //	ECT(1)          ECT(1)    ECT(1)   ECT(1)   CE
 //	CE              CE        CE       CE       CE
-func MergeECN(p []byte, h *IPv4, outer uint8) bool {
+func MergeECN(p []byte, h *Header, outer uint8) bool {
 	inner := h.TOS & 3
 	switch {
 	case outer == CE && inner == NotECT:
@@ -28,7 +28,11 @@ func MergeECN(p []byte, h *IPv4, outer uint8) bool {
 		return true
 	case outer == CE, outer == ECT1 && inner == ECT0:
 		h.TOS = h.TOS&^3 | outer
-		updateTOS(p, h.TOS)
+		if p[0]>>4 == 6 {
+			setTrafficClass(p, h.TOS)
+		} else {
+			updateTOS(p, h.TOS)
+		}
 	}
 	return true
 }

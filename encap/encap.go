@@ -1,27 +1,72 @@
 // Package encap turns an inner packet into the bytes of an outer UDP datagram, and back.
 //
 // It knows two framings, both flannel's: VXLAN (RFC 7348) with an inner Ethernet header, and "udp",
-// which is the bare inner IP packet. It touches bytes and nothing else: no system call, no clock, no
-// goroutine, no allocation after construction.
+// which is the bare inner IP packet. Either carries one address family, inside and outside the same. It touches
+// bytes and nothing else: no system call, no clock, no goroutine, no allocation after construction.
 package encap
 
 import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 )
 
 // Outer header sizes in bytes, without the framing itself.
 const (
 	OuterIPv4Len = 20 // RFC 791, no options
+	OuterIPv6Len = 40 // RFC 8200, no extension headers
 	OuterUDPLen  = 8  // RFC 768
 )
+
+// Family is an address family: of the packets that a framing carries, and of the datagrams that it makes of them.
+type Family uint8
+
+const (
+	IPv4 Family = iota // the zero value
+	IPv6
+)
+
+// String is "IPv4" or "IPv6".
+func (f Family) String() string {
+	if f == IPv6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// FamilyOf is an address's family. One of IPv4 that IPv6 maps is of neither, as none at all is: ok is false.
+func FamilyOf(a netip.Addr) (f Family, ok bool) {
+	if a.Is4() {
+		return IPv4, true
+	}
+	return IPv6, a.Is6() && !a.Is4In6()
+}
+
+// MinMTU is what every link of the family must carry.
+func (f Family) MinMTU() InnerMTU {
+	if f == IPv6 {
+		return MinInnerMTU6
+	}
+	return MinInnerMTU
+}
+
+// outerLen is the outer IP header, bytes.
+func (f Family) outerLen() int {
+	if f == IPv6 {
+		return OuterIPv6Len
+	}
+	return OuterIPv4Len
+}
 
 // Framing is how an inner packet is laid into a datagram. Implementations keep no state between calls
 // and may be used by several workers at once.
 type Framing interface {
 	// Name is flannel's backend type: "vxlan" or "udp".
 	Name() string
+
+	// Family is the one whose packets it carries; those of the other are a Fault.
+	Family() Family
 
 	// Headroom is the number of bytes that Encode writes in front of the inner packet, and that the
 	// framing adds to every datagram.
@@ -38,12 +83,13 @@ type Framing interface {
 
 	// Decode checks the framing of a received datagram and returns where the inner IP packet lies in
 	// it, as a sub-slice that shares its memory. With any fault but FaultNone the slice is nil. The IP
-	// header itself is checked by ParseIPv4.
+	// header itself is checked by ParseIPv4 or ParseIPv6, as the family is.
 	Decode(datagram []byte) ([]byte, Fault)
 }
 
-// Overhead is how many bytes an inner packet grows by on an IPv4 underlay: 50 for VXLAN, 28 for udp.
-func Overhead(f Framing) int { return OuterIPv4Len + OuterUDPLen + f.Headroom() }
+// Overhead is how many bytes an inner packet grows by: 50 for VXLAN, 28 for udp, and 20 more over IPv6. (flannel
+// counts 50 for VXLAN over IPv6, too, and its largest packets are fragmented there.)
+func Overhead(f Framing) int { return f.Family().outerLen() + OuterUDPLen + f.Headroom() }
 
 // InnerMTU is the largest inner IP packet, in bytes. It is a type of its own so that it cannot be
 // mistaken for an OuterMTU.
@@ -51,6 +97,9 @@ type InnerMTU int
 
 // MinInnerMTU is what every IPv4 link must carry (RFC 791, section 3.2).
 const MinInnerMTU InnerMTU = 68
+
+// MinInnerMTU6 is what every IPv6 link must carry (RFC 8200, section 5).
+const MinInnerMTU6 InnerMTU = 1280
 
 // OuterMTU is the largest outer IP packet, in bytes: the MTU of the underlay interface.
 type OuterMTU int

@@ -2,6 +2,7 @@ package encap
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -92,12 +93,45 @@ func TestOverhead(t *testing.T) {
 	}{
 		{NewVXLAN(VNI{}, MAC{}), 50, 1450},
 		{UDP{}, 28, 1472},
+		{NewVXLAN6(VNI{}, MAC{}), 70, 1430},
+		{UDP{Inner: IPv6}, 48, 1452},
 	} {
 		if got := Overhead(c.f); got != c.bytes {
 			t.Errorf("Overhead(%s) = %d, want %d", c.f.Name(), got, c.bytes)
 		}
 		if got := OuterMTU(1500).Inner(c.f); got != c.inner {
 			t.Errorf("OuterMTU(1500).Inner(%s) = %d, want %d", c.f.Name(), got, c.inner)
+		}
+	}
+}
+
+func TestFamily(t *testing.T) {
+	for _, c := range []struct {
+		addr   string
+		family Family
+		ok     bool
+	}{
+		{"10.1.0.1", IPv4, true}, {"0.0.0.0", IPv4, true}, {"fd00::1", IPv6, true}, {"::", IPv6, true},
+		{"::ffff:10.1.0.1", IPv6, false},
+	} {
+		if f, ok := FamilyOf(netip.MustParseAddr(c.addr)); ok != c.ok || ok && f != c.family {
+			t.Errorf("FamilyOf(%s) = %v, %v", c.addr, f, ok)
+		}
+	}
+	if f, ok := FamilyOf(netip.Addr{}); ok {
+		t.Errorf("no address is of %v", f)
+	}
+	if IPv4.String() != "IPv4" || IPv6.String() != "IPv6" || IPv4.MinMTU() != 68 || IPv6.MinMTU() != 1280 {
+		t.Error("a family's name, or what its links must carry")
+	}
+	for _, f := range []Framing{NewVXLAN(VNI{}, MAC{}), UDP{}} {
+		if f.Family() != IPv4 {
+			t.Errorf("%s carries %v", f.Name(), f.Family())
+		}
+	}
+	for _, f := range []Framing{NewVXLAN6(VNI{}, MAC{}), UDP{Inner: IPv6}} {
+		if f.Family() != IPv6 {
+			t.Errorf("%s of IPv6 carries %v", f.Name(), f.Family())
 		}
 	}
 }
@@ -113,16 +147,30 @@ func TestNoAllocation(t *testing.T) {
 	if _, fault := receiver.Decode(d); fault != FaultNone {
 		t.Fatalf("fault %d", fault)
 	}
+	p6 := tcpPacket6(t, 1000, 80)
+	h6 := parse6(t, p6)
+	d6 := append(make([]byte, VXLANHeadroom), p6...)
+	var receiver6, udp6 Framing = NewVXLAN6(mustVNI(t, 1), ourMAC), UDP{Inner: IPv6}
+	sender.Encode(d6, ourMAC)
+	if _, fault := receiver6.Decode(d6); fault != FaultNone {
+		t.Fatalf("fault %d", fault)
+	}
 	for name, f := range map[string]func(){
 		"VXLAN.Encode": func() { sender.Encode(d, ourMAC) },
 		"VXLAN.Decode": func() { _, _ = receiver.Decode(d) },
 		"VXLAN refuse": func() { _, _ = sender.Decode(d) },
 		"UDP.Encode":   func() { udp.Encode(p, ourMAC) },
 		"UDP.Decode":   func() { _, _ = udp.Decode(p) },
-		"ParseIPv4":    func() { var h IPv4; _ = ParseIPv4(p, 0, &h) },
+		"ParseIPv4":    func() { var h Header; _ = ParseIPv4(p, 0, &h) },
 		"VerifyHeader": func() { _ = VerifyHeader(p, &h) },
 		"FlowHash":     func() { _ = FlowHash(p, &h) },
 		"MergeECN":     func() { p[1], h.TOS = ECT0, ECT0; _ = MergeECN(p, &h, CE) },
+
+		"VXLAN.Decode, IPv6": func() { _, _ = receiver6.Decode(d6) },
+		"UDP.Decode, IPv6":   func() { _, _ = udp6.Decode(p6) },
+		"ParseIPv6":          func() { var h Header; _ = ParseIPv6(p6, 0, &h) },
+		"FlowHash6":          func() { _ = FlowHash6(p6, &h6) },
+		"MergeECN, IPv6":     func() { p6[1], h6.TOS = ECT0<<4, ECT0; _ = MergeECN(p6, &h6, CE) },
 	} {
 		if n := testing.AllocsPerRun(100, f); n != 0 {
 			t.Errorf("%s: %v allocations a call", name, n)

@@ -15,7 +15,8 @@ const (
 	FaultARP             // inner frame is ARP; flannel's schema leaves nothing to resolve
 	FaultNotIP           // any other EtherType
 	FaultIPv6            // inner IPv6, on an overlay that carries IPv4
+	FaultIPv4            // inner IPv4, on an overlay that carries IPv6
 	FaultIPVersion       // the IP version field is neither 4 nor 6
-	FaultIPHeader        // IHL below 5, or past the end of the packet
-	FaultIPLength        // total length and received length differ
+	FaultIPHeader        // IPv4: IHL below 5, or past the end of the packet
+	FaultIPLength        // the length that the header states and the received one differ
 )

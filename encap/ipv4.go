@@ -6,26 +6,7 @@ import (
 	"net/netip"
 )
 
-const (
-	ipv4MinLen = 20
-
-	protoICMP = 1
-	protoTCP  = 6
-	protoUDP  = 17
-	protoSCTP = 132
-)
-
-// IPv4 is what the data path needs to know of an inner IPv4 header (RFC 791, section 3.1).
-type IPv4 struct {
-	Src, Dst  netip.Addr
-	HeaderLen int   // bytes, options included
-	TotalLen  int   // bytes, header included; never more than the packet given to ParseIPv4
-	TOS       uint8 // DSCP in the upper six bits, ECN in the lower two
-	Protocol  uint8
-	DF        bool // don't fragment
-	More      bool // more fragments follow
-	Later     bool // a fragment other than the first: no transport header
-}
+const ipv4MinLen = 20
 
 // ParseIPv4 reads an inner packet's header into h, every field of it. pad is the framing's MinPayload:
 // a packet up to that long may carry padding behind its total length; a longer one must be exactly as
@@ -41,7 +22,7 @@ type IPv4 struct {
 //	|                         Source Address                        |
 //	|                      Destination Address                      |
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-func ParseIPv4(p []byte, pad int, h *IPv4) Fault {
+func ParseIPv4(p []byte, pad int, h *Header) Fault {
 	if len(p) < ipv4MinLen {
 		return FaultShort
 	}
@@ -72,7 +53,7 @@ func ParseIPv4(p []byte, pad int, h *IPv4) Fault {
 }
 
 // VerifyHeader checks the IPv4 header checksum of a packet that ParseIPv4 accepted.
-func VerifyHeader(p []byte, h *IPv4) bool {
+func VerifyHeader(p []byte, h *Header) bool {
 	if h.HeaderLen != ipv4MinLen {
 		return Sum(p[:h.HeaderLen], 0) == 0xffff
 	}
@@ -84,8 +65,8 @@ func VerifyHeader(p []byte, h *IPv4) bool {
 
 // FlowHash spreads inner flows over outer source ports: every packet of one flow has the same hash.
 // Fragments carry their ports only in the first, so all of a fragmented packet, and ICMP, hash on
-// addresses and protocol alone and stay in order.
-func FlowHash(p []byte, h *IPv4) uint32 {
+// addresses and protocol alone and stay in order. p is what ParseIPv4 accepted.
+func FlowHash(p []byte, h *Header) uint32 {
 	a := uint64(binary.BigEndian.Uint32(p[12:]))<<32 | uint64(binary.BigEndian.Uint32(p[16:]))
 	b := uint64(h.Protocol)
 	if !h.More && !h.Later && h.TotalLen >= h.HeaderLen+4 {
@@ -94,10 +75,5 @@ func FlowHash(p []byte, h *IPv4) uint32 {
 			b |= uint64(binary.BigEndian.Uint32(p[h.HeaderLen:])) << 8
 		}
 	}
-	// Multiply and fold, with the odd constants of SplitMix64 (Steele, Lea, Flood 2014): flows that
-	// differ in one bit of a port come out unrelated.
-	x := (a ^ b*0x9e3779b97f4a7c15) * 0xbf58476d1ce4e5b9
-	x ^= x >> 29
-	x *= 0x94d049bb133111eb
-	return uint32(x >> 32)
+	return scatter(a ^ b*golden)
 }

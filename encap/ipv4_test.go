@@ -13,7 +13,7 @@ import (
 )
 
 // agreesWithGopacket compares every field of h to what gopacket reads in the same bytes.
-func agreesWithGopacket(t *testing.T, p []byte, h *IPv4) {
+func agreesWithGopacket(t *testing.T, p []byte, h *Header) {
 	t.Helper()
 	var want layers.IPv4
 	// gopacket looks into the options too, and may refuse one after it has read all the fields below.
@@ -23,7 +23,7 @@ func agreesWithGopacket(t *testing.T, p []byte, h *IPv4) {
 	}
 	src, _ := netip.AddrFromSlice(want.SrcIP)
 	dst, _ := netip.AddrFromSlice(want.DstIP)
-	expected := IPv4{
+	expected := Header{
 		Src: src, Dst: dst,
 		HeaderLen: int(want.IHL) * 4, TotalLen: int(want.Length),
 		TOS: want.TOS, Protocol: uint8(want.Protocol),
@@ -56,7 +56,7 @@ func TestParseIPv4AgainstGopacket(t *testing.T) {
 			c.edit(l)
 			p := serialize(t, l, gopacket.Payload("sixteen bytes ok"))
 			// Every field starts out wrong: ParseIPv4 must assign all of them.
-			h := IPv4{netip.IPv6Unspecified(), netip.IPv6Unspecified(), -1, -1, ^p[1], ^p[9], true, true, true}
+			h := Header{netip.IPv6Unspecified(), netip.IPv6Unspecified(), -1, -1, ^p[1], ^p[9], true, true, true}
 			if fault := ParseIPv4(p, 0, &h); fault != FaultNone {
 				t.Fatalf("fault %d", fault)
 			}
@@ -84,7 +84,7 @@ func TestVerifyHeaderAgainstTwin(t *testing.T) {
 			word := []uint16{0, 1, 0x8000, 0xfffe, 0xffff, 0xffff, uint16(rng.Uint32())}[rng.IntN(7)]
 			binary.BigEndian.PutUint16(p[at:], word)
 		}
-		h := IPv4{HeaderLen: len(p), TotalLen: len(p)}
+		h := Header{HeaderLen: len(p), TotalLen: len(p)}
 		if got, want := VerifyHeader(p, &h), slowSum(p, 0) == 0xffff; got != want {
 			t.Fatalf("VerifyHeader(%x) = %v, want %v", p, got, want)
 		}
@@ -104,7 +104,7 @@ func FuzzParseIPv4(f *testing.F) {
 	}
 	f.Add(tcpPacket(f, 1, 2), 0)
 	f.Fuzz(func(t *testing.T, p []byte, pad int) {
-		var h IPv4
+		var h Header
 		if ParseIPv4(p, pad, &h) != FaultNone {
 			return
 		}

@@ -53,11 +53,35 @@ func tcpPacket(t testing.TB, src, dst int) []byte {
 }
 
 // parse is ParseIPv4 of a packet that must be good.
-func parse(t testing.TB, p []byte) IPv4 {
+func parse(t testing.TB, p []byte) Header {
 	t.Helper()
-	var h IPv4
+	var h Header
 	if fault := ParseIPv4(p, 0, &h); fault != FaultNone {
 		t.Fatalf("ParseIPv4(%x) = fault %d, want none", p, fault)
+	}
+	return h
+}
+
+// header6 is an IPv6 layer from fd00:1::5 to fd00:2::7.
+func header6(next layers.IPProtocol) *layers.IPv6 {
+	return &layers.IPv6{
+		Version: 6, HopLimit: 64, FlowLabel: 0x12345, NextHeader: next,
+		SrcIP: net.ParseIP("fd00:1::5"), DstIP: net.ParseIP("fd00:2::7"),
+	}
+}
+
+func tcpPacket6(t testing.TB, src, dst int) []byte {
+	return serialize(t, header6(layers.IPProtocolTCP),
+		&layers.TCP{SrcPort: layers.TCPPort(src), DstPort: layers.TCPPort(dst), Seq: 7, ACK: true, Window: 512},
+		gopacket.Payload("an odd payload!"))
+}
+
+// parse6 is ParseIPv6 of a packet that must be good.
+func parse6(t testing.TB, p []byte) Header {
+	t.Helper()
+	var h Header
+	if fault := ParseIPv6(p, 0, &h); fault != FaultNone {
+		t.Fatalf("ParseIPv6(%x) = fault %d, want none", p, fault)
 	}
 	return h
 }

@@ -40,11 +40,12 @@ const (
 //	|           EtherType           |  inner IP packet ...
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 type VXLAN struct {
-	vni [4]byte // VNI and its reserved byte, as on the wire
-	own MAC
+	vni    [4]byte // VNI and its reserved byte, as on the wire
+	own    MAC
+	family Family
 }
 
-// NewVXLAN makes the framing of one VTEP: its network and its own MAC, which is the source of what it
+// NewVXLAN makes the framing of one VTEP of IPv4: its network and its own MAC, which is the source of what it
 // sends and the only destination that it accepts.
 func NewVXLAN(vni VNI, own MAC) *VXLAN {
 	f := &VXLAN{own: own}
@@ -52,7 +53,16 @@ func NewVXLAN(vni VNI, own MAC) *VXLAN {
 	return f
 }
 
+// NewVXLAN6 makes that of a VTEP of IPv6.
+func NewVXLAN6(vni VNI, own MAC) *VXLAN {
+	f := NewVXLAN(vni, own)
+	f.family = IPv6
+	return f
+}
+
 func (*VXLAN) Name() string { return "vxlan" }
+
+func (f *VXLAN) Family() Family { return f.family }
 
 func (*VXLAN) Headroom() int { return VXLANHeadroom }
 
@@ -94,9 +104,18 @@ func (f *VXLAN) Decode(d []byte) ([]byte, Fault) {
 	}
 	switch binary.BigEndian.Uint16(d[20:]) {
 	case etherTypeIPv4:
+		if f.family != IPv4 {
+			return nil, FaultIPv4
+		}
 		return d[VXLANHeadroom:], FaultNone
 	case etherTypeIPv6:
-		return nil, FaultIPv6
+		if f.family != IPv6 {
+			return nil, FaultIPv6
+		}
+		if len(d) < VXLANHeadroom+ipv6Len {
+			return nil, FaultShort
+		}
+		return d[VXLANHeadroom:], FaultNone
 	case etherTypeVLAN, etherTypeQinQ:
 		return nil, FaultVLAN
 	case etherTypeARP:

@@ -2,7 +2,9 @@ package encap
 
 import (
 	"bytes"
+	"fmt"
 	"net"
+	"slices"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -39,7 +41,10 @@ func examine(f Framing, datagram []byte) Fault {
 	if fault != FaultNone {
 		return fault
 	}
-	var h IPv4
+	var h Header
+	if f.Family() == IPv6 {
+		return ParseIPv6(p, f.MinPayload(), &h)
+	}
 	if fault := ParseIPv4(p, f.MinPayload(), &h); fault != FaultNone {
 		return fault
 	}
@@ -133,12 +138,14 @@ func TestMalformed(t *testing.T) {
 		rows  []malformed
 		reach []Fault
 	}{
-		{NewVXLAN(mustVNI(t, 42), ourMAC), vxlan, append(all(FaultNone, FaultIPLength), badChecksum)},
-		{UDP{}, udp, append(all(FaultIPv6, FaultIPLength), FaultNone, FaultShort, badChecksum)},
+		{NewVXLAN(mustVNI(t, 42), ourMAC), vxlan, append(all(FaultNone, FaultIPv6), FaultIPVersion, FaultIPHeader, FaultIPLength, badChecksum)},
+		{UDP{}, udp, []Fault{FaultNone, FaultShort, FaultIPv6, FaultIPVersion, FaultIPHeader, FaultIPLength, badChecksum}},
+		{NewVXLAN6(mustVNI(t, 42), ourMAC), vxlanFaults6(), append(all(FaultNone, FaultNotIP), FaultIPv4, FaultIPVersion, FaultIPLength)},
+		{UDP{Inner: IPv6}, append(udpFaults6, innerFaults6...), []Fault{FaultNone, FaultShort, FaultIPv4, FaultIPVersion, FaultIPLength}},
 	} {
 		reached := map[Fault]bool{}
 		for _, row := range framing.rows {
-			t.Run(framing.f.Name()+"/"+row.name, func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/%v/%s", framing.f.Name(), framing.f.Family(), row.name), func(t *testing.T) {
 				d := unhex(t, row.hex)
 				before := bytes.Clone(d)
 				if got := examine(framing.f, d); got != row.want {
@@ -170,10 +177,16 @@ func TestTruncated(t *testing.T) {
 	sender := NewVXLAN(mustVNI(t, 42), peerMAC)
 	full := append(make([]byte, VXLANHeadroom), inner...)
 	sender.Encode(full, ourMAC)
+	inner6 := tcpPacket6(t, 1000, 2000)
+	full6 := append(make([]byte, VXLANHeadroom), inner6...)
+	sender.Encode(full6, ourMAC)
 	for _, c := range []struct {
 		f Framing
 		d []byte
-	}{{NewVXLAN(mustVNI(t, 42), ourMAC), full}, {UDP{}, inner}} {
+	}{
+		{NewVXLAN(mustVNI(t, 42), ourMAC), full}, {UDP{}, inner},
+		{NewVXLAN6(mustVNI(t, 42), ourMAC), full6}, {UDP{Inner: IPv6}, inner6},
+	} {
 		if got := examine(c.f, c.d); got != FaultNone {
 			t.Fatalf("%s: the whole datagram has fault %d", c.f.Name(), got)
 		}
@@ -269,6 +282,12 @@ func FuzzVXLAN(f *testing.F) {
 			want = FaultIPv6
 		}
 		got, fault := NewVXLAN(vni, dst).Decode(d)
+		if want == FaultIPv6 && len(inner) >= ipv6Len {
+			got6, fault6 := NewVXLAN6(vni, dst).Decode(d)
+			if fault6 != FaultNone || !bytes.Equal(got6, inner) {
+				t.Fatalf("IPv6, Decode of what Encode wrote: %x, fault %d", got6, fault6)
+			}
+		}
 		if fault != want {
 			t.Fatalf("Decode of what Encode wrote: fault %d, want %d", fault, want)
 		}
@@ -276,35 +295,42 @@ func FuzzVXLAN(f *testing.F) {
 			t.Fatalf("Decode of what Encode wrote: %x, want %x", got, inner)
 		}
 
-		p, fault := NewVXLAN(mustVNI(t, 42), ourMAC).Decode(arbitrary)
-		if fault != FaultNone {
-			if p != nil {
-				t.Fatalf("Decode returns %x together with fault %d", p, fault)
+		for _, f := range []*VXLAN{NewVXLAN(mustVNI(t, 42), ourMAC), NewVXLAN6(mustVNI(t, 42), ourMAC)} {
+			p, fault := f.Decode(arbitrary)
+			if fault != FaultNone {
+				if p != nil {
+					t.Fatalf("Decode returns %x together with fault %d", p, fault)
+				}
+				continue
 			}
-			return
-		}
-		if p[0]>>4 == 6 {
-			return // EtherType and version contradict each other: ParseIPv4's to refuse
-		}
-		again := append(make([]byte, VXLANHeadroom), p...)
-		NewVXLAN(mustVNI(t, 42), MAC(arbitrary[14:20])).Encode(again, MAC(arbitrary[8:14]))
-		if !bytes.Equal(again, arbitrary) {
-			t.Fatalf("accepted %x, which Encode writes as %x", arbitrary, again)
+			if (p[0]>>4 == 6) != (f.Family() == IPv6) {
+				continue // EtherType and version contradict each other: ParseIPv4's to refuse, or ParseIPv6's
+			}
+			again := append(make([]byte, VXLANHeadroom), p...)
+			NewVXLAN(mustVNI(t, 42), MAC(arbitrary[14:20])).Encode(again, MAC(arbitrary[8:14]))
+			if !bytes.Equal(again, arbitrary) {
+				t.Fatalf("accepted %x, which Encode writes as %x", arbitrary, again)
+			}
 		}
 	})
 }
 
 func FuzzUDP(f *testing.F) {
-	for _, row := range append(append([]malformed(nil), udpFaults...), innerFaults...) {
+	for _, row := range slices.Concat(udpFaults, innerFaults, udpFaults6, innerFaults6) {
 		f.Add(unhex(f, row.hex))
 	}
 	f.Fuzz(func(t *testing.T, d []byte) {
-		p, fault := UDP{}.Decode(d)
-		if (fault == FaultNone) != (len(d) >= 20 && d[0]>>4 == 4) {
-			t.Fatalf("Decode(%x): fault %d", d, fault)
-		}
-		if fault == FaultNone && !bytes.Equal(p, d) {
-			t.Fatalf("Decode(%x) = %x", d, p)
+		for family, want := range []bool{
+			IPv4: len(d) >= 20 && d[0]>>4 == 4,
+			IPv6: len(d) >= 40 && d[0]>>4 == 6,
+		} {
+			p, fault := UDP{Inner: Family(family)}.Decode(d)
+			if (fault == FaultNone) != want {
+				t.Fatalf("%v: Decode(%x): fault %d", Family(family), d, fault)
+			}
+			if fault == FaultNone && !bytes.Equal(p, d) {
+				t.Fatalf("%v: Decode(%x) = %x", Family(family), d, p)
+			}
 		}
 	})
 }

@@ -238,7 +238,7 @@ func BenchmarkOutboundBatch(b *testing.B) {
 
 func BenchmarkInboundBatch(b *testing.B) {
 	benchmarkBatch(b, func(v *VTEP) error { return v.in[0].batch() }, func(v *VTEP, l *load) (n int) {
-		var h encap.IPv4
+		var h encap.Header
 		for _, d := range l.in {
 			encap.ParseIPv4(d.Buf[v.cfg.Framing.Headroom():], len(d.Buf), &h)
 			n += h.TotalLen * l.got / len(l.in)

@@ -68,7 +68,7 @@ func FuzzInbound(f *testing.F) {
 			}
 		}
 		for _, p := range packets {
-			var h encap.IPv4
+			var h encap.Header
 			if fault := encap.ParseIPv4(p, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(p, &h) {
 				t.Fatalf("delivered %x with fault %d", p, fault)
 			}

@@ -58,7 +58,7 @@ func FuzzOutbound(f *testing.F) {
 				checkSent(t, w.runs, d, p)
 			}
 			for _, r := range replies {
-				var h encap.IPv4
+				var h encap.Header
 				if fault := encap.ParseIPv4(r, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(r, &h) || h.Src != nodeA.subnet.Masked().Addr() {
 					t.Fatalf("answered %x", r)
 				}
@@ -81,7 +81,7 @@ func checkSent(t *testing.T, x *bench, d outer, p []byte) {
 		t.Fatalf("framing fault %d", fault)
 	}
 	got := d.buf[x.cfg.Framing.Headroom():]
-	var h encap.IPv4
+	var h encap.Header
 	if fault := encap.ParseIPv4(got, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(got, &h) {
 		t.Fatalf("sent %x with fault %d", got, fault)
 	}

@@ -57,7 +57,7 @@ func (s *icmpSender) init(source netip.Addr, now func() time.Time) {
 // error, a fragment other than the first, a packet to many or from nobody in particular (RFC 1812,
 // section 4.3.2.7), or over the rate limit. mtu goes into a "fragmentation needed" (RFC 1191,
 // section 4). The result has icmpHeadroom in front and is good until the next call.
-func (s *icmpSender) build(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) []byte {
+func (s *icmpSender) build(p []byte, h *encap.Header, code icmpCode, mtu uint16) []byte {
 	if !answerable(p, h) || !s.limiter.AllowN(s.now(), 1) {
 		return nil
 	}
@@ -87,7 +87,7 @@ func (s *icmpSender) build(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) [
 	return s.buf[:icmpHeadroom+total]
 }
 
-func answerable(p []byte, h *encap.IPv4) bool {
+func answerable(p []byte, h *encap.Header) bool {
 	if h.Later {
 		return false
 	}

@@ -153,7 +153,7 @@ func TestICMPSilenceIsFree(t *testing.T) {
 	var s icmpSender
 	s.init(nodeA.subnet.Addr(), func() time.Time { return time.Unix(1, 0) })
 	silent := udpPacket(t, "0.0.0.0", "10.9.0.1", "x")
-	var h encap.IPv4
+	var h encap.Header
 	encap.ParseIPv4(silent, 0, &h)
 	for range 100 {
 		if s.build(silent, &h, icmpNetUnreachable, 0) != nil {

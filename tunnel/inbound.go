@@ -161,7 +161,7 @@ func (in *inbound) accept(b []byte, d *Datagram, udpSize int) (Reason, bool) {
 	if fault != encap.FaultNone {
 		return inboundFault[fault], false
 	}
-	var h encap.IPv4
+	var h encap.Header
 	if fault := encap.ParseIPv4(p, cfg.Framing.MinPayload(), &h); fault != encap.FaultNone {
 		return inboundFault[fault], false
 	}

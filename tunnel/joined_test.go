@@ -182,7 +182,7 @@ func TestECNOfJoined(t *testing.T) {
 		for i := range 6 {
 			p := udpPacket(t, "10.2.0.5", "10.1.0.5", "payload", setECN([]uint8{encap.ECT0, encap.ECT0, encap.ECT1, encap.CE, encap.NotECT, encap.ECT0}[i]))
 			packets = append(packets, p)
-			var h encap.IPv4
+			var h encap.Header
 			encap.ParseIPv4(p, 0, &h)
 			if p = bytes.Clone(p); encap.MergeECN(p, &h, outer) {
 				want = append(want, p)

@@ -34,7 +34,7 @@ func lettered(t testing.TB, dst string, port uint8, size int, edit ...func(*laye
 // outerPort is the source port that a packet's flow leaves through.
 func outerPort(t testing.TB, p []byte) uint8 {
 	t.Helper()
-	var h encap.IPv4
+	var h encap.Header
 	if fault := encap.ParseIPv4(p, 0, &h); fault != encap.FaultNone {
 		t.Fatalf("fault %d", fault)
 	}

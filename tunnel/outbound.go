@@ -65,7 +65,7 @@ func (o *outbound) batch() error {
 	table := o.v.table.Load()
 	for i := range n {
 		p := &o.packets[i]
-		var h encap.IPv4
+		var h encap.Header
 		peer := o.route(table, p, head, &h)
 		if peer == nil {
 			continue
@@ -78,7 +78,7 @@ func (o *outbound) batch() error {
 }
 
 // route finds the peer that an inner packet goes to, or drops the packet and returns nil.
-func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.IPv4) *fib.Peer {
+func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header) *fib.Peer {
 	ip := p.Buf[head:]
 	switch encap.ParseIPv4(ip, 0, h) {
 	case encap.FaultNone:
@@ -124,7 +124,7 @@ func (o *outbound) unroutable(dst netip.Addr) (Reason, icmpCode) {
 }
 
 // reply sends an ICMP error about p back into the TUN device, when one may be sent (see icmp.go).
-func (o *outbound) reply(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) {
+func (o *outbound) reply(p []byte, h *encap.Header, code icmpCode, mtu uint16) {
 	if msg := o.icmp.build(p, h, code, mtu); msg != nil {
 		if o.dev.Reply(msg, icmpHeadroom) != nil {
 			o.drops.count(DropTUNWrite)
@@ -134,7 +134,7 @@ func (o *outbound) reply(p []byte, h *encap.IPv4, code icmpCode, mtu uint16) {
 
 // frame makes a datagram of a packet, or one of each segment of a superpacket that route has prepared. The
 // error is Send's.
-func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.IPv4) error {
+func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.Header) error {
 	to := destination{
 		peer: peer,
 		addr: netip.AddrPortFrom(peer.PublicIP, o.v.cfg.Port),
