@@ -94,18 +94,20 @@ type load struct {
 // smallLoad is full batches of packets of size bytes, of 64 flows; bad of each are dropped.
 func smallLoad(t testing.TB, x *bench, size, bad int) load {
 	t.Helper()
+	_, b, _, _ := x.nodes()
 	l := load{name: fmt.Sprintf("%d bytes, %d bad", size, bad), sent: BatchSize - bad, got: BatchSize - bad, answer: bad}
 	for i := range BatchSize {
 		remote := fmt.Sprintf("10.2.0.%d", i)
 		if i < bad {
 			remote = fmt.Sprintf("10.9.0.%d", i)
 		}
-		in := sized(t, remote, "10.1.0.5", size)
+		local, remote := x.addr("10.1.0.5"), x.addr(remote)
+		in := sized(t, remote, local, size)
 		if i%2 == 0 {
 			in = unfinished(in).p
 		}
-		l.out = append(l.out, inner{p: sized(t, "10.1.0.5", remote, size)})
-		l.in = append(l.in, x.from(t, nodeB, in))
+		l.out = append(l.out, inner{p: sized(t, local, remote, size)})
+		l.in = append(l.in, x.from(t, b, in))
 	}
 	return l
 }
@@ -113,7 +115,12 @@ func smallLoad(t testing.TB, x *bench, size, bad int) load {
 // streamLoad is superpackets outbound, and joined datagrams inbound, of one flow.
 func streamLoad(t testing.TB, x *bench, udp bool) load {
 	t.Helper()
-	const size, n = 1398, 44 // as many as one buffer holds
+	size, n := 1398, 44 // as many as one buffer holds
+	if x.node.six() {
+		size = 1378
+	}
+	_, b, _, _ := x.nodes()
+	local, remote := x.addr("10.1.0.5"), x.addr("10.2.0.5")
 	packet := func(src, dst string, i, segments int) []byte {
 		if udp {
 			return udpPacket(t, src, dst, string(numbered(segments*size)), func(ip *layers.IPv4) { ip.Flags = layers.IPv4DontFragment })
@@ -122,12 +129,12 @@ func streamLoad(t testing.TB, x *bench, udp bool) load {
 	}
 	l := load{name: fmt.Sprintf("superpackets, UDP %v", udp), sent: slabPackets * n, got: fewDatagrams * n}
 	for i := range slabPackets {
-		l.out = append(l.out, superpacket(packet("10.1.0.5", "10.2.0.5", i*n, n), size))
+		l.out = append(l.out, superpacket(packet(local, remote, i*n, n), size))
 	}
 	for i := range fewDatagrams {
 		var ds []Datagram
 		for k := range n {
-			ds = append(ds, x.from(t, nodeB, packet("10.2.0.5", "10.1.0.5", i*n+k, 1)))
+			ds = append(ds, x.from(t, b, packet(remote, local, i*n+k, 1)))
 		}
 		l.in = append(l.in, joined(ds...))
 	}
@@ -160,11 +167,11 @@ func mixedLoad(t testing.TB, x *bench) load {
 	return l
 }
 
-func steady(t testing.TB, framing string, l load) (*VTEP, *steadyDevice, *steadyUnderlay) {
+func steady(t testing.TB, n node, framing string, l load) (*VTEP, *steadyDevice, *steadyUnderlay) {
 	t.Helper()
 	dev, und := &steadyDevice{packets: l.out}, &steadyUnderlay{datagrams: l.in}
-	v := newVTEP(t, nodeA, framing, dev, und)
-	v.SetTable(fib.New([]*fib.Peer{nodeB.peer(), nodeC.peer()}))
+	v := newVTEP(t, n, framing, dev, und)
+	v.SetTable(fib.New([]*fib.Peer{nodeB.peer(), nodeC.peer(), nodeB6.peer(), nodeC6.peer()}))
 	return v, dev, und
 }
 
@@ -173,33 +180,45 @@ func TestNoAllocation(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	for _, framing := range framingNames {
-		x := newBench(t, framing)
+		x, x6 := newBench(t, framing), newBench6(t, framing)
 		for _, l := range []load{
 			smallLoad(t, x, 1400, 0), smallLoad(t, x, 1400, 16), smallLoad(t, x, 92, 0), // drops and ICMP errors cost no memory either
 			streamLoad(t, x, false), streamLoad(t, x, true), mixedLoad(t, x),
 		} {
-			v, dev, und := steady(t, framing, l)
-			for range 3 { // until as many datagrams are received at once as always will be
-				must(t, v.in[0].batch())
-			}
-			dev.written = 0
-			const runs = 50
-			if n := testing.AllocsPerRun(runs, func() { must(t, v.out[0].batch()) }); n != 0 {
-				t.Errorf("%s, %s: %v allocations a batch outbound", framing, l.name, n)
-			}
-			if want := (runs + 1) * l.sent; und.sent != want {
-				t.Errorf("%s, %s: %d datagrams sent, want %d", framing, l.name, und.sent, want)
-			}
-			if n := testing.AllocsPerRun(runs, func() { must(t, v.in[0].batch()) }); n != 0 {
-				t.Errorf("%s, %s: %v allocations a batch inbound", framing, l.name, n)
-			}
-			if want := (runs + 1) * l.got; dev.written != want {
-				t.Errorf("%s, %s: %d packets delivered, want %d", framing, l.name, dev.written, want)
-			}
-			if l.answer > 0 && dev.replies < icmpBurst {
-				t.Errorf("%s, %s: %d ICMP errors, want %d at least", framing, l.name, dev.replies, icmpBurst)
-			}
+			checkNoAllocation(t, nodeA, framing, l)
 		}
+		for _, l := range []load{
+			smallLoad(t, x6, 1400, 0), smallLoad(t, x6, 1400, 16), smallLoad(t, x6, 92, 0),
+			streamLoad(t, x6, false), streamLoad(t, x6, true),
+		} {
+			l.name = "IPv6, " + l.name
+			checkNoAllocation(t, nodeA6, framing, l)
+		}
+	}
+}
+
+func checkNoAllocation(t *testing.T, node node, framing string, l load) {
+	t.Helper()
+	v, dev, und := steady(t, node, framing, l)
+	for range 3 { // until as many datagrams are received at once as always will be
+		must(t, v.in[0].batch())
+	}
+	dev.written = 0
+	const runs = 50
+	if n := testing.AllocsPerRun(runs, func() { must(t, v.out[0].batch()) }); n != 0 {
+		t.Errorf("%s, %s: %v allocations a batch outbound", framing, l.name, n)
+	}
+	if want := (runs + 1) * l.sent; und.sent != want {
+		t.Errorf("%s, %s: %d datagrams sent, want %d", framing, l.name, und.sent, want)
+	}
+	if n := testing.AllocsPerRun(runs, func() { must(t, v.in[0].batch()) }); n != 0 {
+		t.Errorf("%s, %s: %v allocations a batch inbound", framing, l.name, n)
+	}
+	if want := (runs + 1) * l.got; dev.written != want {
+		t.Errorf("%s, %s: %d packets delivered, want %d", framing, l.name, dev.written, want)
+	}
+	if l.answer > 0 && dev.replies < icmpBurst {
+		t.Errorf("%s, %s: %d ICMP errors, want %d at least", framing, l.name, dev.replies, icmpBurst)
 	}
 }
 
@@ -213,16 +232,21 @@ func must(t testing.TB, err error) {
 // inbound. MB/s is inner packets.
 func benchmarkBatch(b *testing.B, batch func(v *VTEP) error, bytes func(v *VTEP, l *load) int) {
 	for _, framing := range framingNames {
-		x := newBench(b, framing)
-		for _, l := range []load{smallLoad(b, x, 92, 0), smallLoad(b, x, 1448, 0), streamLoad(b, x, false), streamLoad(b, x, true)} {
-			b.Run(framing+"/"+l.name, func(b *testing.B) {
-				v, _, _ := steady(b, framing, l)
-				b.ReportAllocs()
-				b.SetBytes(int64(bytes(v, &l)))
-				for b.Loop() {
-					must(b, batch(v))
-				}
-			})
+		for _, n := range []node{nodeA, nodeA6} {
+			x, suffix := newBenchOf(b, n, framing, 1), ""
+			if n.six() {
+				suffix = "/ipv6"
+			}
+			for _, l := range []load{smallLoad(b, x, 92, 0), smallLoad(b, x, 1448, 0), streamLoad(b, x, false), streamLoad(b, x, true)} {
+				b.Run(framing+"/"+l.name+suffix, func(b *testing.B) {
+					v, _, _ := steady(b, n, framing, l)
+					b.ReportAllocs()
+					b.SetBytes(int64(bytes(v, &l)))
+					for b.Loop() {
+						must(b, batch(v))
+					}
+				})
+			}
 		}
 	}
 }
@@ -240,7 +264,11 @@ func BenchmarkInboundBatch(b *testing.B) {
 	benchmarkBatch(b, func(v *VTEP) error { return v.in[0].batch() }, func(v *VTEP, l *load) (n int) {
 		var h encap.Header
 		for _, d := range l.in {
-			encap.ParseIPv4(d.Buf[v.cfg.Framing.Headroom():], len(d.Buf), &h)
+			if p := d.Buf[v.cfg.Framing.Headroom():]; v.six {
+				encap.ParseIPv6(p, len(d.Buf), &h)
+			} else {
+				encap.ParseIPv4(p, len(d.Buf), &h)
+			}
 			n += h.TotalLen * l.got / len(l.in)
 		}
 		return n

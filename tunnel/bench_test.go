@@ -25,6 +25,15 @@ var (
 	stranger = netip.MustParseAddr("198.51.100.1")
 )
 
+// The same three over IPv6. fd00:9::/64 is leased by nobody.
+var (
+	nodeA6 = node{netip.MustParsePrefix("fd00:1::/64"), netip.MustParseAddr("2001:db8::1"), encap.MAC{2, 0, 0, 0, 6, 0xa}}
+	nodeB6 = node{netip.MustParsePrefix("fd00:2::/64"), netip.MustParseAddr("2001:db8::2"), encap.MAC{2, 0, 0, 0, 6, 0xb}}
+	nodeC6 = node{netip.MustParsePrefix("fd00:3::/64"), netip.MustParseAddr("2001:db8::3"), encap.MAC{2, 0, 0, 0, 6, 0xc}}
+
+	stranger6 = netip.MustParseAddr("2001:db8:bad::1")
+)
+
 const (
 	port    = 8472
 	testMTU = 1450
@@ -33,17 +42,25 @@ const (
 
 var framingNames = []string{"vxlan", "udp"}
 
+func (n node) six() bool { return n.subnet.Addr().Is6() }
+
 func (n node) peer() *fib.Peer { return &fib.Peer{Subnet: n.subnet, PublicIP: n.public, MAC: n.mac} }
 
 // framing is the node's, by its name.
 func framing(t testing.TB, n node, name string) encap.Framing {
 	t.Helper()
 	if name == (encap.UDP{}).Name() {
+		if n.six() {
+			return encap.UDP{Inner: encap.IPv6}
+		}
 		return encap.UDP{}
 	}
 	vni, err := encap.NewVNI(42)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n.six() {
+		return encap.NewVXLAN6(vni, n.mac)
 	}
 	return encap.NewVXLAN(vni, n.mac)
 }
@@ -58,6 +75,33 @@ type bench struct {
 	dev      *fakeDeviceQueue // the first of device
 	und      *fakeUnderlayQueue
 	a, b, c  *fib.Peer
+}
+
+// nodes are the three of x's family, and the stranger.
+func (x *bench) nodes() (a, b, c node, strange netip.Addr) {
+	if x.node.six() {
+		return nodeA6, nodeB6, nodeC6, stranger6
+	}
+	return nodeA, nodeB, nodeC, stranger
+}
+
+// addr is an address of the IPv4 overlay, or with x of IPv6 the one that has its place there: 10.2.0.5 is fd00:2::5.
+func (x *bench) addr(four string) string {
+	a := netip.MustParseAddr(four)
+	if !x.node.six() || a.Is6() {
+		return four
+	}
+	b := a.As4()
+	if b[0] != 10 {
+		panic("not of the tests' overlay: " + four)
+	}
+	return netip.AddrFrom16([16]byte{0xfd, 3: b[1], 14: b[2], 15: b[3]}).String()
+}
+
+// newBench6 is newBench over IPv6.
+func newBench6(t testing.TB, framingName string, edit ...func(*Config)) *bench {
+	t.Helper()
+	return newBenchOf(t, nodeA6, framingName, 1, edit...)
 }
 
 // newBench is a bench of node A with one queue.
@@ -75,10 +119,15 @@ func newBenchOf(t testing.TB, n node, framingName string, queues int, edit ...fu
 	return x
 }
 
-// renewPeers gives x peers whose counters are 0.
+// renewPeers gives x peers whose counters are 0, of its family. Those of the other are in the table, too, but for
+// nodeA's, whose subnet x may have to have for itself.
 func (x *bench) renewPeers() {
 	x.a, x.b, x.c = nodeA.peer(), nodeB.peer(), nodeC.peer()
-	var others []*fib.Peer
+	others := []*fib.Peer{nodeB6.peer(), nodeC6.peer()}
+	if x.node.six() {
+		x.a, x.b, x.c = nodeA6.peer(), nodeB6.peer(), nodeC6.peer()
+		others = []*fib.Peer{nodeB.peer(), nodeC.peer()}
+	}
 	for _, p := range []*fib.Peer{x.a, x.b, x.c} {
 		if p.PublicIP != x.node.public {
 			others = append(others, p)

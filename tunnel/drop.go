@@ -17,7 +17,9 @@ const (
 	DropOwnSubnet                    // the destination is in our own subnet, but no pod route took it
 	DropTooBig                       // longer than the inner MTU
 	DropMalformed                    // the local kernel handed over something that is not an IP packet
-	DropIPv6                         // inner IPv6; this overlay carries IPv4
+	DropIPv6                         // inner IPv6, on an overlay that carries IPv4
+	DropIPv4                         // inner IPv4, on an overlay that carries IPv6
+	DropLinkLocal                    // IPv6 that never leaves a link; the kernel's own, mostly
 	DropSendFailed                   // the kernel refused the outer datagram
 	DropSendBufferFull               // the outer interface's queue was full (ENOBUFS)
 
@@ -34,10 +36,11 @@ const (
 	DropVLAN             // inner frame with a VLAN tag
 	DropARP              // inner frame is ARP
 	DropNotIP            // inner frame of another EtherType
-	DropInnerIPv6        // inner IPv6 from the underlay
+	DropInnerIPv6        // inner IPv6 from the underlay, on an overlay that carries IPv4
+	DropInnerIPv4        // inner IPv4 from the underlay, on an overlay that carries IPv6
 	DropInnerVersion     // inner IP version neither 4 nor 6
 	DropInnerHeader      // inner IHL impossible
-	DropInnerLength      // inner total length and datagram length differ
+	DropInnerLength      // the length that the inner header states and the datagram's differ
 	DropInnerChecksum    // inner IPv4 header checksum wrong
 	DropInnerSource      // inner source is not in the sending peer's subnet
 	DropInnerDestination // inner destination is not in our subnet
@@ -53,9 +56,11 @@ var reasons = [numReasons]struct{ name, explain string }{
 	DropTUNOverflow:    {"tun-overflow", "the TUN device's queue was full: senders were faster than the daemon, as in any router"},
 	DropNoRoute:        {"no-route", "no lease holds the destination; the sender got ICMP net unreachable"},
 	DropOwnSubnet:      {"own-subnet", "destination in this node's subnet, but no pod route took it: is the pod bridge up?"},
-	DropTooBig:         {"too-big", "longer than the overlay MTU; the sender got ICMP fragmentation needed"},
-	DropMalformed:      {"malformed", "the local kernel handed over something that is not an IPv4 packet"},
+	DropTooBig:         {"too-big", "longer than the overlay MTU; the sender got ICMP fragmentation needed (IPv6: packet too big)"},
+	DropMalformed:      {"malformed", "the local kernel handed over something that is not an IP packet"},
 	DropIPv6:           {"ipv6", "a local IPv6 packet; this overlay carries IPv4"},
+	DropIPv4:           {"ipv4", "a local IPv4 packet; this overlay carries IPv6"},
+	DropLinkLocal:      {"link-local", "IPv6 for the link alone, as this kernel sends by itself (router solicitation, multicast listener report): nothing is lost"},
 	DropSendFailed:     {"send-failed", "the kernel refused the outer datagram: no underlay route, or a firewall rule (see the log)"},
 	DropSendBufferFull: {"send-buffer-full", "the underlay interface's queue was full"},
 
@@ -71,9 +76,10 @@ var reasons = [numReasons]struct{ name, explain string }{
 	DropARP:              {"arp", "inner frame is ARP; flannel's schema needs none"},
 	DropNotIP:            {"not-ip", "inner frame is neither IPv4, IPv6, ARP nor VLAN"},
 	DropInnerIPv6:        {"inner-ipv6", "inner packet is IPv6; this overlay carries IPv4"},
+	DropInnerIPv4:        {"inner-ipv4", "inner packet is IPv4; this overlay carries IPv6"},
 	DropInnerVersion:     {"inner-version", "inner packet has no valid IP version"},
 	DropInnerHeader:      {"inner-header", "inner IPv4 header length is impossible"},
-	DropInnerLength:      {"inner-length", "inner IPv4 total length does not match the datagram"},
+	DropInnerLength:      {"inner-length", "the length in the inner IP header does not match the datagram"},
 	DropInnerChecksum:    {"inner-checksum", "inner IPv4 header checksum is wrong"},
 	DropInnerSource:      {"inner-source", "inner source is not in the subnet that the sending peer leases"},
 	DropInnerDestination: {"inner-destination", "inner destination is not in this node's subnet"},
@@ -118,6 +124,7 @@ var inboundFault = [...]Reason{
 	encap.FaultARP:       DropARP,
 	encap.FaultNotIP:     DropNotIP,
 	encap.FaultIPv6:      DropInnerIPv6,
+	encap.FaultIPv4:      DropInnerIPv4,
 	encap.FaultIPVersion: DropInnerVersion,
 	encap.FaultIPHeader:  DropInnerHeader,
 	encap.FaultIPLength:  DropInnerLength,

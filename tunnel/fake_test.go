@@ -204,7 +204,7 @@ func checkRun(c *contract, r *gso.Run, whole []byte, packets int) {
 	if r.Len != len(whole) || len(whole) > maxPacket {
 		c.breach("a run of Len %d has %d bytes", r.Len, len(whole))
 	}
-	if len(whole) < 20 || int(binary.BigEndian.Uint16(whole[2:])) != len(whole) || slowSum(whole[:headerLen(whole)], 0) != 0xffff {
+	if !soundHeader(whole) {
 		c.breach("a run's IP header is not sound: %x", whole[:min(20, len(whole))])
 		return
 	}

@@ -10,7 +10,7 @@ import (
 	"muslin/tunnel/gso"
 )
 
-// FuzzInbound: no datagram panics, joined or not, and what is delivered are sound IPv4 packets to our subnet.
+// FuzzInbound: no datagram panics, joined or not, and what is delivered are sound packets to our subnet, of its family.
 // Each datagram is delivered or counted as dropped, and the receiver sees the same whether packets are joined
 // for it or not.
 func FuzzInbound(f *testing.F) {
@@ -33,52 +33,83 @@ func FuzzInbound(f *testing.F) {
 	}
 	f.Add(tcp, uint16(140), uint8(encap.ECT0), false)
 
+	x6 := newBench6(f, "vxlan")
+	good = x6.from(f, nodeB6, udpPacket(f, "fd00:2::5", "fd00:1::5", "payload")).Buf
+	f.Add(good, uint16(0), uint8(0), true)
+	f.Add(good[22:], uint16(0), uint8(encap.CE), false)
+	f.Add(good[:61], uint16(0), uint8(0), true)
+	f.Add(append(bytes.Repeat(good, 3), good[:62]...), uint16(len(good)), uint8(encap.ECT0), true)
+	f.Add(unfinished(tcpPacket(f, "fd00:2::5", "fd00:1::5", 1, numbered(1600))).p, uint16(1390), uint8(0), false)
+
 	type twins struct{ joins, single *bench }
-	make := func(name string) twins {
-		w := twins{newBench(f, name), newBench(f, name)}
-		nothingJoined.apply(w.single)
-		return w
+	both := map[bool][]twins{}
+	for _, vxlan := range []bool{true, false} {
+		for _, n := range []node{nodeA, nodeA6} {
+			name := framingNames[1]
+			if vxlan {
+				name = framingNames[0]
+			}
+			w := twins{newBenchOf(f, n, name, 1), newBenchOf(f, n, name, 1)}
+			nothingJoined.apply(w.single)
+			both[vxlan] = append(both[vxlan], w)
+		}
 	}
-	both := map[bool]twins{true: make("vxlan"), false: make("udp")}
 	f.Fuzz(func(t *testing.T, payload []byte, size uint16, ecn uint8, vxlan bool) {
 		if len(payload) > MaxPayload {
 			return
 		}
-		w := both[vxlan]
-		payload = mendAll(payload, int(size), w.single.cfg.Framing.Headroom())
-		d := Datagram{Buf: payload, Size: int(size), Addr: netip.AddrPortFrom(nodeB.public, 1), ECN: ecn & 3}
-
-		dropped, counted := total(w.single.Drops()), w.single.b.Counters.RxPackets.Load()
-		packets := w.single.receive(t, d)
-		runs := w.single.dev.takeRuns() // one for each datagram
-		dropped, counted = total(w.single.Drops())-dropped, w.single.b.Counters.RxPackets.Load()-counted
-		if counted != uint64(len(packets)) {
-			t.Fatalf("%d packets counted and %d delivered", counted, len(packets))
+		for _, w := range both[vxlan] {
+			checkDelivery(t, w.joins, w.single, mendAll(payload, int(size), w.single.cfg.Framing.Headroom()), size, ecn&3)
 		}
-		datagrams := 1
-		if size > 0 && int(size) < len(payload) && !w.single.in[0].whole(payload) {
-			datagrams = (len(payload) + int(size) - 1) / int(size)
-		}
-		if len(runs)+int(dropped) != datagrams {
-			t.Fatalf("%d datagrams delivered and %d dropped, of %d", len(runs), dropped, datagrams)
-		}
-		for _, r := range runs {
-			if r.Info.Kind == gso.None && r.Segments != 1 {
-				t.Fatalf("a run of %d packets with all joining off", r.Segments)
-			}
-		}
-		for _, p := range packets {
-			var h encap.Header
-			if fault := encap.ParseIPv4(p, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(p, &h) {
-				t.Fatalf("delivered %x with fault %d", p, fault)
-			}
-			if !nodeA.subnet.Contains(h.Dst) || !nodeB.subnet.Contains(h.Src) {
-				t.Fatalf("delivered a packet from %v to %v", h.Src, h.Dst)
-			}
-		}
-		checkFlows(t, w.joins.receive(t, d), packets)
-		w.joins.dev.takeRuns()
 	})
+}
+
+func checkDelivery(t *testing.T, joins, single *bench, payload []byte, size uint16, ecn uint8) {
+	t.Helper()
+	a, b, _, _ := single.nodes()
+	from := netip.AddrPortFrom(b.public, 1)
+	d := Datagram{Buf: payload, Size: int(size), Addr: from, ECN: ecn}
+	again := Datagram{Buf: bytes.Clone(payload), Size: int(size), Addr: from, ECN: ecn}
+
+	dropped, counted := total(single.Drops()), single.b.Counters.RxPackets.Load()
+	packets := single.receive(t, d)
+	runs := single.dev.takeRuns() // one for each datagram
+	dropped, counted = total(single.Drops())-dropped, single.b.Counters.RxPackets.Load()-counted
+	if counted != uint64(len(packets)) {
+		t.Fatalf("%d packets counted and %d delivered", counted, len(packets))
+	}
+	datagrams := 1
+	if size > 0 && int(size) < len(payload) && !single.in[0].whole(payload) {
+		datagrams = (len(payload) + int(size) - 1) / int(size)
+	}
+	if len(runs)+int(dropped) != datagrams {
+		t.Fatalf("%d datagrams delivered and %d dropped, of %d", len(runs), dropped, datagrams)
+	}
+	for _, r := range runs {
+		if r.Info.Kind == gso.None && r.Segments != 1 {
+			t.Fatalf("a run of %d packets with all joining off", r.Segments)
+		}
+	}
+	for _, p := range packets {
+		if h := single.parse(t, p); !a.subnet.Contains(h.Dst) || !b.subnet.Contains(h.Src) {
+			t.Fatalf("delivered a packet from %v to %v", h.Src, h.Dst)
+		}
+	}
+	checkFlows(t, joins.receive(t, again), packets)
+	joins.dev.takeRuns()
+}
+
+// parse reads the header of a packet that must be sound, and of x's family.
+func (x *bench) parse(t *testing.T, p []byte) (h encap.Header) {
+	t.Helper()
+	if x.six {
+		if fault := encap.ParseIPv6(p, 0, &h); fault != encap.FaultNone {
+			t.Fatalf("fault %d in %x", fault, p)
+		}
+	} else if fault := encap.ParseIPv4(p, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(p, &h) {
+		t.Fatalf("fault %d in %x", fault, p)
+	}
+	return h
 }
 
 // mendAll puts right header checksums into the inner packets: a fuzzer does not find them, and more than that
@@ -93,7 +124,7 @@ func mendAll(payload []byte, size, head int) []byte {
 			break
 		}
 		p := rest[head:]
-		if n := headerLen(p); n >= 20 && n <= len(p) {
+		if n := headerLen(p); n >= 20 && n <= len(p) && !isSix(p) {
 			p[10], p[11] = 0, 0
 			binary.BigEndian.PutUint16(p[10:], ^slowSum(p[:n], 0))
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/gopacket"
+
 	"muslin/encap"
 	"muslin/tunnel/gso"
 )
@@ -22,20 +24,25 @@ func FuzzOutbound(f *testing.F) {
 		add(superpacket(tcpPacket(f, "10.1.0.5", dst, 7, numbered(5000), setDF), 1000))
 		add(superpacket(udpPacket(f, "10.1.0.5", dst, string(numbered(3000))), 700))
 	}
+	for _, dst := range []string{"fd00:2::5", "fd00:1::5", "fd00:9::5", "ff02::2"} {
+		add(inner{p: udpPacket(f, "fd00:1::5", dst, "payload")})
+		add(unfinished(tcpPacket(f, "fd00:1::5", dst, 7, numbered(500))))
+		add(superpacket(tcpPacket(f, "fd00:1::5", dst, 7, numbered(5000)), 1000))
+		add(superpacket(udpPacket(f, "fd00:1::5", dst, string(numbered(3000))), 700))
+	}
+	add(inner{p: onIP(f, ipLayer("fd00:1::5", "fd00:9::5", 0), gopacket.Payload{58, 0, 1, 4, 0, 0, 0, 0, 1, 0, 0, 0})})
 	add(inner{p: ipv6Packet(f)})
 	add(inner{p: sized(f, "10.1.0.5", "10.2.0.5", testMTU+1)})
 	add(inner{p: []byte{0x45}})
 
 	type twins struct{ runs, single *bench }
-	both := map[bool]twins{}
-	for _, vxlan := range []bool{true, false} {
-		name := framingNames[0]
-		if !vxlan {
-			name = framingNames[1]
+	var all []twins
+	for _, name := range framingNames {
+		for _, n := range []node{nodeA, nodeA6} {
+			w := twins{newBenchOf(f, n, name, 1), newBenchOf(f, n, name, 1)}
+			w.single.limitSegments(1)
+			all = append(all, w)
 		}
-		w := twins{newBench(f, name), newBench(f, name)}
-		w.single.limitSegments(1)
-		both[vxlan] = w
 	}
 	f.Fuzz(func(t *testing.T, p []byte, kind uint8, size, start, offset uint16, needsCsum bool) {
 		if len(p) == 0 || len(p) > maxPacket {
@@ -43,7 +50,7 @@ func FuzzOutbound(f *testing.F) {
 		}
 		p = mendAll(p, 0, 0)
 		in := inner{p, gso.Info{Kind: gso.Kind(kind), Size: size, CsumStart: start, CsumOffset: offset, NeedsCsum: needsCsum}}
-		for _, w := range both {
+		for _, w := range all {
 			dropped := total(w.runs.Drops())
 			sent := w.runs.send(t, inner{bytes.Clone(p), in.info})
 			dropped = total(w.runs.Drops()) - dropped
@@ -58,8 +65,7 @@ func FuzzOutbound(f *testing.F) {
 				checkSent(t, w.runs, d, p)
 			}
 			for _, r := range replies {
-				var h encap.Header
-				if fault := encap.ParseIPv4(r, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(r, &h) || h.Src != nodeA.subnet.Masked().Addr() {
+				if h := w.runs.parse(t, r); h.Src != w.runs.node.subnet.Masked().Addr() {
 					t.Fatalf("answered %x", r)
 				}
 			}
@@ -81,11 +87,14 @@ func checkSent(t *testing.T, x *bench, d outer, p []byte) {
 		t.Fatalf("framing fault %d", fault)
 	}
 	got := d.buf[x.cfg.Framing.Headroom():]
-	var h encap.Header
-	if fault := encap.ParseIPv4(got, 0, &h); fault != encap.FaultNone || !encap.VerifyHeader(got, &h) {
-		t.Fatalf("sent %x with fault %d", got, fault)
+	h := x.parse(t, got)
+	addresses := func(p []byte) []byte {
+		if x.six {
+			return p[8:40]
+		}
+		return p[12:20]
 	}
-	if len(got) > testMTU || !bytes.Equal(got[12:20], p[12:20]) {
+	if len(got) > testMTU || !bytes.Equal(addresses(got), addresses(p)) {
 		t.Fatalf("sent %d bytes from %v to %v", len(got), h.Src, h.Dst)
 	}
 	if peer := x.Table().Lookup(h.Dst); peer == nil || peer.PublicIP != d.addr.Addr() || d.addr.Port() != port {

@@ -10,9 +10,11 @@ import (
 	"muslin/encap"
 )
 
-// ICMP errors (RFC 792, RFC 1191), for what a router has to answer: no route, too big.
+// ICMP errors (RFC 792, RFC 1191), for what a router has to answer: no route, too big. Those of ICMPv6 are in
+// icmp6.go.
 
-// icmpCode is the code of a "destination unreachable" message, ICMP type 3.
+// icmpCode is the code of a "destination unreachable" message, ICMP type 3. It also stands for the ICMPv6 message
+// that means the same.
 type icmpCode uint8
 
 const (
@@ -50,17 +52,28 @@ func (s *icmpSender) init(source netip.Addr, now func() time.Time) {
 	s.source = source
 	s.now = now
 	s.limiter = rate.NewLimiter(icmpRate, icmpBurst)
-	s.buf = make([]byte, icmpHeadroom+576)
+	length := 576
+	if source.Is6() {
+		length = icmp6Max
+	}
+	s.buf = make([]byte, icmpHeadroom+length)
 }
 
-// build makes the message about packet p, or returns nil where none may be sent: about another ICMP
-// error, a fragment other than the first, a packet to many or from nobody in particular (RFC 1812,
-// section 4.3.2.7), or over the rate limit. mtu goes into a "fragmentation needed" (RFC 1191,
-// section 4). The result has icmpHeadroom in front and is good until the next call.
+// build makes the message about packet p, or returns nil where none may be sent, or over the rate limit. mtu goes
+// into the one that says "too big". The result has icmpHeadroom in front and is good until the next call.
 func (s *icmpSender) build(p []byte, h *encap.Header, code icmpCode, mtu uint16) []byte {
-	if !answerable(p, h) || !s.limiter.AllowN(s.now(), 1) {
+	six := s.source.Is6()
+	if six && !answerable6(p, h) || !six && !answerable(p, h) || !s.limiter.AllowN(s.now(), 1) {
 		return nil
 	}
+	if six {
+		return s.build6(p, h, code, mtu)
+	}
+	return s.build4(p, h, code, mtu)
+}
+
+// build4 makes an ICMP message. mtu is for a "fragmentation needed" (RFC 1191, section 4).
+func (s *icmpSender) build4(p []byte, h *encap.Header, code icmpCode, mtu uint16) []byte {
 	quote := p[:min(len(p), icmpQuote)]
 	total := 20 + icmpHeaderLen + len(quote)
 	m := s.buf[icmpHeadroom : icmpHeadroom+total]
@@ -87,6 +100,8 @@ func (s *icmpSender) build(p []byte, h *encap.Header, code icmpCode, mtu uint16)
 	return s.buf[:icmpHeadroom+total]
 }
 
+// answerable leaves out another ICMP error, a fragment other than the first, a packet to many or from nobody in
+// particular (RFC 1812, section 4.3.2.7).
 func answerable(p []byte, h *encap.Header) bool {
 	if h.Later {
 		return false

@@ -162,11 +162,17 @@ func (in *inbound) accept(b []byte, d *Datagram, udpSize int) (Reason, bool) {
 		return inboundFault[fault], false
 	}
 	var h encap.Header
-	if fault := encap.ParseIPv4(p, cfg.Framing.MinPayload(), &h); fault != encap.FaultNone {
-		return inboundFault[fault], false
-	}
-	if !encap.VerifyHeader(p, &h) {
-		return DropInnerChecksum, false
+	if in.v.six {
+		if fault := encap.ParseIPv6(p, cfg.Framing.MinPayload(), &h); fault != encap.FaultNone {
+			return inboundFault[fault], false
+		}
+	} else {
+		if fault := encap.ParseIPv4(p, cfg.Framing.MinPayload(), &h); fault != encap.FaultNone {
+			return inboundFault[fault], false
+		}
+		if !encap.VerifyHeader(p, &h) {
+			return DropInnerChecksum, false
+		}
 	}
 	peer := in.known.inner(h.Src)
 	switch {

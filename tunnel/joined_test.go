@@ -84,53 +84,65 @@ func TestBadDatagramAmongJoined(t *testing.T) {
 	cases := 0
 	for _, c := range dropCases {
 		for _, name := range framingNames {
-			if c.in == nil || c.framing != "" && c.framing != name {
-				continue
-			}
-			for at := range 3 {
-				x := newBench(t, name)
-				bad := c.in(t, x)
-				good, ok := neighbour(t, x, bad, at == 2)
-				if !ok {
+			for _, n := range []node{nodeA, nodeA6} {
+				if c.in == nil || c.framing != "" && c.framing != name || c.family != "" && (c.family == "IPv6") != n.six() {
 					continue
 				}
-				cases++
-				t.Run(fmt.Sprintf("%v/%s/%s/%d", c.reason, c.name, name, at), func(t *testing.T) {
-					ds := []Datagram{x.from(t, nodeB, good), x.from(t, nodeB, good), x.from(t, nodeB, good)}
-					ds[at] = bad
-					all := joined(ds...)
-					all.Addr, all.ECN = bad.Addr, bad.ECN
-					want := map[string]uint64{c.reason.String(): 1}
-					delivered := [][]byte{good, good}
-					if c.reason == DropUnknownSource { // which they all have
-						want, delivered = map[string]uint64{c.reason.String(): 3}, nil
+				for at := range 3 {
+					x := newBenchOf(t, n, name, 1)
+					bad := c.in(t, x)
+					good, ok := neighbour(t, x, bad, at == 2)
+					if !ok {
+						continue
 					}
-					if bad.ECN == encap.CE {
-						for i, p := range delivered {
-							delivered[i] = bytes.Clone(p)
-							delivered[i][1] |= encap.CE
-							mend(delivered[i], false)
-						}
-					}
-					var packets [][]byte
-					for _, p := range delivered {
-						if len(p) > testMTU {
-							super := superpacket(p, testMTU-40)
-							packets = append(packets, cut(super.p, super.info)...)
-						} else {
-							packets = append(packets, p)
-						}
-					}
-					checkFlows(t, x.receive(t, all), packets)
-					if got := x.Drops(); !maps.Equal(got, want) {
-						t.Errorf("drops %v, want %v", got, want)
-					}
-				})
+					cases++
+					t.Run(fmt.Sprintf("%v/%s/%s/%v/%d", c.reason, c.name, name, x.cfg.Framing.Family(), at), func(t *testing.T) {
+						checkBadAmongJoined(t, x, c.reason, bad, good, at)
+					})
+				}
 			}
 		}
 	}
-	if cases < 100 {
+	if cases < 200 {
 		t.Errorf("%d cases only", cases)
+	}
+}
+
+func checkBadAmongJoined(t *testing.T, x *bench, reason Reason, bad Datagram, good []byte, at int) {
+	t.Helper()
+	_, b, _, _ := x.nodes()
+	ds := []Datagram{x.from(t, b, good), x.from(t, b, good), x.from(t, b, good)}
+	ds[at] = bad
+	all := joined(ds...)
+	all.Addr, all.ECN = bad.Addr, bad.ECN
+	want := map[string]uint64{reason.String(): 1}
+	delivered := [][]byte{good, good}
+	if reason == DropUnknownSource { // which they all have
+		want, delivered = map[string]uint64{reason.String(): 3}, nil
+	}
+	if bad.ECN == encap.CE {
+		for i, p := range delivered {
+			delivered[i] = bytes.Clone(p)
+			if isSix(p) {
+				delivered[i][1] |= encap.CE << 4
+			} else {
+				delivered[i][1] |= encap.CE
+				mend(delivered[i], false)
+			}
+		}
+	}
+	var packets [][]byte
+	for _, p := range delivered {
+		if len(p) > testMTU {
+			super := superpacket(p, testMTU-headerLen(p)-20)
+			packets = append(packets, cut(super.p, super.info)...)
+		} else {
+			packets = append(packets, p)
+		}
+	}
+	checkFlows(t, x.receive(t, all), packets)
+	if got := x.Drops(); !maps.Equal(got, want) {
+		t.Errorf("drops %v, want %v", got, want)
 	}
 }
 
@@ -141,21 +153,24 @@ func neighbour(t testing.TB, x *bench, bad Datagram, last bool) ([]byte, bool) {
 	if !bad.Addr.IsValid() || bad.Truncated {
 		return nil, false
 	}
-	length := len(bad.Buf) - x.cfg.Framing.Headroom()
-	if length < 28 {
+	length, headers := len(bad.Buf)-x.cfg.Framing.Headroom(), 28
+	if x.node.six() {
+		headers = 48
+	}
+	if length < headers {
 		if !last || len(bad.Buf) == 0 {
 			return nil, false
 		}
 		length = 100
 	}
 	if length > testMTU { // a TCP superpacket, of a kernel peer
-		return tcpPacket(t, "10.2.0.5", "10.1.0.5", 1, numbered(length-40)), true
+		return tcpPacket(t, x.addr("10.2.0.5"), x.addr("10.1.0.5"), 1, numbered(length-headers-12)), true
 	}
 	var edit []func(*layers.IPv4)
 	if bad.ECN == encap.CE {
 		edit = append(edit, setECN(encap.ECT0))
 	}
-	return udpPacket(t, "10.2.0.5", "10.1.0.5", string(numbered(length-28)), edit...), true
+	return udpPacket(t, x.addr("10.2.0.5"), x.addr("10.1.0.5"), string(numbered(length-headers)), edit...), true
 }
 
 // A damaged packet in the middle of a stream is passed on as it is: its receiver drops it. Those around it are

@@ -80,13 +80,14 @@ func (o *outbound) batch() error {
 // route finds the peer that an inner packet goes to, or drops the packet and returns nil.
 func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header) *fib.Peer {
 	ip := p.Buf[head:]
-	switch encap.ParseIPv4(ip, 0, h) {
-	case encap.FaultNone:
-	case encap.FaultIPv6:
-		o.drops.count(DropIPv6)
-		return nil
-	default:
-		o.drops.count(DropMalformed)
+	var fault encap.Fault
+	if o.v.six {
+		fault = encap.ParseIPv6(ip, 0, h)
+	} else {
+		fault = encap.ParseIPv4(ip, 0, h)
+	}
+	if fault != encap.FaultNone {
+		o.drops.count(outboundFault(fault))
 		return nil
 	}
 	longest, segments := h.TotalLen, 1
@@ -104,7 +105,9 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 	if peer == nil {
 		reason, code := o.unroutable(h.Dst)
 		o.drops.add(reason, segments)
-		o.reply(ip, h, code, 0)
+		if reason != DropLinkLocal {
+			o.reply(ip, h, code, 0)
+		}
 		return nil
 	}
 	if mtu := o.v.MTU(); longest > int(mtu) {
@@ -115,10 +118,25 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 	return peer
 }
 
-// unroutable tells an address that nobody leases from one of our own that no pod has.
+// outboundFault is the reason for what is wrong with a packet that the local kernel handed over.
+func outboundFault(fault encap.Fault) Reason {
+	switch fault {
+	case encap.FaultIPv6:
+		return DropIPv6
+	case encap.FaultIPv4:
+		return DropIPv4
+	}
+	return DropMalformed
+}
+
+// unroutable tells an address that nobody leases from one of our own that no pod has, and both from what a kernel
+// sends to the link of each IPv6 interface, a TUN device that leads to no link included.
 func (o *outbound) unroutable(dst netip.Addr) (Reason, icmpCode) {
-	if o.v.cfg.Subnet.Contains(dst) {
+	switch {
+	case o.v.cfg.Subnet.Contains(dst):
 		return DropOwnSubnet, icmpHostUnreachable
+	case o.v.six && (dst.IsLinkLocalUnicast() || dst.IsLinkLocalMulticast() || dst.IsInterfaceLocalMulticast()):
+		return DropLinkLocal, 0
 	}
 	return DropNoRoute, icmpNetUnreachable
 }
@@ -135,10 +153,16 @@ func (o *outbound) reply(p []byte, h *encap.Header, code icmpCode, mtu uint16) {
 // frame makes a datagram of a packet, or one of each segment of a superpacket that route has prepared. The
 // error is Send's.
 func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.Header) error {
+	var hash uint32
+	if o.v.six {
+		hash = encap.FlowHash6(p.Buf[head:], h)
+	} else {
+		hash = encap.FlowHash(p.Buf[head:], h)
+	}
 	to := destination{
 		peer: peer,
 		addr: netip.AddrPortFrom(peer.PublicIP, o.v.cfg.Port),
-		port: uint8(encap.FlowHash(p.Buf[head:], h) % SourcePorts),
+		port: uint8(hash % SourcePorts),
 		ecn:  encap.OuterECN(h.TOS),
 	}
 	if p.Info.Kind == gso.None {

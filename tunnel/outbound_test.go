@@ -197,9 +197,19 @@ func TestNewRefuses(t *testing.T) {
 	if v, err := New(good); err != nil || v.MTU() != 68 {
 		t.Fatal(err)
 	}
+	six := good
+	six.Framing, six.Subnet, six.MTU = encap.UDP{Inner: encap.IPv6}, nodeA6.subnet, 1280
+	if v, err := New(six); err != nil || v.MTU() != 1280 {
+		t.Fatal(err)
+	}
 	for name, edit := range map[string]func(*Config){
-		"IPv6 subnet":         func(c *Config) { c.Subnet = netip.MustParsePrefix("fd00::/64") },
+		"IPv6 in IPv4": func(c *Config) { c.Subnet = nodeA6.subnet },
+		"IPv4 in IPv6": func(c *Config) { c.Framing, c.MTU = encap.UDP{Inner: encap.IPv6}, 1280 },
+		"an IPv4 one, mapped": func(c *Config) {
+			c.Subnet, c.Framing = netip.MustParsePrefix("::ffff:10.1.0.0/120"), encap.UDP{Inner: encap.IPv6}
+		},
 		"MTU 67":              func(c *Config) { c.MTU = 67 },
+		"IPv6, MTU 1279":      func(c *Config) { *c = six; c.MTU = 1279 },
 		"no subnet":           func(c *Config) { c.Subnet = netip.Prefix{} },
 		"one queue outside":   func(c *Config) { c.Underlay = newFakeUnderlay(1) },
 		"three queues inside": func(c *Config) { c.Device = newFakeDevice(3) },

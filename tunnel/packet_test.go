@@ -53,20 +53,41 @@ func ipLayer(src, dst string, protocol layers.IPProtocol) *layers.IPv4 {
 	}
 }
 
-// udpPacket is a UDP packet with that payload.
+// ipLayer6 is the layer of IPv6 that stands for ip, whose addresses are of IPv6.
+func ipLayer6(ip *layers.IPv4) *layers.IPv6 {
+	return &layers.IPv6{
+		Version: 6, HopLimit: ip.TTL, NextHeader: ip.Protocol, TrafficClass: ip.TOS, FlowLabel: 0x12345,
+		SrcIP: ip.SrcIP, DstIP: ip.DstIP,
+	}
+}
+
+// onIP is a packet of either family, as the addresses of ip are.
+func onIP(t testing.TB, ip *layers.IPv4, behind ...gopacket.SerializableLayer) []byte {
+	t.Helper()
+	if len(ip.SrcIP) == 16 {
+		return serialize(t, append([]gopacket.SerializableLayer{ipLayer6(ip)}, behind...)...)
+	}
+	return serialize(t, append([]gopacket.SerializableLayer{ip}, behind...)...)
+}
+
+// udpPacket is a UDP packet with that payload. Of IPv6 edit may change what IPv4 has, too.
 func udpPacket(t testing.TB, src, dst, payload string, edit ...func(*layers.IPv4)) []byte {
 	t.Helper()
 	ip := ipLayer(src, dst, layers.IPProtocolUDP)
 	for _, f := range edit {
 		f(ip)
 	}
-	return serialize(t, ip, &layers.UDP{SrcPort: 4000, DstPort: 5000}, gopacket.Payload(payload))
+	return onIP(t, ip, &layers.UDP{SrcPort: 4000, DstPort: 5000}, gopacket.Payload(payload))
 }
 
-// sized is a UDP packet of just that many bytes, header included.
+// sized is a UDP packet of just that many bytes, headers included.
 func sized(t testing.TB, src, dst string, bytes int) []byte {
 	t.Helper()
-	p := udpPacket(t, src, dst, string(make([]byte, bytes-28)))
+	headers := 28
+	if netip.MustParseAddr(src).Is6() {
+		headers = 48
+	}
+	p := udpPacket(t, src, dst, string(make([]byte, bytes-headers)))
 	if len(p) != bytes {
 		t.Fatalf("made a packet of %d bytes, wanted %d", len(p), bytes)
 	}
@@ -81,7 +102,7 @@ func tcpPacket(t testing.TB, src, dst string, seq uint32, payload []byte, edit .
 	for _, f := range edit {
 		f(ip, tcp)
 	}
-	return serialize(t, ip, tcp, gopacket.Payload(payload))
+	return onIP(t, ip, tcp, gopacket.Payload(payload))
 }
 
 // setDF lets packets with any identification be joined.
@@ -152,7 +173,41 @@ func checkSound(t testing.TB, p []byte) (*layers.IPv4, gopacket.Packet) {
 	return ip, decoded
 }
 
-// What follows is the slow, obvious twin of what the kernel and package gso do, for IPv4.
+// checkSound6 is checkSound for IPv6.
+func checkSound6(t testing.TB, p []byte) (*layers.IPv6, gopacket.Packet) {
+	t.Helper()
+	decoded := gopacket.NewPacket(p, layers.LayerTypeIPv6, gopacket.Default)
+	ip, ok := decoded.Layer(layers.LayerTypeIPv6).(*layers.IPv6)
+	if !ok {
+		t.Fatalf("not an IPv6 packet: %x", p)
+	}
+	if 40+int(ip.Length) != len(p) {
+		t.Errorf("payload length %d in a packet of %d bytes", ip.Length, len(p))
+	}
+	written := *ip
+	all := []gopacket.SerializableLayer{&written}
+	switch transport := decoded.TransportLayer().(type) {
+	case *layers.TCP:
+		l := *transport
+		l.Padding = nil
+		all = append(all, &l, gopacket.Payload(transport.Payload))
+	case *layers.UDP:
+		l := *transport
+		all = append(all, &l, gopacket.Payload(transport.Payload))
+	default:
+		if icmp, ok := decoded.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok {
+			all = append(all, &layers.ICMPv6{TypeCode: icmp.TypeCode}, gopacket.Payload(icmp.Payload))
+		} else {
+			all = append(all, gopacket.Payload(ip.Payload))
+		}
+	}
+	if again := serialize(t, all...); !bytes.Equal(again, p) {
+		t.Errorf("gopacket writes otherwise:\n%x\n%x", again, p)
+	}
+	return ip, decoded
+}
+
+// What follows is the slow, obvious twin of what the kernel and package gso do.
 
 // slowSum is the one's complement sum of 16-bit words.
 func slowSum(b []byte, sum uint32) uint16 {
@@ -166,41 +221,73 @@ func slowSum(b []byte, sum uint32) uint16 {
 	return uint16(sum>>16 + sum)
 }
 
-// pseudoSum is the sum over the pseudo-header of a whole IPv4 packet.
-func pseudoSum(p []byte) uint16 {
-	return slowSum(p[12:20], uint32(p[9])+uint32(len(p)-headerLen(p)))
+func isSix(p []byte) bool { return p[0]>>4 == 6 }
+
+// protocolOf is the transport, of IPv6 without extension headers.
+func protocolOf(p []byte) byte {
+	if isSix(p) {
+		return p[6]
+	}
+	return p[9]
 }
 
-func headerLen(p []byte) int { return int(p[0]&15) * 4 }
+// pseudoSum is the sum over the pseudo-header of a whole packet.
+func pseudoSum(p []byte) uint16 {
+	addresses := p[12:min(20, len(p))]
+	if isSix(p) {
+		addresses = p[8:40]
+	}
+	return slowSum(addresses, uint32(protocolOf(p))+uint32(len(p)-headerLen(p)))
+}
+
+func headerLen(p []byte) int {
+	if isSix(p) {
+		return 40
+	}
+	return int(p[0]&15) * 4
+}
+
+// soundHeader reports whether the IP header states the packet's length, and has a right checksum where there is one.
+func soundHeader(p []byte) bool {
+	if len(p) >= 40 && isSix(p) {
+		return 40+int(binary.BigEndian.Uint16(p[4:])) == len(p)
+	}
+	return len(p) >= 20 && int(binary.BigEndian.Uint16(p[2:])) == len(p) && slowSum(p[:headerLen(p)], 0) == 0xffff
+}
 
 // infoOf is the Info of a superpacket p with segments of size bytes.
 func infoOf(p []byte, size int) gso.Info {
 	transport := headerLen(p)
 	i := gso.Info{NeedsCsum: true, Size: uint16(size), CsumStart: uint16(transport)}
-	switch p[9] {
+	switch protocolOf(p) {
 	case 6:
 		i.Kind, i.CsumOffset, i.HeaderLen = gso.TCPv4, 16, uint16(transport+int(p[transport+12]>>4)*4)
+		if isSix(p) {
+			i.Kind = gso.TCPv6
+		}
 		i.ECN = p[transport+13]&0x80 != 0
 	case 17:
 		i.Kind, i.CsumOffset, i.HeaderLen = gso.UDP, 6, uint16(transport+8)
 	default:
-		panic(fmt.Sprintf("no superpacket of protocol %d", p[9]))
+		panic(fmt.Sprintf("no superpacket of protocol %d", protocolOf(p)))
 	}
 	return i
 }
 
-// mend puts right checksums into an IPv4 packet; in the transport header just where transport says so.
+// mend puts right checksums into a packet; in the transport header just where transport says so.
 func mend(p []byte, transport bool) {
 	at := headerLen(p)
-	p[10], p[11] = 0, 0
-	binary.BigEndian.PutUint16(p[10:], ^slowSum(p[:at], 0))
+	if !isSix(p) {
+		p[10], p[11] = 0, 0
+		binary.BigEndian.PutUint16(p[10:], ^slowSum(p[:at], 0))
+	}
 	if !transport {
 		return
 	}
 	field := p[at+int(infoOf(p, 0).CsumOffset):]
 	field[0], field[1] = 0, 0
 	sum := ^slowSum(p[at:], uint32(pseudoSum(p)))
-	if sum == 0 && p[9] == 17 {
+	if sum == 0 && protocolOf(p) == 17 {
 		sum = 0xffff
 	}
 	binary.BigEndian.PutUint16(field, sum)
@@ -222,9 +309,13 @@ func cut(p []byte, info gso.Info) (all [][]byte) {
 		n := min(int(info.Size), len(payload))
 		s := append(bytes.Clone(p[:header]), payload[:n]...)
 		payload = payload[n:]
-		binary.BigEndian.PutUint16(s[2:], uint16(len(s)))
-		binary.BigEndian.PutUint16(s[4:], binary.BigEndian.Uint16(p[4:])+uint16(i))
-		if s[9] == 17 {
+		if isSix(s) {
+			binary.BigEndian.PutUint16(s[4:], uint16(len(s)-40))
+		} else {
+			binary.BigEndian.PutUint16(s[2:], uint16(len(s)))
+			binary.BigEndian.PutUint16(s[4:], binary.BigEndian.Uint16(p[4:])+uint16(i))
+		}
+		if protocolOf(s) == 17 {
 			binary.BigEndian.PutUint16(s[at+4:], uint16(len(s)-at))
 		} else {
 			binary.BigEndian.PutUint32(s[at+4:], binary.BigEndian.Uint32(p[at+4:])+uint32(i*int(info.Size)))
@@ -256,6 +347,13 @@ type flow struct {
 }
 
 func flowOf(p []byte) flow {
+	if isSix(p) {
+		f := flow{src: netip.AddrFrom16([16]byte(p[8:])), dst: netip.AddrFrom16([16]byte(p[24:])), protocol: p[6]}
+		if len(p) >= 44 && (p[6] == 6 || p[6] == 17) {
+			f.sport, f.dport = binary.BigEndian.Uint16(p[40:]), binary.BigEndian.Uint16(p[42:])
+		}
+		return f
+	}
 	f := flow{src: netip.AddrFrom4([4]byte(p[12:])), dst: netip.AddrFrom4([4]byte(p[16:])), protocol: p[9]}
 	if at := headerLen(p); binary.BigEndian.Uint16(p[6:])&0x3fff == 0 && len(p) >= at+4 && (p[9] == 6 || p[9] == 17) {
 		f.sport, f.dport = binary.BigEndian.Uint16(p[at:]), binary.BigEndian.Uint16(p[at+2:])
@@ -267,10 +365,10 @@ func flowOf(p []byte) flow {
 // be fragmented (RFC 6864, section 4.1), and with it the header's checksum.
 func normal(t testing.TB, p []byte) []byte {
 	t.Helper()
-	if slowSum(p[:headerLen(p)], 0) != 0xffff {
-		t.Fatalf("header checksum wrong in %x", p)
+	if !soundHeader(p) {
+		t.Fatalf("header at fault in %x", p)
 	}
-	if p[6]&0x40 == 0 {
+	if isSix(p) || p[6]&0x40 == 0 {
 		return p
 	}
 	p = bytes.Clone(p)

@@ -1,5 +1,5 @@
 // Package tunnel is the VTEP: it joins the inner side (a TUN device) and the outer side (UDP sockets)
-// through the FIB, both ways.
+// through the FIB, both ways. It carries one address family: inner packets of it in outer datagrams of it.
 //
 // How a packet leaves is outbound.go, how one arrives is inbound.go, why one was dropped is drop.go.
 // Each queue has two workers, one for each direction, that carry a batch from read to write without a
@@ -158,7 +158,7 @@ type UnderlayQueue interface {
 
 // MaxPayload is the longest UDP payload over IPv4, bytes: 65,535 less both headers. All of a Message's
 // datagrams together are no longer either: for the kernel they are one until it cuts them (UDP_SEGMENT,
-// udp(7)).
+// udp(7)). Over IPv6, whose length field leaves its header out, 20 more would do.
 const MaxPayload = 1<<16 - 1 - encap.OuterIPv4Len - encap.OuterUDPLen
 
 // MaxBuffers is how many pieces a Message may consist of.
@@ -223,7 +223,7 @@ func ParseSourceCheck(s string) (SourceCheck, error) {
 type Config struct {
 	Device   Device
 	Underlay Underlay
-	Framing  encap.Framing
+	Framing  encap.Framing  // of the family that Subnet has
 	Network  netip.Prefix   // the whole overlay: no inner source lies elsewhere; zero: anywhere
 	Subnet   netip.Prefix   // our own lease; its base is the source of our ICMP errors
 	Port     uint16         // the overlay's UDP port, the same on every node
@@ -236,6 +236,7 @@ type Config struct {
 // VTEP is one end of the overlay's tunnels. Make it with New, give it peers with SetTable, and Run it.
 type VTEP struct {
 	cfg   Config
+	six   bool // carries IPv6, not IPv4
 	table atomic.Pointer[fib.Table]
 	mtu   atomic.Int32
 	gate  gate // where workers stand while paused
@@ -247,20 +248,24 @@ type VTEP struct {
 	in  []*inbound
 }
 
-// New makes a VTEP that has no peers yet. It allocates all buffers of the data path. cfg.Device and
+// New makes a VTEP, of the family that cfg.Subnet has, that has no peers yet. It allocates all buffers of the data path. cfg.Device and
 // cfg.Underlay stay the caller's to close until Run, which closes both.
 func New(cfg Config) (*VTEP, error) {
-	if !cfg.Subnet.Addr().Is4() {
-		return nil, fmt.Errorf("VTEP subnet %v: not IPv4", cfg.Subnet)
+	family, ok := encap.FamilyOf(cfg.Subnet.Addr())
+	if !ok {
+		return nil, fmt.Errorf("VTEP subnet %v: neither IPv4 nor IPv6", cfg.Subnet)
 	}
-	if cfg.MTU < encap.MinInnerMTU {
-		return nil, fmt.Errorf("VTEP MTU %d: IPv4 needs at least %d (RFC 791)", cfg.MTU, encap.MinInnerMTU)
+	if cfg.Framing.Family() != family {
+		return nil, fmt.Errorf("VTEP subnet %v: the %s framing carries %v", cfg.Subnet, cfg.Framing.Name(), cfg.Framing.Family())
+	}
+	if cfg.MTU < family.MinMTU() {
+		return nil, fmt.Errorf("VTEP MTU %d: %v needs at least %d", cfg.MTU, family, family.MinMTU())
 	}
 	inner, outer := cfg.Device.Queues(), cfg.Underlay.Queues()
 	if len(inner) != len(outer) {
 		return nil, fmt.Errorf("VTEP: %d queues on the TUN device, %d on the underlay", len(inner), len(outer))
 	}
-	v := &VTEP{cfg: cfg, failed: make(chan error, 1)}
+	v := &VTEP{cfg: cfg, six: family == encap.IPv6, failed: make(chan error, 1)}
 	v.gate.init()
 	v.SetMTU(cfg.MTU)
 	v.table.Store(fib.New(nil))
