@@ -86,7 +86,7 @@ func adoptSocket(f *os.File, local netip.AddrPort, options func(fd int) error) (
 	return newSocket(file, local), nil
 }
 
-// udpAddress is where an IPv4 UDP socket is bound.
+// udpAddress is where a UDP socket is bound.
 func udpAddress(fd int) (netip.AddrPort, error) {
 	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil {
@@ -96,9 +96,13 @@ func udpAddress(fd int) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
 	}
-	a, ok := name.(*unix.SockaddrInet4)
-	if !ok || protocol != unix.IPPROTO_UDP {
-		return netip.AddrPort{}, fmt.Errorf("%w: not UDP over IPv4", ErrOtherSockets)
+	if protocol == unix.IPPROTO_UDP {
+		switch a := name.(type) {
+		case *unix.SockaddrInet4:
+			return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), nil
+		case *unix.SockaddrInet6:
+			return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), nil
+		}
 	}
-	return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), nil
+	return netip.AddrPort{}, fmt.Errorf("%w: not UDP", ErrOtherSockets)
 }

@@ -32,6 +32,7 @@ var wideningSteps = []struct{ times, bits int }{{4, 32}, {8, 24}, {8, 16}}
 // earlyFilter keeps the early filter of the receiving sockets in step with the peers. It may let in too many, which
 // the VTEP then sees to, and never too few.
 type earlyFilter struct {
+	six          bool // over IPv6
 	log          *slog.Logger
 	dirty        chan struct{} // holds one token while the filter may be wider than the peers are
 	attachFilter func(fd int, program []bpf.Instruction) error
@@ -47,9 +48,9 @@ type earlyFilter struct {
 	attached int        // filters so far, for the tests of what a churn costs
 }
 
-func newEarlyFilter(features kernel.Features, log *slog.Logger) *earlyFilter {
+func newEarlyFilter(features kernel.Features, six bool, log *slog.Logger) *earlyFilter {
 	return &earlyFilter{
-		log: log, dirty: make(chan struct{}, 1), attachFilter: attachFilter,
+		six: six, log: log, dirty: make(chan struct{}, 1), attachFilter: attachFilter,
 		off: features.Why(kernel.EarlyFilter), most: maxRanges,
 	}
 }
@@ -59,7 +60,7 @@ func (e *earlyFilter) shut(fd int) {
 	if e.off != "" {
 		return
 	}
-	if err := e.attachFilter(fd, filterProgram(nil, sourceOffset)); err != nil {
+	if err := e.attachFilter(fd, filterProgram(nil, source4)); err != nil {
 		e.off = fmt.Sprintf("the kernel refused the filter: %v", err)
 	}
 }
@@ -90,7 +91,7 @@ func (e *earlyFilter) thaw() {
 	case e.off != "":
 		e.detachAll()
 	case e.peers != nil:
-		e.attach(spansOf(outerAddrs(e.peers)))
+		e.attach(spansOf(outerAddrs(e.peers, e.six)))
 	}
 }
 
@@ -114,8 +115,8 @@ func (e *earlyFilter) admit(t *fib.Table) {
 	}
 	var missing []uint32
 	for a := range t.OuterSince(e.peers) {
-		if a.Is4() && !e.open.contains(number(a)) {
-			missing = append(missing, number(a))
+		if n, ok := number(a, e.six); ok && !e.open.contains(n) {
+			missing = append(missing, n)
 		}
 	}
 	if len(missing) == 0 {
@@ -163,7 +164,7 @@ func (e *earlyFilter) narrow() {
 	if e.off != "" || e.frozen || e.peers == nil {
 		return
 	}
-	if exact := spansOf(outerAddrs(e.peers)).coarse(e.most); !slices.Equal(exact, e.open) {
+	if exact := spansOf(outerAddrs(e.peers, e.six)).coarse(e.most); !slices.Equal(exact, e.open) {
 		e.attach(exact)
 	}
 }
@@ -172,7 +173,7 @@ func (e *earlyFilter) narrow() {
 func (e *earlyFilter) attach(s spans) {
 	for {
 		s = s.coarse(e.most)
-		err := e.attachAll(filterProgram(s, sourceOffset))
+		err := e.attachAll(filterProgram(s, e.source()))
 		switch {
 		case err == nil:
 			e.open = s
@@ -187,6 +188,14 @@ func (e *earlyFilter) attach(s spans) {
 			return
 		}
 	}
+}
+
+// source is where the filter finds what it looks at.
+func (e *earlyFilter) source() source {
+	if e.six {
+		return source6
+	}
+	return source4
 }
 
 func (e *earlyFilter) attachAll(program []bpf.Instruction) error {
@@ -235,12 +244,12 @@ func (e *earlyFilter) feature(f kernel.Feature) kernel.Feature {
 	return f
 }
 
-// outerAddrs are the peers' addresses on the underlay.
-func outerAddrs(t *fib.Table) []uint32 {
+// outerAddrs are the numbers of the peers' addresses on the underlay, as far as they are of its family.
+func outerAddrs(t *fib.Table, six bool) []uint32 {
 	addrs := make([]uint32, 0, len(t.Peers()))
 	for a := range t.OuterSince(nil) {
-		if a.Is4() {
-			addrs = append(addrs, number(a))
+		if n, ok := number(a, six); ok {
+			addrs = append(addrs, n)
 		}
 	}
 	return addrs

@@ -28,12 +28,16 @@ func loopbackHost(n uint32) netip.Addr { return address(127<<24 | n) }
 // boundSocket is a socket bound to an address.
 func boundSocket(t testing.TB, from netip.Addr) int {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	domain := unix.AF_INET
+	if from.Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4()}); err != nil {
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))); err != nil {
 		t.Fatal(err)
 	}
 	return fd
@@ -200,7 +204,7 @@ func TestEarlyFilterInLittleMemory(t *testing.T) {
 				t.Errorf("only %d ranges", len(c.filter.open))
 			}
 			for _, a := range addrs {
-				if !c.filter.open.contains(number(a)) {
+				if !c.filter.open.contains(number4(a)) {
 					t.Fatalf("%v is refused", a)
 				}
 			}
@@ -224,7 +228,7 @@ func TestEarlyFilterGivesUp(t *testing.T) {
 		t.Errorf("without a filter %v came through", got)
 	}
 	befriend(c, last)
-	if _, ok := locked.drops(); !ok {
+	if _, ok := locked.drops(false); !ok {
 		t.Error("the socket is gone")
 	}
 }
@@ -248,10 +252,10 @@ func TestEarlyFilterFindsNoMemory(t *testing.T) {
 func TestEarlyFilterOfSomeSockets(t *testing.T) {
 	c := open(t, "auto", func(cfg *Config) { cfg.Queues, cfg.Port = 2, freePort(t) })
 	first := c.queues[0].listener
-	if err := first.with(func(fd int) error { return attachFilter(fd, filterProgram(nil, sourceOffset)) }); err != nil {
+	if err := first.with(func(fd int) error { return attachFilter(fd, filterProgram(nil, source4)) }); err != nil {
 		t.Fatal(err)
 	}
-	e := newEarlyFilter(kernel.Features{}, slog.New(slog.DiscardHandler))
+	e := newEarlyFilter(kernel.Features{}, false, slog.New(slog.DiscardHandler))
 	e.sockets = c.filter.sockets
 	e.attachFilter = func(int, []bpf.Instruction) error { return unix.EPERM }
 	if err := c.queues[1].listener.with(func(fd int) error { e.shut(fd); return nil }); err != nil {
@@ -269,7 +273,7 @@ func TestEarlyFilterOfSomeSockets(t *testing.T) {
 // filters are made in the time between two narrow ones.
 func TestEarlyFilterUnderChurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := newEarlyFilter(kernel.Features{}, slog.New(slog.DiscardHandler))
+		e := newEarlyFilter(kernel.Features{}, false, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go func() { _ = e.run(ctx) }()
@@ -285,7 +289,7 @@ func TestEarlyFilterUnderChurn(t *testing.T) {
 			used := false
 			e.setPeers(table, func() {
 				used = true
-				for _, a := range outerAddrs(table) {
+				for _, a := range outerAddrs(table, false) {
 					if !e.open.contains(a) {
 						t.Fatalf("the filter refuses %v", address(a))
 					}
@@ -303,7 +307,7 @@ func TestEarlyFilterUnderChurn(t *testing.T) {
 		}
 		time.Sleep(2 * narrowEvery)
 		synctest.Wait()
-		if want := spansOf(outerAddrs(tableOf(peers...))); !slices.Equal(e.open, want) {
+		if want := spansOf(outerAddrs(tableOf(peers...), false)); !slices.Equal(e.open, want) {
 			t.Errorf("after the churn the filter has %d ranges, want %d", len(e.open), len(want))
 		}
 	})
@@ -311,7 +315,7 @@ func TestEarlyFilterUnderChurn(t *testing.T) {
 
 // Leases that are only renewed make no filter.
 func TestEarlyFilterLeavesTheSameAlone(t *testing.T) {
-	e := newEarlyFilter(kernel.Features{}, slog.New(slog.DiscardHandler))
+	e := newEarlyFilter(kernel.Features{}, false, slog.New(slog.DiscardHandler))
 	table := tableOf(loopbackHost(1), loopbackHost(7))
 	for range 10 {
 		e.setPeers(table, func() {})
@@ -367,7 +371,7 @@ func TestEarlyFilterOfAdoptedSockets(t *testing.T) {
 	want("after it gave them back", old)
 	without := successor("-early-filter")
 	want("with one that wants no filter", old, young)
-	c.filter.attach(spansOf([]uint32{number(last)})) // before it has heard that it is to pause
+	c.filter.attach(spansOf([]uint32{number4(last)})) // before it has heard that it is to pause
 	if err := without.Resume(); err != nil {
 		t.Fatal(err)
 	}

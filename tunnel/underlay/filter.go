@@ -1,22 +1,57 @@
 package underlay
 
-import "golang.org/x/net/bpf"
+import (
+	"slices"
+
+	"golang.org/x/net/bpf"
+)
 
 // The early filter is a classic BPF program (bpf(4), Documentation/networking/filter.rst in the kernel) on the
 // receiving sockets. It looks at the outer source address alone, and refuses what lies in no range of a set:
 //
-//	  A = source address - first address of the set
+//	  A = number of the source address - first number of the set
 //	  decision tree over the numbers at which "in" changes to "out" and back
 //	in:  return everything
 //	out: return 0
 //
-// Below the set's first address the subtraction wraps round, so that such a number is larger than any in the
+// Below the set's first number the subtraction wraps round, so that such a number is larger than any in the
 // set. It also keeps the numbers small: the kernel turns a comparison into one instruction of its own only
 // where the number has no sign bit (bpf_convert_filter in net/core/filter.c).
 
-// sourceOffset is where a socket filter finds the source address: 12 bytes into the network header (RFC 791,
-// section 3.1), which is at SKF_NET_OFF (linux/filter.h), while 0 is the UDP header.
-const sourceOffset = 0xfff00000 + 12
+// source is where a filter finds the source address.
+type source struct {
+	offset uint32
+	six    bool
+}
+
+// networkHeader is SKF_NET_OFF (linux/filter.h), where a socket filter finds the IP header, while 0 is the UDP header.
+const networkHeader = 0xfff00000
+
+var (
+	source4 = source{networkHeader + 12, false} // RFC 791, section 3.1
+	source6 = source{networkHeader + 8, true}   // RFC 8200, section 3
+)
+
+// number has A be the number of the source address, which begins at offset (see number in spans.go).
+func (f source) number() []bpf.Instruction {
+	if !f.six {
+		return []bpf.Instruction{bpf.LoadAbsolute{Off: f.offset, Size: 4}}
+	}
+	var program []bpf.Instruction
+	for i, factor := range wordFactors {
+		program = append(program, bpf.LoadAbsolute{Off: f.offset + 4*uint32(i), Size: 4})
+		if factor != 1 {
+			program = append(program, bpf.ALUOpConstant{Op: bpf.ALUOpMul, Val: factor})
+		}
+		if i > 0 {
+			program = append(program, bpf.ALUOpX{Op: bpf.ALUOpAdd})
+		}
+		if i < len(wordFactors)-1 {
+			program = append(program, bpf.TAX{})
+		}
+	}
+	return program
+}
 
 const (
 	maxInstructions = 4096 // BPF_MAXINSNS in linux/bpf_common.h
@@ -25,8 +60,8 @@ const (
 	keepAll = 1<<32 - 1 // bytes of a datagram to keep
 )
 
-// filterProgram lets in what comes from an address of s, which is found at offset.
-func filterProgram(s spans, offset uint32) []bpf.Instruction {
+// filterProgram lets in what comes from an address whose number is in s.
+func filterProgram(s spans, from source) []bpf.Instruction {
 	var a assembler
 	if len(s) == 0 {
 		a.verdict(false)
@@ -44,7 +79,9 @@ func filterProgram(s spans, offset uint32) []bpf.Instruction {
 	}
 	a.tree(turns, true)
 	a.emit(bpf.ALUOpConstant{Op: bpf.ALUOpSub, Val: base})
-	a.emit(bpf.LoadAbsolute{Off: offset, Size: 4})
+	for _, i := range slices.Backward(from.number()) {
+		a.emit(i)
+	}
 	return a.program()
 }
 

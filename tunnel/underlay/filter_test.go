@@ -17,7 +17,7 @@ import (
 // the beginning.
 func inVM(t testing.TB, s spans) func(source uint32) bool {
 	t.Helper()
-	program := filterProgram(s, 0)
+	program := filterProgram(s, source{})
 	vm, err := bpf.NewVM(program)
 	if err != nil {
 		t.Fatalf("a filter of %d ranges: %v", len(s), err)
@@ -102,7 +102,7 @@ func TestFilterAgainstTable(t *testing.T) {
 			peers = append(peers, &fib.Peer{Subnet: netip.PrefixFrom(address(uint32(i)<<8), 24), PublicIP: address(a)})
 		}
 		table := fib.New(peers)
-		exact := spansOf(outerAddrs(table))
+		exact := spansOf(outerAddrs(table, false))
 		coarse := exact.coarse(1 + rng.IntN(len(exact)))
 		in, inCoarse := inVM(t, exact), inVM(t, coarse)
 		for _, addr := range edges(exact, rng) {
@@ -128,7 +128,7 @@ func TestFilterSize(t *testing.T) {
 		for i := range uint32(c.ranges) {
 			s = append(s, span{i * 1000, i*1000 + i%999})
 		}
-		program := filterProgram(s, sourceOffset)
+		program := filterProgram(s, source4)
 		if len(program) > c.most {
 			t.Errorf("%d ranges take %d instructions, want at most %d", c.ranges, len(program), c.most)
 		}
@@ -232,8 +232,17 @@ func FuzzFilter(f *testing.F) {
 				t.Fatalf("%#x is a peer's: %v; the filter says %v, the ranges %v, the coarse filter %v", a, known, in(a), exact.contains(a), inCoarse(a))
 			}
 		}
-		if len(coarse) > 1+int(most) || len(exact) <= maxRanges && len(filterProgram(exact, sourceOffset)) > maxInstructions {
+		if len(coarse) > 1+int(most) || len(exact) <= maxRanges && len(filterProgram(exact, source4)) > maxInstructions {
 			t.Fatalf("%d ranges made coarse to %d are %d", len(exact), 1+most, len(coarse))
 		}
 	})
+}
+
+// number4 is an IPv4 address as a number.
+func number4(a netip.Addr) uint32 {
+	n, ok := number(a, false)
+	if !ok {
+		panic(a)
+	}
+	return n
 }

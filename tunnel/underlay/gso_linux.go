@@ -14,6 +14,7 @@ import (
 // sender is one sending socket, and what is known of its UDP_SEGMENT (since Linux 4.18, bec1f6f69736).
 type sender struct {
 	socket *socket
+	least  int // bytes of a datagram that every path takes
 
 	most     int                   // datagrams in one piece, at first
 	segments atomic.Int32          // the same, as it is now; 1: none
@@ -24,8 +25,8 @@ type sender struct {
 // unlimited is longer than any datagram.
 const unlimited = 1 << 16
 
-func newSender(s *socket, segments int) *sender {
-	n := &sender{socket: s, most: segments}
+func newSender(s *socket, segments, least int) *sender {
+	n := &sender{socket: s, least: least, most: segments}
 	n.segments.Store(int32(segments))
 	n.size.Store(unlimited)
 	return n
@@ -55,7 +56,7 @@ func (s *sender) giveUp(err error, segments, size int) string {
 	case invalid && segments > maxSegmentsBefore69:
 		s.segments.Store(maxSegmentsBefore69)
 		return fmt.Sprintf("at most %d datagrams in one piece from now on", maxSegmentsBefore69)
-	case errors.Is(err, unix.EMSGSIZE), invalid && size > leastPathMTU:
+	case errors.Is(err, unix.EMSGSIZE), invalid && size > s.least:
 		// Longer than the MTU of the way to this peer. Kernels before 6.14 say EINVAL; where that
 		// meant something else, it comes again for ever shorter datagrams.
 		s.size.Store(int32(min(int(s.size.Load()), size-1)))
@@ -65,8 +66,14 @@ func (s *sender) giveUp(err error, segments, size int) string {
 	return "switched off for one source port: the kernel did not send a run of datagrams that it sent one by one"
 }
 
-// leastPathMTU is what every IPv4 host takes, less both headers (RFC 791, section 3.1).
-const leastPathMTU = 576 - encap.OuterIPv4Len - encap.OuterUDPLen
+// leastPathMTU is what every IPv4 host takes, or every IPv6 link, less both headers (RFC 791, section 3.1; RFC 8200,
+// section 5).
+func leastPathMTU(six bool) int {
+	if six {
+		return 1280 - encap.OuterIPv6Len - encap.OuterUDPLen
+	}
+	return 576 - encap.OuterIPv4Len - encap.OuterUDPLen
+}
 
 // isRefusal tells errors that a message in one piece may get where its datagrams would not: EIO from an
 // interface without checksum offload or under an xfrm policy (udp_send_skb), EINVAL for too many segments,

@@ -31,7 +31,13 @@ func checkPayloads(t testing.TB, got []received, want ...[]byte) {
 }
 
 // Over loopback nothing cuts a run on its way: the receiver sees what the sender said it is.
-func TestRunsOverLoopback(t *testing.T) {
+func TestRunsOverLoopback(t *testing.T) { eachFamily(t, runsOverLoopback) }
+
+func runsOverLoopback(t *testing.T, local netip.Addr) {
+	headers := 28 + 14
+	if local.Is6() {
+		headers = 48 + 14
+	}
 	for _, c := range []struct {
 		sender, receiver string
 		whole            bool
@@ -42,7 +48,7 @@ func TestRunsOverLoopback(t *testing.T) {
 		{"none", "none", false},
 	} {
 		t.Run(c.sender+" to "+c.receiver, func(t *testing.T) {
-			receiver, sender := open(t, c.receiver, nil), open(t, c.sender, nil)
+			receiver, sender := open(t, c.receiver, on(local)), open(t, c.sender, on(local))
 			to := boundTo(t, receiver.queues[0].listener)
 			for _, r := range []struct{ n, size, tail int }{
 				{2, 100, 100}, {2, 100, 4}, {10, 1450, 1450}, {10, 1450, 7}, {45, 1450, 1000}, {maxSegments, 50, 49},
@@ -57,7 +63,7 @@ func TestRunsOverLoopback(t *testing.T) {
 					want := slices.Repeat([]int{1}, r.n)
 					// Of what is longer than gso_max_size with all headers (gso_features_check), even
 					// Ethernet's here, each device makes datagrams.
-					if c.whole && m.Len+28+14 < 1<<16 {
+					if c.whole && m.Len+headers < 1<<16 {
 						want = []int{r.n}
 					}
 					if !slices.Equal(joined, want) {
@@ -81,9 +87,13 @@ func TestRunsOverALink(t *testing.T) {
 	// (veth_skb_is_eligible_for_gro).
 	l.near.sh(t, "ethtool -K out0 tso off")
 	l.far.sh(t, "ethtool -K far0 gro on")
+	eachFamily(t, func(t *testing.T, local netip.Addr) { runsOverALink(t, l, local.Is6()) })
+}
+
+func runsOverALink(t *testing.T, l *link, six bool) {
 	for _, far := range []string{"auto", "-udp-gro", "none"} {
 		t.Run(far, func(t *testing.T) {
-			sender, receiver := l.pair(t, "auto", far, nil)
+			sender, receiver := l.pairOf(t, six, "auto", far, nil)
 			defer sender.Close()
 			defer receiver.Close()
 			r := newTraffic(5)
@@ -93,7 +103,7 @@ func TestRunsOverALink(t *testing.T) {
 				before := len(r.want)
 				var ms []tunnel.Message
 				for range tunnel.BatchSize / 2 {
-					ms = append(ms, r.message(netip.AddrPortFrom(farAddr, 8472)))
+					ms = append(ms, r.message(netip.AddrPortFrom(receiver.cfg.Local, 8472)))
 				}
 				done := make(chan error, 1)
 				go func() { done <- sender.queues[0].Send(ms) }()
@@ -242,13 +252,13 @@ func TestEIO(t *testing.T) {
 		*s = by
 	}
 	replace(&receiver.queues[0].listener, udpLite())
-	receiver.queues[0].receiver = newMmsgReceiver(receiver.queues[0].listener)
+	receiver.queues[0].receiver = newMmsgReceiver(receiver.queues[0].listener, false)
 	for i := range sender.senders {
 		replace(&sender.senders[i].socket, udpLite())
 		sender.queues[0].out.ways[i].packet = ipv4.NewPacketConn(sender.senders[i].socket)
 	}
 	sender.queues[0].out = sendState{}
-	sender.queues[0].out.init(sender.senders, true)
+	sender.queues[0].out.init(sender.senders, true, false)
 	to := boundTo(t, receiver.queues[0].listener)
 	all := datagrams(20, 100, 50)
 	for range 2 {

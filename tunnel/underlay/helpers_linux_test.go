@@ -25,7 +25,20 @@ var twins = []string{"auto", "-udp-gso", "-udp-gro", "-udp-gso,-udp-gro", "-mmsg
 // maxSegments is what every kernel with UDP_SEGMENT takes.
 const maxSegments = 64
 
-var loopback = netip.MustParseAddr("127.0.0.1")
+var (
+	loopback  = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.IPv6Loopback()
+)
+
+// eachFamily runs f with the loopback address of either.
+func eachFamily(t *testing.T, f func(t *testing.T, local netip.Addr)) {
+	for name, local := range map[string]netip.Addr{"IPv4": loopback, "IPv6": loopback6} {
+		t.Run(name, func(t *testing.T) { f(t, local) })
+	}
+}
+
+// on opens at an address.
+func on(local netip.Addr) func(*Config) { return func(cfg *Config) { cfg.Local = local } }
 
 // logbook keeps what was logged, a record a line.
 type logbook struct {
@@ -84,7 +97,7 @@ func open(t testing.TB, features string, change func(*Config)) *Conn {
 			t.Errorf("Close: %v", err)
 		}
 	})
-	befriend(c, loopback)
+	befriend(c, loopback, loopback6)
 	return c
 }
 
@@ -117,6 +130,9 @@ func name(t testing.TB, fd int) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if in, ok := sa.(*unix.SockaddrInet6); ok {
+		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr), uint16(in.Port))
+	}
 	in := sa.(*unix.SockaddrInet4)
 	return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
 }
@@ -148,20 +164,13 @@ func freePort(t testing.TB) uint16 {
 // plainSocket is a UDP socket that has nothing to do with this package.
 func plainSocket(t testing.TB) (fd int, addr netip.AddrPort) {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4()}); err != nil {
-		t.Fatal(err)
-	}
+	fd = boundSocket(t, loopback)
 	return fd, name(t, fd)
 }
 
 func sendPlain(t testing.TB, fd int, to netip.AddrPort, payload []byte) {
 	t.Helper()
-	if err := unix.Sendto(fd, payload, 0, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+	if err := unix.Sendto(fd, payload, 0, sockaddr(to)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -15,13 +15,14 @@ import (
 // losses tells apart why the kernel dropped datagrams of the receiving sockets before they could be received.
 //
 // A socket has one counter for all of them (sk_drops): for what its filter refused, what found the buffer full,
-// and what had a wrong UDP checksum. The last two are also counted in /proc/net/snmp, together with those of
-// every other UDP socket of the network namespace. So of what the sockets dropped since the last look, at most
+// and what had a wrong UDP checksum. The last two are also counted in /proc/net/snmp, or snmp6, together with those
+// of every other UDP socket of the network namespace and the family. So of what the sockets dropped since the last look, at most
 // as many found a full buffer as were counted there, of the rest at most as many had a wrong checksum, and what
 // is left was refused. The sum is exact. Its parts are, unless in the same interval the kernel counts losses
 // there that are not ours: of another UDP socket, or wrong checksums of datagrams up to 76 bytes (CHECKSUM_BREAK in
 // linux/skbuff.h), which it finds before it looks for a socket. As many of what we refused then go by that name.
 type losses struct {
+	six    bool // over IPv6
 	mu     sync.Mutex
 	sum    tunnel.Losses
 	drops  []uint32 // of each socket, which wrap
@@ -33,17 +34,17 @@ type namespaceLosses struct{ full, badSums uint64 }
 
 // begin makes what was lost before not count.
 func (l *losses) begin(sockets []*socket) {
-	l.before = readNamespaceLosses()
+	l.before = readNamespaceLosses(l.six)
 	l.drops = make([]uint32, len(sockets))
 	for i, s := range sockets {
-		l.drops[i], _ = s.drops()
+		l.drops[i], _ = s.drops(l.six)
 	}
 }
 
 // readNamespaceLosses counts as full also what, in kernels that tell it apart, found UDP's memory used up. What a
 // kernel does not count is 0.
-func readNamespaceLosses() namespaceLosses {
-	c := udpCounters()
+func readNamespaceLosses(six bool) namespaceLosses {
+	c := udpCounters(six)
 	return namespaceLosses{c["RcvbufErrors"] + c["MemErrors"], c["InCsumErrors"]}
 }
 
@@ -53,15 +54,15 @@ func readNamespaceLosses() namespaceLosses {
 func (l *losses) look(sockets []*socket, filtered bool) tunnel.Losses {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	before := readNamespaceLosses()
+	before := readNamespaceLosses(l.six)
 	var dropped uint64
 	for i, s := range sockets {
-		if n, ok := s.drops(); ok {
+		if n, ok := s.drops(l.six); ok {
 			dropped += uint64(n - l.drops[i])
 			l.drops[i] = n
 		}
 	}
-	after := readNamespaceLosses()
+	after := readNamespaceLosses(l.six)
 	l.sum = l.sum.Plus(split(dropped, after.full-l.before.full, after.badSums-l.before.badSums, filtered))
 	l.before = before
 	return l.sum
@@ -82,12 +83,12 @@ func split(dropped, full, badSums uint64, filtered bool) tunnel.Losses {
 func (c *Conn) Losses() tunnel.Losses { return c.losses.look(c.filter.sockets, c.filter.on()) }
 
 // drops is how many datagrams the kernel dropped of this socket, modulo 2^32: by SO_MEMINFO since Linux 4.12
-// (a2d133b1d465), else by /proc/net/udp (since 2.6.27).
-func (s *socket) drops() (n uint32, ok bool) {
+// (a2d133b1d465), else by /proc/net/udp or udp6 (since 2.6.27).
+func (s *socket) drops(six bool) (n uint32, ok bool) {
 	err := s.with(func(fd int) error {
 		n, ok = memInfoDrops(fd)
 		if !ok {
-			n, ok = procDrops(fd)
+			n, ok = procDrops(fd, six)
 		}
 		return nil
 	})
@@ -106,13 +107,17 @@ func memInfoDrops(fd int) (uint32, bool) {
 	return info[skMeminfoDrops], errno == 0
 }
 
-// procDrops finds the socket in /proc/net/udp by its inode.
-func procDrops(fd int) (uint32, bool) {
+// procDrops finds the socket in /proc/net/udp, or udp6, by its inode.
+func procDrops(fd int, six bool) (uint32, bool) {
 	var stat unix.Stat_t
 	if unix.Fstat(fd, &stat) != nil {
 		return 0, false
 	}
-	data, err := kernel.ReadNet("udp")
+	file := "udp"
+	if six {
+		file = "udp6"
+	}
+	data, err := kernel.ReadNet(file)
 	if err != nil {
 		return 0, false
 	}
@@ -120,7 +125,7 @@ func procDrops(fd int) (uint32, bool) {
 }
 
 // parseProcUDP reads the column "drops", the last, of the line with the inode (udp4_format_sock in
-// net/ipv4/udp.c).
+// net/ipv4/udp.c; __ip6_dgram_sock_seq_show in net/ipv6/datagram.c has the same).
 func parseProcUDP(data string, inode uint64) (uint32, bool) {
 	const inodeColumn, dropsColumn = 9, 12
 	want := strconv.FormatUint(inode, 10)

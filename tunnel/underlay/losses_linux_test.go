@@ -14,12 +14,21 @@ import (
 // Refused, spoiled and overflowing datagrams are told apart, exactly while no other UDP socket of the network
 // namespace loses any, in the columns that every kernel has.
 func TestLosses(t *testing.T) {
+	eachFamily(t, func(t *testing.T, local netip.Addr) {
+		if local.Is6() {
+			checkLosses(t, nearAddr6, farAddr6, netip.MustParseAddr("2001:db8::77"))
+		} else {
+			checkLosses(t, nearAddr, farAddr, netip.MustParseAddr("192.0.2.77"))
+		}
+	})
+}
+
+func checkLosses(t *testing.T, nearAddr, farAddr, stranger netip.Addr) {
 	for _, features := range []string{"auto", "-early-filter", "-udp-gro", "none"} {
 		t.Run(features, func(t *testing.T) {
 			l := newLink(t)
 			l.near.sh(t, "ethtool -K out0 rx off") // or a virtual link's checksums count as right
 			c := l.near.open(t, features, func(cfg *Config) { cfg.Local, cfg.Port = nearAddr, 8472 })
-			stranger := netip.MustParseAddr("192.0.2.77")
 			befriend(c, farAddr)
 			c.filter.narrow()
 			want := tunnel.Losses{}
@@ -119,7 +128,11 @@ const rawPayload = 80
 
 // sendRaw sends datagrams with a source address that this host does not have, and no offloads.
 func sendRaw(n int, source netip.Addr, to netip.AddrPort, sum sumOf) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	domain := unix.AF_INET
+	if source.Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // the header is in what is sent
 	if err != nil {
 		return err
 	}
@@ -137,8 +150,11 @@ func sendRaw(n int, source netip.Addr, to netip.AddrPort, sum sumOf) error {
 		}
 		binary.BigEndian.PutUint16(udp[6:], check)
 		p := []byte{0x45, 0, 0, byte(20 + len(udp)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0} // the kernel sums (raw(7))
+		if source.Is6() {
+			p = []byte{0x60, 0, 0, 0, 0, byte(len(udp)), unix.IPPROTO_UDP, 64}
+		}
 		p = append(append(p, source.AsSlice()...), to.Addr().AsSlice()...)
-		if err := unix.Sendto(fd, append(p, udp...), 0, &unix.SockaddrInet4{Addr: to.Addr().As4()}); err != nil {
+		if err := unix.Sendto(fd, append(p, udp...), 0, sockaddr(netip.AddrPortFrom(to.Addr(), 0))); err != nil {
 			return err
 		}
 	}
@@ -183,7 +199,7 @@ func TestSplit(t *testing.T) {
 // The counter of a socket has 32 bits, and a flood takes it round.
 func TestLossesWrapRound(t *testing.T) {
 	c := open(t, "auto", nil)
-	drops, ok := c.queues[0].listener.drops()
+	drops, ok := c.queues[0].listener.drops(false)
 	if !ok {
 		t.Fatal("no counter")
 	}
@@ -193,16 +209,24 @@ func TestLossesWrapRound(t *testing.T) {
 	}
 }
 
-// Kernels before 4.12 tell the same in /proc/net/udp.
-func TestDropsOfOldKernels(t *testing.T) {
-	c := open(t, "auto", nil)
-	fd := boundSocket(t, loopbackHost(99))
+// Kernels before 4.12 tell the same in /proc/net/udp, or udp6.
+func TestDropsOfOldKernels(t *testing.T) { eachFamily(t, dropsOfOldKernels) }
+
+func dropsOfOldKernels(t *testing.T, local netip.Addr) {
+	c := open(t, "auto", on(local))
+	stranger := loopbackHost(99)
+	if local.Is6() {
+		stranger = loopback6
+		befriend(c, nearAddr6)
+		c.filter.narrow()
+	}
+	fd := boundSocket(t, stranger)
 	for range 7 {
 		sendPlain(t, fd, boundTo(t, c.queues[0].listener), []byte("stranger"))
 	}
 	if err := c.queues[0].listener.with(func(fd int) error {
 		by, ok := memInfoDrops(fd)
-		proc, procOK := procDrops(fd)
+		proc, procOK := procDrops(fd, local.Is6())
 		if !ok || !procOK || by != 7 || proc != 7 {
 			t.Errorf("SO_MEMINFO says %d (%v), /proc/net/udp %d (%v), want 7", by, ok, proc, procOK)
 		}
@@ -241,5 +265,10 @@ func TestParseSNMP(t *testing.T) {
 	}
 	if got := parseSNMP(data, "Icmp:"); got != nil {
 		t.Errorf("counters of no protocol: %v", got)
+	}
+	const six = "Ip6InReceives                   \t2\nUdp6InDatagrams                 \t5\nUdp6RcvbufErrors\t18446744073709551615\nUdpLite6InDatagrams \t7\nUdp6Odd\nUdp6Bad x\n"
+	got = parseSNMP6(six, "Udp6")
+	if len(got) != 2 || got["InDatagrams"] != 5 || got["RcvbufErrors"] != 1<<64-1 {
+		t.Errorf("counters of IPv6 %v", got)
 	}
 }

@@ -72,13 +72,14 @@ func (n *namespace) open(t testing.TB, features string, change func(*Config)) (c
 		return err
 	})
 	t.Cleanup(func() { c.Close() })
-	befriend(c, loopback, nearAddr, farAddr)
+	befriend(c, loopback, nearAddr, farAddr, loopback6, nearAddr6, farAddr6)
 	return c
 }
 
 // link is two hosts and what is between them:
 //
 //	near 192.0.2.1 ── out0 ══ far0 ── far 192.0.2.2
+//	   2001:db8::1                       2001:db8::2
 //
 // out0 cuts runs of datagrams itself, so that what is on the way is what a network would carry.
 type link struct {
@@ -88,6 +89,9 @@ type link struct {
 var (
 	nearAddr = netip.MustParseAddr("192.0.2.1")
 	farAddr  = netip.MustParseAddr("192.0.2.2")
+
+	nearAddr6 = netip.MustParseAddr("2001:db8::1")
+	farAddr6  = netip.MustParseAddr("2001:db8::2")
 )
 
 func newLink(t testing.TB) *link {
@@ -98,13 +102,17 @@ func newLink(t testing.TB) *link {
 		ip link add out0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02 netns %d`, l.far.tid))
 	l.far.sh(t, `
 		ip addr add 192.0.2.2/24 dev far0
+		ip addr add 2001:db8::2/64 dev far0 nodad
 		ip link set far0 up
-		ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
+		ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far0 nud permanent
+		ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
 	// The far end is up by now, so this one has its carrier, and takes packets, at once.
 	l.near.sh(t, `
 		ip addr add 192.0.2.1/24 dev out0
+		ip addr add 2001:db8::1/64 dev out0 nodad
 		ip link set out0 up
 		ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev out0 nud permanent
+		ip neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev out0 nud permanent
 		ethtool -K out0 tx-udp-segmentation off`)
 	return l
 }
@@ -119,6 +127,15 @@ func (l *link) setMTU(t testing.TB, mtu int) {
 // pair opens an underlay at each end.
 func (l *link) pair(t testing.TB, features, farFeatures string, log *logbook) (near, far *Conn) {
 	t.Helper()
+	return l.pairOf(t, false, features, farFeatures, log)
+}
+
+func (l *link) pairOf(t testing.TB, six bool, features, farFeatures string, log *logbook) (near, far *Conn) {
+	t.Helper()
+	nearAddr, farAddr := nearAddr, farAddr
+	if six {
+		nearAddr, farAddr = nearAddr6, farAddr6
+	}
 	near = l.near.open(t, features, func(cfg *Config) {
 		*cfg = config(t, features, log)
 		cfg.Local, cfg.Port = nearAddr, 8472

@@ -14,9 +14,9 @@ import (
 	"muslin/tunnel"
 )
 
-// controlBytes holds an IP_TOS control message, which the kernel sends as a single byte (ip(7), IP_RECVTOS),
-// and a UDP_GRO one, which is an int (udp(7)).
-var controlBytes = unix.CmsgSpace(1) + unix.CmsgSpace(4)
+// controlBytes holds an IP_TOS control message, which the kernel sends as a single byte (ip(7), IP_RECVTOS), or an
+// IPV6_TCLASS one, which is an int (RFC 3542, section 6.5), and a UDP_GRO one, which is an int, too (udp(7)).
+var controlBytes = 2 * unix.CmsgSpace(4)
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
 type mmsghdr struct {
@@ -28,22 +28,27 @@ type mmsghdr struct {
 // a net.UDPAddr for each datagram (docs/decisions/receive-path.md has the figures); here addresses land
 // in an array that stays.
 type mmsgReceiver struct {
-	socket *socket
-	poll   [3]unix.PollFd
-	hdrs   []mmsghdr
-	iovs   []unix.Iovec
-	names  []unix.RawSockaddrInet4
-	oob    []byte
+	socket  *socket
+	six     bool // over IPv6
+	nameLen uint32
+	poll    [3]unix.PollFd
+	hdrs    []mmsghdr
+	iovs    []unix.Iovec
+	names   []unix.RawSockaddrInet6 // or RawSockaddrInet4, which is shorter
+	oob     []byte
 }
 
-func newMmsgReceiver(s *socket) *mmsgReceiver {
+func newMmsgReceiver(s *socket, six bool) *mmsgReceiver {
 	n := tunnel.BatchSize
 	r := &mmsgReceiver{
-		socket: s,
-		hdrs:   make([]mmsghdr, n),
-		iovs:   make([]unix.Iovec, n),
-		names:  make([]unix.RawSockaddrInet4, n),
-		oob:    make([]byte, n*controlBytes),
+		socket: s, six: six, nameLen: unix.SizeofSockaddrInet4,
+		hdrs:  make([]mmsghdr, n),
+		iovs:  make([]unix.Iovec, n),
+		names: make([]unix.RawSockaddrInet6, n),
+		oob:   make([]byte, n*controlBytes),
+	}
+	if six {
+		r.nameLen = unix.SizeofSockaddrInet6
 	}
 	for i := range r.hdrs {
 		h := &r.hdrs[i].hdr
@@ -61,7 +66,7 @@ func (r *mmsgReceiver) receive(ds []tunnel.Datagram) (int, error) {
 		r.iovs[i].Base = unsafe.SliceData(ds[i].Buf)
 		r.iovs[i].SetLen(len(ds[i].Buf))
 		h := &r.hdrs[i].hdr
-		h.Namelen = unix.SizeofSockaddrInet4
+		h.Namelen = r.nameLen
 		h.SetControllen(controlBytes)
 		h.Flags = 0
 	}
@@ -103,9 +108,15 @@ func (r *mmsgReceiver) recvmmsg(want int) (int, error) {
 	}
 }
 
+// source leaves out the scope that IPv6 has for a link-local address.
 func (r *mmsgReceiver) source(i int) netip.AddrPort {
-	name := &r.names[i]
-	port := (*[2]byte)(unsafe.Pointer(&name.Port)) // network byte order
+	if r.six {
+		name := &r.names[i]
+		port := (*[2]byte)(unsafe.Pointer(&name.Port)) // network byte order
+		return netip.AddrPortFrom(netip.AddrFrom16(name.Addr), binary.BigEndian.Uint16(port[:]))
+	}
+	name := (*unix.RawSockaddrInet4)(unsafe.Pointer(&r.names[i]))
+	port := (*[2]byte)(unsafe.Pointer(&name.Port))
 	return netip.AddrPortFrom(netip.AddrFrom4(name.Addr), binary.BigEndian.Uint16(port[:]))
 }
 
@@ -122,6 +133,8 @@ func readControl(oob []byte) (ecn uint8, size int) {
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
 			ecn = data[0] & 3
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
+			ecn = uint8(binary.NativeEndian.Uint32(data)) & 3
 		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
 			size = int(binary.NativeEndian.Uint32(data))
 		}
@@ -138,12 +151,13 @@ func putCmsg(b []byte, level, typ int32, dataLen int) {
 
 // batchReceiver is the slow twin of mmsgReceiver, over golang.org/x/net: one datagram a call.
 type batchReceiver struct {
-	conn *ipv4.PacketConn
+	conn batchConn
+	six  bool
 	msgs []ipv4.Message
 }
 
-func newBatchReceiver(s *socket) *batchReceiver {
-	r := &batchReceiver{conn: ipv4.NewPacketConn(s), msgs: make([]ipv4.Message, 1)}
+func newBatchReceiver(s *socket, six bool) *batchReceiver {
+	r := &batchReceiver{conn: newBatchConn(s, six), six: six, msgs: make([]ipv4.Message, 1)}
 	for i := range r.msgs {
 		r.msgs[i].Buffers = make([][]byte, 1)
 		r.msgs[i].OOB = make([]byte, controlBytes)
@@ -166,7 +180,11 @@ func (r *batchReceiver) receive(ds []tunnel.Datagram) (int, error) {
 		d.Buf = d.Buf[:m.N]
 		d.Addr = netip.AddrPort{}
 		if from, ok := m.Addr.(*net.UDPAddr); ok {
-			d.Addr = netip.AddrPortFrom(from.AddrPort().Addr().Unmap(), uint16(from.Port))
+			addr := from.AddrPort().Addr().WithZone("")
+			if !r.six {
+				addr = addr.Unmap()
+			}
+			d.Addr = netip.AddrPortFrom(addr, uint16(from.Port))
 		}
 		d.Truncated = m.Flags&unix.MSG_TRUNC != 0
 		d.ECN, d.Size = readControl(m.OOB[:m.NN])

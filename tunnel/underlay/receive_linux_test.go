@@ -15,7 +15,13 @@ import (
 )
 
 // All receivers get the same datagrams from a plain socket, and see in them what was sent.
-func TestReceiversAgree(t *testing.T) {
+func TestReceiversAgree(t *testing.T) { eachFamily(t, receiversAgree) }
+
+func receiversAgree(t *testing.T, local netip.Addr) {
+	level, option := unix.IPPROTO_IP, unix.IP_TOS
+	if local.Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
 	for _, c := range []struct {
 		name        string
 		batch, size int
@@ -30,13 +36,14 @@ func TestReceiversAgree(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var first []received
 			for _, features := range twins {
-				conn := open(t, features, nil)
+				conn := open(t, features, on(local))
 				to := boundTo(t, conn.queues[0].listener)
-				fd, from := plainSocket(t)
+				fd := boundSocket(t, local)
+				from := name(t, fd)
 				var want []received
 				for k, length := range c.lengths {
 					ecn := k & 3
-					if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TOS, 0xb8|ecn); err != nil {
+					if err := unix.SetsockoptInt(fd, level, option, 0xb8|ecn); err != nil {
 						t.Fatal(err)
 					}
 					payload := bytes.Repeat([]byte{byte(k + 1)}, length)
@@ -118,6 +125,7 @@ func withLen(b []byte, n int) []byte {
 func TestReadControl(t *testing.T) {
 	tos := cmsg(unix.IPPROTO_IP, unix.IP_TOS, 0xbb)
 	gro := cmsg(unix.IPPROTO_UDP, unix.UDP_GRO, binary.NativeEndian.AppendUint32(nil, 1234)...)
+	class := cmsg(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, binary.NativeEndian.AppendUint32(nil, 0xb9)...)
 	join := func(all ...[]byte) []byte { return slices.Concat(all...) }
 	for _, c := range []struct {
 		name string
@@ -133,6 +141,10 @@ func TestReadControl(t *testing.T) {
 		{"UDP_GRO without its padding", gro[:unix.CmsgLen(4)], 0, 1234},
 		{"TOS, then UDP_GRO", join(tos, gro), 3, 1234},
 		{"UDP_GRO, then TOS", join(gro, tos), 3, 1234},
+		{"traffic class", class, 1, 0},
+		{"traffic class, then UDP_GRO", join(class, gro), 1, 1234},
+		{"traffic class of a byte", cmsg(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 1), 0, 0},
+		{"traffic class of another level", cmsg(unix.IPPROTO_IP, unix.IPV6_TCLASS, 1, 1, 1, 1), 0, 0},
 		{"something else between them", join(tos, cmsg(unix.SOL_SOCKET, unix.SO_TIMESTAMP, make([]byte, 16)...), gro), 3, 1234},
 		{"TOS of another level", cmsg(unix.SOL_SOCKET, unix.IP_TOS, 3), 0, 0},
 		{"another type of the level", cmsg(unix.IPPROTO_IP, unix.IP_TTL, 3), 0, 0},
@@ -160,6 +172,7 @@ func FuzzReadControl(f *testing.F) {
 	f.Add(cmsg(unix.IPPROTO_IP, unix.IP_TOS, 2))
 	f.Add(append(cmsg(unix.IPPROTO_IP, unix.IP_TOS, 1), cmsg(unix.IPPROTO_UDP, unix.UDP_GRO, 0xa8, 5, 0, 0)...))
 	f.Add(withLen(cmsg(unix.IPPROTO_IP, unix.IP_TOS, 2), 3))
+	f.Add(append(cmsg(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 1, 0, 0, 0), cmsg(unix.IPPROTO_UDP, unix.UDP_GRO, 0xa8, 5, 0, 0)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		oob := append(make([]byte, 0, len(b)+64), b...) // aligned
 		ecn, size := readControl(oob)
@@ -173,6 +186,8 @@ func FuzzReadControl(f *testing.F) {
 			switch {
 			case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TOS && len(m.Data) > 0:
 				wantECN = m.Data[0] % 4
+			case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_TCLASS && len(m.Data) >= 4:
+				wantECN = uint8(binary.NativeEndian.Uint32(m.Data) % 4)
 			case m.Header.Level == unix.IPPROTO_UDP && m.Header.Type == unix.UDP_GRO && len(m.Data) >= 4:
 				wantSize = int(binary.NativeEndian.Uint32(m.Data))
 			}

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"muslin/tunnel"
@@ -24,15 +25,28 @@ type sendState struct {
 // way is a sending socket as one queue uses it: all queues share the socket, none the state of a call.
 type way struct {
 	*sender
-	packet *ipv4.PacketConn
+	packet batchConn
 }
 
-func (s *sendState) init(senders []*sender, many bool) {
-	for _, n := range senders {
-		s.ways = append(s.ways, way{n, ipv4.NewPacketConn(n.socket)})
+// batchConn is an ipv4.PacketConn or an ipv6.PacketConn, whose messages are of one type.
+type batchConn interface {
+	ReadBatch(ms []ipv4.Message, flags int) (int, error)
+	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+}
+
+func newBatchConn(s *socket, six bool) batchConn {
+	if six {
+		return ipv6.NewPacketConn(s)
 	}
-	s.whole.init(many)
-	s.pieces.init(many)
+	return ipv4.NewPacketConn(s)
+}
+
+func (s *sendState) init(senders []*sender, many, six bool) {
+	for _, n := range senders {
+		s.ways = append(s.ways, way{n, newBatchConn(n.socket, six)})
+	}
+	s.whole.init(many, six)
+	s.pieces.init(many, six)
 }
 
 // Send implements tunnel.UnderlayQueue. The datagrams of one source port go through one socket in the order
@@ -162,7 +176,7 @@ func (q *queue) replay(s *way, e *entry, refusal error) error {
 // giveUpECN sends everything from now on without ECN.
 func (c *Conn) giveUpECN() {
 	if c.ecn.CompareAndSwap(true, false) {
-		c.log.Warn("outer ECN switched off: the kernel refuses IP_TOS for a datagram", "feature", "outer-ecn")
+		c.log.Warn("outer ECN switched off: the kernel refuses IP_TOS, or IPV6_TCLASS, for a datagram", "feature", "outer-ecn")
 	}
 }
 
@@ -179,7 +193,8 @@ func sendError(err error) error {
 // batch is what goes to WriteBatch. golang.org/x/net wants a net.Addr for each message, and takes one that
 // we overwrite in place.
 type batch struct {
-	limit   int // how many messages go out in one call
+	six     bool // over IPv6
+	limit   int  // how many messages go out in one call
 	n       int
 	msgs    []ipv4.Message
 	entries []entry
@@ -197,12 +212,12 @@ type entry struct {
 	plain    bool // tried without its ECN
 }
 
-// controlLen has room for UDP_SEGMENT and IP_TOS.
+// controlLen has room for UDP_SEGMENT and IP_TOS or IPV6_TCLASS.
 var controlLen = unix.CmsgSpace(2) + unix.CmsgSpace(4)
 
-func (b *batch) init(many bool) {
+func (b *batch) init(many, six bool) {
 	const n = tunnel.BatchSize
-	b.limit = 1
+	b.six, b.limit = six, 1
 	if many {
 		b.limit = n
 	}
@@ -211,8 +226,12 @@ func (b *batch) init(many bool) {
 	b.addrs = make([]net.UDPAddr, n)
 	b.control = make([]byte, n*controlLen)
 	b.slices = make([][]byte, 2*tunnel.MaxBuffers)
+	length := net.IPv4len
+	if six {
+		length = net.IPv6len
+	}
 	for i := range b.msgs {
-		b.addrs[i].IP = make(net.IP, 4)
+		b.addrs[i].IP = make(net.IP, length)
 		b.msgs[i].Addr = &b.addrs[i]
 	}
 }
@@ -234,8 +253,13 @@ func (b *batch) addPiece(m *tunnel.Message, c *cutter, ecn uint8) {
 }
 
 func (b *batch) add(m *tunnel.Message, bufs [][]byte, segments int, ecn uint8) {
-	addr := m.Addr.Addr().As4()
-	copy(b.addrs[b.n].IP, addr[:])
+	if b.six {
+		addr := m.Addr.Addr().As16()
+		copy(b.addrs[b.n].IP, addr[:])
+	} else {
+		addr := m.Addr.Addr().As4()
+		copy(b.addrs[b.n].IP, addr[:])
+	}
 	b.addrs[b.n].Port = int(m.Addr.Port())
 	b.msgs[b.n].Buffers = bufs
 	b.entries[b.n] = entry{message: m, segments: segments, ecn: ecn}
@@ -244,7 +268,7 @@ func (b *batch) add(m *tunnel.Message, bufs [][]byte, segments int, ecn uint8) {
 }
 
 // setControl writes the control messages of message i: UDP_SEGMENT with the datagrams' length (udp(7)), and
-// IP_TOS (ip(7); for a single datagram since Linux 3.13).
+// IP_TOS (ip(7); for a single datagram since Linux 3.13) or IPV6_TCLASS (RFC 3542, section 6.5).
 func (b *batch) setControl(i, size int) {
 	e := &b.entries[i]
 	room := b.control[i*controlLen:][:controlLen]
@@ -255,7 +279,11 @@ func (b *batch) setControl(i, size int) {
 		used = unix.CmsgSpace(2)
 	}
 	if e.ecn != 0 {
-		putCmsg(room[used:], unix.IPPROTO_IP, unix.IP_TOS, 4)
+		if b.six {
+			putCmsg(room[used:], unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 4)
+		} else {
+			putCmsg(room[used:], unix.IPPROTO_IP, unix.IP_TOS, 4)
+		}
 		binary.NativeEndian.PutUint32(room[used+unix.CmsgLen(0):], uint32(e.ecn))
 		used += unix.CmsgSpace(4)
 	}

@@ -69,9 +69,13 @@ func (r *traffic) cut(b []byte) (pieces [][]byte) {
 
 // Whatever way the datagrams go, they arrive as they are, those of a flow in order and from one port.
 func TestSendKeepsFlowsInOrder(t *testing.T) {
+	eachFamily(t, sendKeepsFlowsInOrder)
+}
+
+func sendKeepsFlowsInOrder(t *testing.T, local netip.Addr) {
 	for i, features := range twins {
 		t.Run(features, func(t *testing.T) {
-			receiver, sender := open(t, "auto", nil), open(t, features, nil)
+			receiver, sender := open(t, "auto", on(local)), open(t, features, on(local))
 			to := boundTo(t, receiver.queues[0].listener)
 			r := newTraffic(uint64(i))
 			arrived := newArrivals(r, sender)

@@ -24,7 +24,11 @@ type socket struct {
 }
 
 func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	domain := unix.AF_INET
+	if local.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -32,7 +36,7 @@ func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, erro
 		unix.Close(fd)
 		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: local.Addr().As4(), Port: int(local.Port())}); err != nil {
+	if err := unix.Bind(fd, sockaddr(local)); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
 	}
@@ -41,6 +45,14 @@ func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, erro
 		return nil, err
 	}
 	return newSocket(file, local), nil
+}
+
+// sockaddr is an address as the kernel has it, of its family.
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 }
 
 func newSocket(file *waiter.File, local netip.AddrPort) *socket {
@@ -112,6 +124,7 @@ func (r *rawSocket) until(f func(fd uintptr) bool, fd int, events int16, poll *[
 
 // listenOptions are those of a receiving socket.
 type listenOptions struct {
+	six   bool // over IPv6
 	share bool // the port with our other queues: the kernel spreads flows over them (since Linux 3.9)
 	gro   bool // take several datagrams in one piece
 }
@@ -126,8 +139,26 @@ func (o listenOptions) set(fd int) error {
 	if err := setGRO(fd, o.gro); err != nil {
 		return fmt.Errorf("setsockopt UDP_GRO: %w", err)
 	}
+	if o.six {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1); err != nil {
+			return fmt.Errorf("setsockopt IPV6_RECVTCLASS: %w", err)
+		}
+		return onlyIPv6(fd)
+	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1); err != nil {
 		return fmt.Errorf("setsockopt IP_RECVTOS: %w", err)
+	}
+	return nil
+}
+
+// onlyIPv6 keeps IPv4 in IPv6's clothes out (ipv6(7), IPV6_V6ONLY), so that a VTEP of IPv4 may have the same port. A
+// socket that is bound, as an adopted one, has it already and refuses it.
+func onlyIPv6(fd int) error {
+	if on, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY); err == nil && on != 0 {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+		return fmt.Errorf("setsockopt IPV6_V6ONLY: %w", err)
 	}
 	return nil
 }
@@ -144,10 +175,27 @@ func setGRO(fd int, on bool) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 }
 
-func setSendOptions(fd int) error {
+// sendOptions are those of a sending socket.
+type sendOptions struct{ six bool }
+
+// set leaves a UDP checksum on, which over IPv6 each datagram must have (RFC 8200, section 8.1).
+func (o sendOptions) set(fd int) error {
 	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	// Go's sockets keep the system's path MTU discovery, which sets DF. flannel's do not set it: an
-	// outer datagram that meets a smaller MTU is fragmented rather than lost.
+	// outer datagram that meets a smaller MTU is fragmented rather than lost. Over IPv6 that is done here, by
+	// what is known of the path's MTU.
+	if o.six {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT); err != nil {
+			return fmt.Errorf("setsockopt IPV6_MTU_DISCOVER: %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 0); err != nil {
+			return fmt.Errorf("setsockopt IPV6_DONTFRAG: %w", err)
+		}
+		if err := onlyIPv6(fd); err != nil {
+			return err
+		}
+		return refuseAll(fd)
+	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
 		return fmt.Errorf("setsockopt IP_MTU_DISCOVER: %w", err)
 	}
@@ -155,7 +203,7 @@ func setSendOptions(fd int) error {
 }
 
 // refuseAll makes the kernel drop what is sent to a socket that only sends, before it takes up memory.
-func refuseAll(fd int) error { return attachFilter(fd, filterProgram(nil, sourceOffset)) }
+func refuseAll(fd int) error { return attachFilter(fd, filterProgram(nil, source4)) }
 
 // setBuffer asks for bufferBytes past the system's limit, which takes CAP_NET_ADMIN, and falls back to
 // what the limit (net.core.rmem_max, wmem_max) allows. bufferFeature reports which it was.

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// span is a range of IPv4 addresses as numbers, the first byte uppermost. Both ends belong to it.
+// span is a range of addresses as numbers. Both ends belong to it.
 type span struct{ first, last uint32 }
 
 // spans is a set of addresses: ascending, with at least one address that is left out between two of them.
@@ -109,8 +109,27 @@ func (s spans) prefixes(bits int) spans {
 	return out
 }
 
-// number is an IPv4 address as a number.
-func number(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
+// number is an address as a number of 32 bits, if it is of the family that is asked for. Of IPv4 it is the address
+// itself, the first byte uppermost.
+//
+// Of IPv6 it is a sum over the address's four words, so that some other addresses have the same number: a filter lets
+// those in, too. Hosts that lie side by side in one network have numbers side by side, and make one range.
+func number(a netip.Addr, six bool) (n uint32, ok bool) {
+	switch {
+	case six && a.Is6():
+		b := a.As16()
+		for i, factor := range wordFactors {
+			n += factor * binary.BigEndian.Uint32(b[4*i:])
+		}
+	case !six && a.Is4():
+		b := a.As4()
+		n = binary.BigEndian.Uint32(b[:])
+	default:
+		return 0, false
+	}
+	return n, true
 }
+
+// wordFactors are what an IPv6 address's words count in its number: odd, so that every bit does, and the last 1.
+// Three are multipliers of well-known hashes: 2^32 over the golden ratio, and those of MurmurHash3's end.
+var wordFactors = [4]uint32{0x85ebca6b, 0xc2b2ae35, 0x9e3779b1, 1}

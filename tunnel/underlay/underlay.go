@@ -1,4 +1,4 @@
-// Package underlay moves outer datagrams in batches between the VTEP and UDP sockets.
+// Package underlay moves outer datagrams in batches between the VTEP and UDP sockets, over IPv4 or over IPv6.
 //
 // It owns a receiving socket for each queue, all on the overlay's port, and a few sending sockets, whose
 // ports give the underlay's switches and the receivers' queues something to spread flows by. Runs of
@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"muslin/encap"
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
@@ -29,7 +30,7 @@ const bufferBytes = 8 << 20
 
 // Config says where the underlay is.
 type Config struct {
-	Local       netip.Addr // IPv4 address of the underlay interface; both ends of every socket bind to it
+	Local       netip.Addr // of the underlay interface; all sockets bind to it, and have its address family
 	Port        uint16     // the overlay's port
 	Queues      int        // at least 1
 	Features    kernel.Features
@@ -45,6 +46,7 @@ type Config struct {
 // Conn implements tunnel.Underlay.
 type Conn struct {
 	cfg Config
+	six bool // over IPv6
 	log *slog.Logger
 
 	queues  []*queue
@@ -72,7 +74,13 @@ type receiver interface {
 
 // Open binds the sockets. An error that is syscall.EADDRINUSE means the port is taken.
 func Open(cfg Config) (*Conn, error) {
-	c := &Conn{cfg: cfg, log: cfg.Logger, filter: newEarlyFilter(cfg.Features, cfg.Logger), sndbufErrors: udpCounters()["SndbufErrors"]}
+	family, ok := encap.FamilyOf(cfg.Local)
+	if !ok {
+		return nil, fmt.Errorf("underlay address %v: neither IPv4 nor IPv6", cfg.Local)
+	}
+	six := family == encap.IPv6
+	c := &Conn{cfg: cfg, six: six, log: cfg.Logger, filter: newEarlyFilter(cfg.Features, six, cfg.Logger)}
+	c.losses.six, c.sndbufErrors = six, udpCounters(six)["SndbufErrors"]
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -105,7 +113,7 @@ func (c *Conn) open() error {
 		}
 	}
 	for _, q := range c.queues {
-		q.out.init(c.senders, c.cfg.Features.On(kernel.MMsg))
+		q.out.init(c.senders, c.cfg.Features.On(kernel.MMsg), c.six)
 	}
 	c.ecn.Store(c.cfg.Features.On(kernel.OuterECN))
 	c.filter.opened()
@@ -124,7 +132,7 @@ func (c *Conn) portFree() error {
 }
 
 func (c *Conn) bindError(err error) error {
-	return fmt.Errorf("bind UDP %v:%d: %w", c.cfg.Local, c.cfg.Port, err)
+	return fmt.Errorf("bind UDP %v: %w", netip.AddrPortFrom(c.cfg.Local, c.cfg.Port), err)
 }
 
 // listen adds a queue with its receiving socket: the adopted one of that number, or one of its own.
@@ -143,9 +151,9 @@ func (c *Conn) listen(number int) error {
 	s.file.Follow(c.cfg.Turns, waiter.Inbound)
 	q := &queue{conn: c, listener: s}
 	if c.cfg.Features.On(kernel.MMsg) {
-		q.receiver = newMmsgReceiver(s)
+		q.receiver = newMmsgReceiver(s, c.six)
 	} else {
-		q.receiver = newBatchReceiver(s)
+		q.receiver = newBatchReceiver(s, c.six)
 	}
 	if len(c.queues) == 0 {
 		c.buffers = append(c.buffers, bufferFeature(s, "receive-buffer", true))
@@ -156,14 +164,14 @@ func (c *Conn) listen(number int) error {
 }
 
 func (c *Conn) addSender(number int) error {
-	local := netip.AddrPortFrom(c.cfg.Local, 0)
+	local, options := netip.AddrPortFrom(c.cfg.Local, 0), sendOptions{c.six}
 	var s *socket
 	var err error
 	if number < len(c.cfg.Adopt.Send) {
-		if s, err = adoptSocket(c.cfg.Adopt.Send[number], local, setSendOptions); err != nil {
+		if s, err = adoptSocket(c.cfg.Adopt.Send[number], local, options.set); err != nil {
 			return fmt.Errorf("adopt sending socket %d: %w", number, err)
 		}
-	} else if s, err = openSocket(local, setSendOptions); err != nil {
+	} else if s, err = openSocket(local, options.set); err != nil {
 		return fmt.Errorf("bind a sending UDP socket to %v: %w", c.cfg.Local, err)
 	}
 	if len(c.senders) == 0 {
@@ -173,7 +181,7 @@ func (c *Conn) addSender(number int) error {
 	if c.cfg.Features.On(kernel.UDPGSO) {
 		segments = max(1, c.cfg.MaxSegments)
 	}
-	c.senders = append(c.senders, newSender(s, segments))
+	c.senders = append(c.senders, newSender(s, segments, leastPathMTU(c.six)))
 	return nil
 }
 
@@ -212,7 +220,7 @@ func (c *Conn) busyPollFeature() kernel.Feature {
 func (c *Conn) ecnFeature() kernel.Feature {
 	f := c.cfg.Features.Feature(kernel.OuterECN)
 	if f.On && !c.ecn.Load() {
-		f.On, f.Reason = false, "the kernel refused IP_TOS for a single datagram (before 3.13); outer ECN stays 0"
+		f.On, f.Reason = false, "the kernel refused IP_TOS for a single datagram (before 3.13; IPv6: IPV6_TCLASS); outer ECN stays 0"
 	}
 	return f
 }
@@ -244,7 +252,7 @@ func (c *Conn) Resume() error {
 }
 
 func (c *Conn) listenOptions() listenOptions {
-	return listenOptions{share: c.cfg.Queues > 1, gro: c.cfg.Features.On(kernel.UDPGRO)}
+	return listenOptions{six: c.six, share: c.cfg.Queues > 1, gro: c.cfg.Features.On(kernel.UDPGRO)}
 }
 
 func (c *Conn) each(do func(*waiter.File) error) error {

@@ -2,7 +2,6 @@ package underlay
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -78,6 +77,7 @@ func TestClose(t *testing.T) {
 func TestOpenRefused(t *testing.T) {
 	holder := open(t, "auto", nil)
 	port := boundTo(t, holder.queues[0].listener).Port()
+	holder6 := open(t, "auto", on(loopback6))
 	generous, err := openSocket(netip.AddrPortFrom(loopback, 0), listenOptions{share: true}.set)
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +98,8 @@ func TestOpenRefused(t *testing.T) {
 		{"port of somebody who would share it, several queues", loopback, shared, 2, syscall.EADDRINUSE},
 		{"port of several queues", loopback, several.cfg.Port, 1, syscall.EADDRINUSE},
 		{"port of several queues, several queues", loopback, several.cfg.Port, 2, syscall.EADDRINUSE},
+		{"port taken, IPv6", loopback6, boundTo(t, holder6.queues[0].listener).Port(), 1, syscall.EADDRINUSE},
+		{"address of another host, IPv6", netip.MustParseAddr("2001:db8::1"), 0, 1, syscall.EADDRNOTAVAIL},
 		{"address of another host", netip.MustParseAddr("192.0.2.1"), 0, 1, syscall.EADDRNOTAVAIL},
 		{"address of another host, several queues", netip.MustParseAddr("192.0.2.1"), 0, 2, syscall.EADDRNOTAVAIL},
 	} {
@@ -112,7 +114,7 @@ func TestOpenRefused(t *testing.T) {
 		if conn != nil {
 			t.Errorf("%s: a Conn together with an error", c.name)
 		}
-		if !strings.Contains(err.Error(), fmt.Sprintf("%v:%d", c.local, c.port)) {
+		if !strings.Contains(err.Error(), netip.AddrPortFrom(c.local, c.port).String()) {
 			t.Errorf("%s: %q does not name the address", c.name, err)
 		}
 		if n := openFiles(t); n != before {
@@ -186,8 +188,8 @@ type carrier struct {
 	full             [][]byte
 }
 
-func newCarrier(t testing.TB, features string, messages, segments, size int) *carrier {
-	c := &carrier{sender: open(t, features, nil), receiver: open(t, features, nil), count: messages * segments}
+func newCarrier(t testing.TB, local netip.Addr, features string, messages, segments, size int) *carrier {
+	c := &carrier{sender: open(t, features, on(local)), receiver: open(t, features, on(local)), count: messages * segments}
 	to := boundTo(t, c.receiver.queues[0].listener)
 	for i := range messages {
 		m := run(to, uint8(i%tunnel.SourcePorts), datagrams(segments, size, size)...)
@@ -223,6 +225,10 @@ func TestNoAllocation(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
+	eachFamily(t, noAllocation)
+}
+
+func noAllocation(t *testing.T, local netip.Addr) {
 	for _, c := range []struct {
 		name, features string
 		segments       int
@@ -234,7 +240,7 @@ func TestNoAllocation(t *testing.T) {
 		{"more than go in one piece", "auto", maxSegments + 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			carrier := newCarrier(t, c.features, tunnel.BatchSize/2, c.segments, 500)
+			carrier := newCarrier(t, local, c.features, tunnel.BatchSize/2, c.segments, 500)
 			if n := testing.AllocsPerRun(50, func() { carrier.carry(t) }); n != 0 {
 				t.Errorf("%v allocations for %d datagrams sent and received", n, carrier.count)
 			}
