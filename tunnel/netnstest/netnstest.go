@@ -1,14 +1,17 @@
 //go:build linux
 
-// Package netnstest gives a test a network namespace of its own. Like net/http/httptest it is imported by tests only.
+// Package netnstest gives a test network namespaces of its own. Like net/http/httptest it is imported by tests only.
 package netnstest
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"testing"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // RequireRoot skips the test without root, or fails it where the environment variable CI says that every test must run.
@@ -47,4 +50,55 @@ func Enter(t testing.TB) {
 		}
 		runtime.UnlockOSThread()
 	})
+}
+
+// Namespace is a network namespace with a thread of its own, which runs what is to happen in it.
+type Namespace struct {
+	Thread int // its id, by which ip-link(8) finds the namespace
+	calls  chan func()
+}
+
+// New makes a namespace, which ends with the test. It needs root.
+func New(t testing.TB) *Namespace {
+	t.Helper()
+	RequireRoot(t)
+	n := &Namespace{calls: make(chan func())}
+	begun := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the namespace ends with the thread
+		n.Thread = unix.Gettid()
+		begun <- unix.Unshare(unix.CLONE_NEWNET)
+		for f := range n.calls {
+			f()
+		}
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { close(n.calls) })
+	return n
+}
+
+// Do runs f inside, and fails the test with its error.
+func (n *Namespace) Do(t testing.TB, f func() error) {
+	t.Helper()
+	done := make(chan error)
+	n.calls <- func() { done <- f() }
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Sh runs a shell script inside and returns its output. A command that fails ends it, and the test.
+func (n *Namespace) Sh(t testing.TB, script string) (out string) {
+	t.Helper()
+	n.Do(t, func() error {
+		b, err := exec.Command("sh", "-ec", script).CombinedOutput()
+		out = string(b)
+		if err != nil {
+			return fmt.Errorf("%w: %s in\n%s", err, b, script)
+		}
+		return nil
+	})
+	return out
 }

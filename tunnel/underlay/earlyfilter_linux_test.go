@@ -185,7 +185,7 @@ func TestEarlyFilterInLittleMemory(t *testing.T) {
 	for _, limit := range []int{20480, 2048, 512} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
 			n := newNamespace(t)
-			if out := n.sh(t, fmt.Sprintf("ip link set lo up; sysctl -qw net.core.optmem_max=%d 2>&1 || echo missing", limit)); strings.Contains(out, "missing") {
+			if out := n.Sh(t, fmt.Sprintf("ip link set lo up; sysctl -qw net.core.optmem_max=%d 2>&1 || echo missing", limit)); strings.Contains(out, "missing") {
 				t.Skipf("this kernel has no net.core.optmem_max for each network namespace: %s", out)
 			}
 			c := n.open(t, "auto", func(cfg *Config) { cfg.Queues, cfg.Port = 2, 8472 })
@@ -194,7 +194,7 @@ func TestEarlyFilterInLittleMemory(t *testing.T) {
 				addrs = append(addrs, loopbackHost(1+i*i))
 			}
 			for round := range 3 { // a filter also gets in beside the one that it replaces
-				n.do(t, func() error { befriend(c, addrs[:1000*(round+1)]...); return nil })
+				n.Do(t, func() error { befriend(c, addrs[:1000*(round+1)]...); return nil })
 				if f := featureOf(t, c); !f.On {
 					t.Fatalf("%+v", f)
 				}

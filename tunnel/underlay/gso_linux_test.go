@@ -85,8 +85,8 @@ func TestRunsOverALink(t *testing.T) {
 	l := newLink(t)
 	// veth has its receiver do GRO only where its sender could not have handed over whole TCP superpackets
 	// (veth_skb_is_eligible_for_gro).
-	l.near.sh(t, "ethtool -K out0 tso off")
-	l.far.sh(t, "ethtool -K far0 gro on")
+	l.near.Sh(t, "ethtool -K out0 tso off")
+	l.far.Sh(t, "ethtool -K far0 gro on")
 	eachFamily(t, func(t *testing.T, local netip.Addr) { runsOverALink(t, l, local.Is6()) })
 }
 
@@ -343,7 +343,7 @@ func TestFirewall(t *testing.T) {
 	l := newLink(t)
 	var log logbook
 	sender, receiver := l.pair(t, "auto", "auto", &log)
-	l.near.sh(t, `
+	l.near.Sh(t, `
 		nft add table ip t
 		nft add chain ip t out '{ type filter hook output priority 0; }'
 		nft add rule ip t out udp dport 9999 drop`)

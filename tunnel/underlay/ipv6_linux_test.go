@@ -115,7 +115,7 @@ func plus(base string, upper, lower uint64) netip.Addr {
 // The kernel lets in what comes from the peers, and counts the rest: at 2001:db8:1::/64, all of which is this host's.
 func TestEarlyFilterOfIPv6(t *testing.T) {
 	n := newNamespace(t)
-	n.sh(t, `
+	n.Sh(t, `
 		ip link set lo up
 		sysctl -qw net.ipv6.ip_nonlocal_bind=1
 		ip -6 route add local 2001:db8:1::/64 dev lo`)
@@ -136,7 +136,7 @@ func TestEarlyFilterOfIPv6(t *testing.T) {
 		for range 100 {
 			from = append(from, host(2+rng.Uint64N(1000)))
 		}
-		n.do(t, func() error {
+		n.Do(t, func() error {
 			before = c.Losses()
 			got = passes(t, c, last, from...)
 			after = c.Losses()
@@ -190,13 +190,13 @@ func TestRunsAboveThePathMTUOfIPv6(t *testing.T) {
 func TestBothFamiliesOnOnePort(t *testing.T) {
 	for _, queues := range []int{1, 2} {
 		n := newNamespace(t)
-		n.sh(t, "ip link set lo up")
+		n.Sh(t, "ip link set lo up")
 		with := func(local netip.Addr) func(*Config) {
 			return func(cfg *Config) { cfg.Local, cfg.Port, cfg.Queues = local, 8472, queues }
 		}
 		six := n.open(t, "auto", with(netip.IPv6Unspecified()))
 		four := n.open(t, "auto", with(netip.IPv4Unspecified()))
-		n.do(t, func() error {
+		n.Do(t, func() error {
 			for _, from := range []netip.Addr{loopback, loopback6} {
 				fd := boundSocket(t, from)
 				sendPlain(t, fd, netip.AddrPortFrom(from, 8472), []byte(from.String()))
@@ -257,7 +257,7 @@ func TestAdoptIPv6(t *testing.T) {
 // A queue of the outgoing interface that is full, counted where IPv6 counts it.
 func TestSendOverflowOfIPv6(t *testing.T) {
 	l := newLink(t)
-	l.near.sh(t, slow)
+	l.near.Sh(t, slow)
 	sender, _ := l.pairOf(t, true, "auto", "auto", nil)
 	const messages = 640
 	for range messages / tunnel.BatchSize {
@@ -269,7 +269,7 @@ func TestSendOverflowOfIPv6(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l.near.do(t, func() error {
+	l.near.Do(t, func() error {
 		if lost := sender.SendOverflow(); lost < messages*9/10 || lost > messages {
 			return fmt.Errorf("%d of %d messages are counted as dropped, want most of them", lost, messages)
 		}

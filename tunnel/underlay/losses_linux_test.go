@@ -27,7 +27,7 @@ func checkLosses(t *testing.T, nearAddr, farAddr, stranger netip.Addr) {
 	for _, features := range []string{"auto", "-early-filter", "-udp-gro", "none"} {
 		t.Run(features, func(t *testing.T) {
 			l := newLink(t)
-			l.near.sh(t, "ethtool -K out0 rx off") // or a virtual link's checksums count as right
+			l.near.Sh(t, "ethtool -K out0 rx off") // or a virtual link's checksums count as right
 			c := l.near.open(t, features, func(cfg *Config) { cfg.Local, cfg.Port = nearAddr, 8472 })
 			befriend(c, farAddr)
 			c.filter.narrow()
@@ -36,7 +36,7 @@ func checkLosses(t *testing.T, nearAddr, farAddr, stranger netip.Addr) {
 				t.Helper()
 				var got tunnel.Losses
 				for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-					l.near.do(t, func() error { got = c.Losses(); return nil })
+					l.near.Do(t, func() error { got = c.Losses(); return nil })
 					if got == want {
 						return
 					}
@@ -47,7 +47,7 @@ func checkLosses(t *testing.T, nearAddr, farAddr, stranger netip.Addr) {
 			}
 			check("at first")
 			flood := func(n int, source netip.Addr, sum sumOf) {
-				l.far.do(t, func() error { return sendRaw(n, source, netip.AddrPortFrom(nearAddr, 8472), sum) })
+				l.far.Do(t, func() error { return sendRaw(n, source, netip.AddrPortFrom(nearAddr, 8472), sum) })
 			}
 			for !waiting(t, c) { // the far end's carrier comes a moment after ours
 				flood(1, farAddr, rightSum)
@@ -73,7 +73,7 @@ func checkLosses(t *testing.T, nearAddr, farAddr, stranger netip.Addr) {
 			var got tunnel.Losses
 			for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
 				queued += drain(t, c)
-				l.near.do(t, func() error { got = c.Losses(); return nil })
+				l.near.Do(t, func() error { got = c.Losses(); return nil })
 				if queued+got.Overflow == many {
 					break
 				}

@@ -3,63 +3,17 @@ package underlay
 import (
 	"fmt"
 	"net/netip"
-	"os/exec"
-	"runtime"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"muslin/tunnel/netnstest"
 )
 
-// namespace is a network namespace of its own thread, which runs what is to happen in it.
-type namespace struct {
-	tid   int
-	calls chan func()
-}
+// namespace is a network namespace of its own.
+type namespace struct{ *netnstest.Namespace }
 
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
-	netnstest.RequireRoot(t)
-	n := &namespace{calls: make(chan func())}
-	begun := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the namespace ends with the thread
-		n.tid = unix.Gettid()
-		begun <- unix.Unshare(unix.CLONE_NEWNET)
-		for f := range n.calls {
-			f()
-		}
-	}()
-	if err := <-begun; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { close(n.calls) })
-	return n
-}
-
-// do runs f inside.
-func (n *namespace) do(t testing.TB, f func() error) {
-	t.Helper()
-	done := make(chan error)
-	n.calls <- func() { done <- f() }
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-// sh runs a shell script inside and returns its output.
-func (n *namespace) sh(t testing.TB, script string) (out string) {
-	t.Helper()
-	n.do(t, func() error {
-		b, err := exec.Command("sh", "-ec", script).CombinedOutput()
-		out = string(b)
-		if err != nil {
-			return fmt.Errorf("%w: %s in\n%s", err, b, script)
-		}
-		return nil
-	})
-	return out
+	return &namespace{netnstest.New(t)}
 }
 
 // open opens an underlay inside.
@@ -67,7 +21,7 @@ func (n *namespace) open(t testing.TB, features string, change func(*Config)) (c
 	t.Helper()
 	cfg := config(t, features, nil)
 	change(&cfg)
-	n.do(t, func() (err error) {
+	n.Do(t, func() (err error) {
 		c, err = Open(cfg)
 		return err
 	})
@@ -97,17 +51,17 @@ var (
 func newLink(t testing.TB) *link {
 	t.Helper()
 	l := &link{newNamespace(t), newNamespace(t)}
-	l.near.sh(t, fmt.Sprintf(`
+	l.near.Sh(t, fmt.Sprintf(`
 		ip link set lo up
-		ip link add out0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02 netns %d`, l.far.tid))
-	l.far.sh(t, `
+		ip link add out0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02 netns %d`, l.far.Thread))
+	l.far.Sh(t, `
 		ip addr add 192.0.2.2/24 dev far0
 		ip addr add 2001:db8::2/64 dev far0 nodad
 		ip link set far0 up
 		ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far0 nud permanent
 		ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
 	// The far end is up by now, so this one has its carrier, and takes packets, at once.
-	l.near.sh(t, `
+	l.near.Sh(t, `
 		ip addr add 192.0.2.1/24 dev out0
 		ip addr add 2001:db8::1/64 dev out0 nodad
 		ip link set out0 up
@@ -120,8 +74,8 @@ func newLink(t testing.TB) *link {
 // setMTU changes it on both ends.
 func (l *link) setMTU(t testing.TB, mtu int) {
 	t.Helper()
-	l.near.sh(t, fmt.Sprintf("ip link set out0 mtu %d", mtu))
-	l.far.sh(t, fmt.Sprintf("ip link set far0 mtu %d", mtu))
+	l.near.Sh(t, fmt.Sprintf("ip link set out0 mtu %d", mtu))
+	l.far.Sh(t, fmt.Sprintf("ip link set far0 mtu %d", mtu))
 }
 
 // pair opens an underlay at each end.

@@ -82,7 +82,7 @@ func TestFlowStaysOnItsQueue(t *testing.T) {
 func TestQueuesSendBesideEachOther(t *testing.T) {
 	const queues, rounds, segments = 2, 40, 5
 	l := newLink(t)
-	l.near.sh(t, "tc qdisc add dev out0 root tbf rate 100mbit burst 20kb limit 10mb")
+	l.near.Sh(t, "tc qdisc add dev out0 root tbf rate 100mbit burst 20kb limit 10mb")
 	far := l.far.open(t, "auto", func(cfg *Config) { cfg.Local, cfg.Port = farAddr, 8472 })
 	near := l.near.open(t, "auto", func(cfg *Config) { cfg.Local, cfg.Port, cfg.Queues = nearAddr, 8472, queues })
 	for _, s := range near.senders {
@@ -119,7 +119,7 @@ func TestQueuesSendBesideEachOther(t *testing.T) {
 // Close ends a Send that waits for room in the socket's buffer.
 func TestCloseWhileSending(t *testing.T) {
 	l := newLink(t)
-	l.near.sh(t, "tc qdisc add dev out0 root tbf rate 8kbit burst 2kb limit 10mb")
+	l.near.Sh(t, "tc qdisc add dev out0 root tbf rate 8kbit burst 2kb limit 10mb")
 	sender, _ := l.pair(t, "auto", "auto", nil)
 	setInt(t, sender.senders[1].socket, unix.SOL_SOCKET, unix.SO_SNDBUF, 8<<10)
 	done := make(chan error, 1)

@@ -25,10 +25,10 @@ func TestSendOverflow(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLink(t)
-			l.near.sh(t, slow)
+			l.near.Sh(t, slow)
 			sender, _ := l.pair(t, "auto", "auto", nil)
 			overflow := func() (n uint64) {
-				l.near.do(t, func() error { n = sender.SendOverflow(); return nil })
+				l.near.Do(t, func() error { n = sender.SendOverflow(); return nil })
 				return n
 			}
 			if n := overflow(); n != 0 {
@@ -58,7 +58,7 @@ func TestSendOverflow(t *testing.T) {
 // A socket that is told of a full queue (IP_RECVERR) says so of the message.
 func TestSendBufferFull(t *testing.T) {
 	l := newLink(t)
-	l.near.sh(t, slow)
+	l.near.Sh(t, slow)
 	sender, _ := l.pair(t, "auto", "auto", nil)
 	setInt(t, sender.senders[0].socket, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
 	var ms []tunnel.Message
