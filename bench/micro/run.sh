@@ -4,7 +4,7 @@
 #   bench/micro/run.sh              compare; the new figures stay in bench/results/micro.txt
 #   bench/micro/run.sh --baseline   write baseline.txt, on a machine that does nothing else
 #
-# It takes some two minutes and no root. Only figures of one machine compare: make your own baseline first.
+# It takes some three minutes and no root. Only figures of one machine compare: make your own baseline first.
 set -eu
 cd "$(dirname "$0")/../.."
 

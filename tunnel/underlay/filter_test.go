@@ -220,6 +220,10 @@ func FuzzFilter(f *testing.F) {
 	f.Add([]byte{}, uint32(0), uint16(0))
 	f.Fuzz(func(t *testing.T, data []byte, probe uint32, most uint16) {
 		var addrs []uint32
+		var six [][16]byte
+		for b := data; len(b) >= 16; b = b[16:] {
+			six = append(six, [16]byte(b))
+		}
 		for ; len(data) >= 4; data = data[4:] {
 			addrs = append(addrs, binary.BigEndian.Uint32(data))
 		}
@@ -232,10 +236,33 @@ func FuzzFilter(f *testing.F) {
 				t.Fatalf("%#x is a peer's: %v; the filter says %v, the ranges %v, the coarse filter %v", a, known, in(a), exact.contains(a), inCoarse(a))
 			}
 		}
+		checkFilter6(t, six)
 		if len(coarse) > 1+int(most) || len(exact) <= maxRanges && len(filterProgram(exact, source4)) > maxInstructions {
 			t.Fatalf("%d ranges made coarse to %d are %d", len(exact), 1+most, len(coarse))
 		}
 	})
+}
+
+// checkFilter6 holds the filter of some IPv6 addresses, and of each of them alone, against their numbers.
+func checkFilter6(t *testing.T, all [][16]byte) {
+	t.Helper()
+	var numbers []uint32
+	for _, a := range all {
+		if n, ok := number(netip.AddrFrom16(a), true); ok {
+			numbers = append(numbers, n)
+		}
+	}
+	for _, s := range []spans{spansOf(slices.Clone(numbers)), spansOf(slices.Clone(numbers[:len(numbers)/2]))} {
+		vm, err := bpf.NewVM(filterProgram(s, source{six: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, a := range all {
+			if kept, err := vm.Run(a[:]); err != nil || (kept > 0) != s.contains(numbers[i]) {
+				t.Fatalf("the filter says %d of %v (%v), whose number is %#x", kept, netip.AddrFrom16(a), err, numbers[i])
+			}
+		}
+	}
 }
 
 // number4 is an IPv4 address as a number.

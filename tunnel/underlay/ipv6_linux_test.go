@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -211,6 +212,35 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 			if got[0].payload != from.String() || got[0].from.Addr() != from {
 				t.Errorf("%v has %s", from, summary(got))
 			}
+		}
+	}
+}
+
+// A destination of the other family fails alone, whichever the underlay's is.
+func TestOtherFamilyFailsAlone(t *testing.T) {
+	for local, c := range map[netip.Addr]struct {
+		other netip.Addr
+		want  error
+	}{loopback: {farAddr6, unix.EAFNOSUPPORT}, loopback6: {farAddr, unix.ENETUNREACH}} {
+		receiver, sender := open(t, "auto", on(local)), open(t, "auto", on(local))
+		to := boundTo(t, receiver.queues[0].listener)
+		all := datagrams(4, 100, 100)
+		ms := []tunnel.Message{run(to, 1, all[0], all[1]), run(netip.AddrPortFrom(c.other, 9), 1, all...), run(to, 1, all[2:]...)}
+		for i := range ms {
+			ms[i].ECN = 1
+		}
+		if err := sender.queues[0].Send(ms); err != nil {
+			t.Fatal(err)
+		}
+		for i := range ms {
+			if bad := i == 1; (ms[i].Failed > 0) != bad || bad && (ms[i].Failed != 4 || !errors.Is(ms[i].Err, c.want)) {
+				t.Errorf("from %v, message %d: %d failed: %v", local, i, ms[i].Failed, ms[i].Err)
+			}
+		}
+		got, _ := receive(t, receiver, 4, 8, 1<<16)
+		checkPayloads(t, got, all...)
+		if f := sender.ecnFeature(); !f.On {
+			t.Errorf("outer ECN went off: %s", f.Reason)
 		}
 	}
 }

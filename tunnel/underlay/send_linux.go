@@ -226,12 +226,8 @@ func (b *batch) init(many, six bool) {
 	b.addrs = make([]net.UDPAddr, n)
 	b.control = make([]byte, n*controlLen)
 	b.slices = make([][]byte, 2*tunnel.MaxBuffers)
-	length := net.IPv4len
-	if six {
-		length = net.IPv6len
-	}
 	for i := range b.msgs {
-		b.addrs[i].IP = make(net.IP, length)
+		b.addrs[i].IP = make(net.IP, 0, net.IPv6len)
 		b.msgs[i].Addr = &b.addrs[i]
 	}
 }
@@ -253,13 +249,16 @@ func (b *batch) addPiece(m *tunnel.Message, c *cutter, ecn uint8) {
 }
 
 func (b *batch) add(m *tunnel.Message, bufs [][]byte, segments int, ecn uint8) {
-	if b.six {
-		addr := m.Addr.Addr().As16()
-		copy(b.addrs[b.n].IP, addr[:])
+	// An address of the other family, which no peer of ours should have, is the kernel's to refuse.
+	ip := b.addrs[b.n].IP[:0]
+	if addr := m.Addr.Addr(); addr.Is4() {
+		four := addr.As4()
+		ip = append(ip, four[:]...)
 	} else {
-		addr := m.Addr.Addr().As4()
-		copy(b.addrs[b.n].IP, addr[:])
+		six := addr.As16()
+		ip = append(ip, six[:]...)
 	}
+	b.addrs[b.n].IP = ip
 	b.addrs[b.n].Port = int(m.Addr.Port())
 	b.msgs[b.n].Buffers = bufs
 	b.entries[b.n] = entry{message: m, segments: segments, ecn: ecn}
