@@ -56,8 +56,8 @@ func eachWireGuard(t *testing.T, test func(t *testing.T, flag string, foreignKer
 	}
 }
 
-// foreign is a node with a WireGuard that is not muslin's, set up as flannel sets up the kernel's device: flannel-wg with
-// the base of its subnet, a route for the whole network, and a peer for each lease.
+// foreign is a node with a WireGuard that is not muslin's, set up as flannel sets up the kernel's device: with the
+// base of its subnet, a route for the whole network, and a peer for each lease.
 type foreign struct {
 	*lab.WireGuard
 	subnet netip.Prefix
@@ -68,15 +68,16 @@ type foreign struct {
 func startForeign(t *testing.T, h *lab.Host, kernel bool, subnet netip.Prefix, daemons []*lab.Muslin) *foreign {
 	t.Helper()
 	var w *lab.WireGuard
+	device := fmt.Sprintf("wg-%s-%d", h.Lab().ID(), h.Number) // a name in the file system as well
 	if kernel {
-		w = must(h.AddWireGuard(t.Context(), "flannel-wg", wireguardPort))(t)
+		w = must(h.AddWireGuard(t.Context(), device, wireguardPort))(t)
 	} else {
-		w = must(h.StartWireGuard(t.Context(), "wireguard-go", "flannel-wg", wireguardPort))(t)
+		w = must(h.StartWireGuard(t.Context(), "wireguard-go", device, wireguardPort))(t)
 	}
 	for _, command := range []string{
-		fmt.Sprintf("ip addr add %s/32 dev flannel-wg", subnet.Addr()),
-		fmt.Sprintf("ip link set flannel-wg up mtu %d", wireguardMTU),
-		fmt.Sprintf("ip route add %s dev flannel-wg", network),
+		fmt.Sprintf("ip addr add %s/32 dev %s", subnet.Addr(), device),
+		fmt.Sprintf("ip link set %s up mtu %d", device, wireguardMTU),
+		fmt.Sprintf("ip route add %s dev %s", network, device),
 	} {
 		runIn(t, h.Node, strings.Fields(command)...)
 	}
@@ -122,7 +123,7 @@ func unleased(t *testing.T, daemons ...*lab.Muslin) netip.Prefix {
 
 // Two muslin nodes and one with a WireGuard of another make, in one network:
 //
-//	p1a ── cni0 ─ h1 (muslin, embedded etcd) ─┐         ┌─ h3 (flannel-wg) ─ cni0 ── p3a
+//	p1a ── cni0 ─ h1 (muslin, embedded etcd) ─┐         ┌─ h3 (foreign) ─ cni0 ── p3a
 //	p2a ── cni0 ─ h2 (muslin) ────────────────┴── br0 ──┘
 func TestWireGuard(t *testing.T) {
 	t.Parallel()
@@ -340,7 +341,7 @@ func testWireGuardKeepsOthersOut(t *testing.T, flag string, foreignKernel bool) 
 	if got := arrived(); len(got) != 1 {
 		t.Errorf("%d datagrams of the node with a lease", len(got))
 	}
-	if out := must(stranger.WG(t.Context(), "show", "flannel-wg", "latest-handshakes"))(t); strings.Count(out, "\t0\n") != 2 {
+	if out := must(stranger.WG(t.Context(), "show", stranger.Device, "latest-handshakes"))(t); strings.Count(out, "\t0\n") != 2 {
 		t.Errorf("handshakes of the stranger: %s", out)
 	}
 	if n := len(status(t, m2).Peers); n != 2 {
