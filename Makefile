@@ -79,6 +79,11 @@ test-fuzz: ## Every fuzz target over its seeds and kept corpus
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 9m ./bench/e2e
 
+.PHONY: matrix
+matrix: deps-test build ## Every backend between every kind of nodes; writes docs/matrix.md (root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_MATRIX=$(CURDIR)/docs/matrix.md \
+	  $(GO) test -count=1 -timeout 5m -v -run TestMatrix ./bench/e2e
+
 .PHONY: deps-systemd
 deps-systemd:
 	$(call install,$(TEST_PACKAGES) systemd)

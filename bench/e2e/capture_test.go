@@ -34,7 +34,7 @@ func startCapture(t *testing.T, n *lab.Node, dir, iface, filter string) *capture
 	t.Helper()
 	lab.RequireTool(t, "tcpdump")
 	c := &capture{file: filepath.Join(dir, n.Name+"-"+iface+".pcap")}
-	p := must(n.Start("tcpdump-"+iface, nil, "tcpdump", "-Z", "root", "--immediate-mode", "-s", "2048", "-B", "8192", "-U", "-n", "-i", iface, "-w", c.file, filter))(t)
+	p := must(n.Start("tcpdump-"+iface+"-"+filepath.Base(dir), nil, "tcpdump", "-Z", "root", "--immediate-mode", "-s", "2048", "-B", "8192", "-U", "-n", "-i", iface, "-w", c.file, filter))(t)
 	if err := p.WaitOutput(t.Context(), "listening on"); err != nil {
 		t.Fatal(err)
 	}
