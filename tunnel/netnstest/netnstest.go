@@ -17,13 +17,19 @@ import (
 // RequireRoot skips the test without root, or fails it where the environment variable CI says that every test must run.
 func RequireRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
+	if os.Geteuid() != 0 {
+		Lacks(t, "root")
 	}
+}
+
+// Lacks skips a test that needs what is not there, or fails it where the environment variable CI says that every test
+// must run.
+func Lacks(t testing.TB, what string) {
+	t.Helper()
 	if os.Getenv("CI") != "" {
-		t.Fatal("this test needs root and CI is set")
+		t.Fatalf("this test needs %s and CI is set", what)
 	}
-	t.Skip("needs root")
+	t.Skipf("needs %s", what)
 }
 
 // Enter moves the test's goroutine and its thread into a fresh network namespace, which ends with the test. It needs

@@ -82,7 +82,7 @@ func runsOverLoopback(t *testing.T, local netip.Addr) {
 
 // Over a link that carries no runs all of it arrives, marks included, and the far end's GRO may join it.
 func TestRunsOverALink(t *testing.T) {
-	l := newLink(t)
+	l := newLink6(t)
 	// veth has its receiver do GRO only where its sender could not have handed over whole TCP superpackets
 	// (veth_skb_is_eligible_for_gro).
 	l.near.Sh(t, "ethtool -K out0 tso off")

@@ -16,6 +16,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/netnstest"
 	"muslin/tunnel/waiter"
 )
 
@@ -32,9 +33,21 @@ var (
 
 // eachFamily runs f with the loopback address of either.
 func eachFamily(t *testing.T, f func(t *testing.T, local netip.Addr)) {
-	for name, local := range map[string]netip.Addr{"IPv4": loopback, "IPv6": loopback6} {
-		t.Run(name, func(t *testing.T) { f(t, local) })
+	t.Run("IPv4", func(t *testing.T) { f(t, loopback) })
+	t.Run("IPv6", func(t *testing.T) {
+		requireIPv6(t)
+		f(t, loopback6)
+	})
+}
+
+// requireIPv6 wants the loopback interface to have an address of IPv6, as it has not in every container.
+func requireIPv6(t testing.TB) {
+	t.Helper()
+	s, err := openSocket(netip.AddrPortFrom(loopback6, 0), func(int) error { return nil })
+	if err != nil {
+		netnstest.Lacks(t, "IPv6 on the loopback interface")
 	}
+	s.Close()
 }
 
 // on opens at an address.

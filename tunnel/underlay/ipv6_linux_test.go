@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -155,7 +156,7 @@ func TestEarlyFilterOfIPv6(t *testing.T) {
 
 // What is longer than the link's MTU goes out in fragments, and none of the two limits on them stands in the way.
 func TestFragmentsOfIPv6(t *testing.T) {
-	l := newLink(t)
+	l := newLink6(t)
 	for _, features := range []string{"auto", "none"} {
 		sender, receiver := l.pairOf(t, true, features, features, nil)
 		to := netip.AddrPortFrom(farAddr6, 8472)
@@ -170,7 +171,7 @@ func TestFragmentsOfIPv6(t *testing.T) {
 
 // A path with a smaller MTU has runs cut here, down to what every link of IPv6 takes.
 func TestRunsAboveThePathMTUOfIPv6(t *testing.T) {
-	l := newLink(t)
+	l := newLink6(t)
 	var log logbook
 	sender, receiver := l.pairOf(t, true, "auto", "auto", &log)
 	l.setMTU(t, 1280)
@@ -218,6 +219,7 @@ func TestBothFamiliesOnOnePort(t *testing.T) {
 
 // A destination of the other family fails alone, whichever the underlay's is.
 func TestOtherFamilyFailsAlone(t *testing.T) {
+	requireIPv6(t)
 	for local, c := range map[netip.Addr]struct {
 		other netip.Addr
 		want  error
@@ -247,6 +249,7 @@ func TestOtherFamilyFailsAlone(t *testing.T) {
 
 // What waits in the sockets goes on with them, and they are no others' than theirs.
 func TestAdoptIPv6(t *testing.T) {
+	requireIPv6(t)
 	old := open(t, "auto", on(loopback6))
 	port := boundTo(t, old.queues[0].listener).Port()
 	to := netip.AddrPortFrom(loopback6, port)
@@ -286,7 +289,7 @@ func TestAdoptIPv6(t *testing.T) {
 
 // A queue of the outgoing interface that is full, counted where IPv6 counts it.
 func TestSendOverflowOfIPv6(t *testing.T) {
-	l := newLink(t)
+	l := newLink6(t)
 	l.near.Sh(t, slow)
 	sender, _ := l.pairOf(t, true, "auto", "auto", nil)
 	const messages = 640
@@ -309,6 +312,7 @@ func TestSendOverflowOfIPv6(t *testing.T) {
 
 // The options that a datagram's way depends on.
 func TestSocketOptionsOfIPv6(t *testing.T) {
+	requireIPv6(t)
 	c := open(t, "auto", on(loopback6))
 	for name, o := range map[string]struct {
 		s      *socket
@@ -341,12 +345,27 @@ func TestSocketOptionsOfIPv6(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []netip.Addr{{}, netip.MustParseAddr("::ffff:127.0.0.1")} {
+}
+
+func TestOpenRefusedIPv6(t *testing.T) {
+	requireIPv6(t)
+	holder := open(t, "auto", on(loopback6))
+	taken := boundTo(t, holder.queues[0].listener)
+	for at, want := range map[netip.AddrPort]error{
+		{}: nil, // none of the kernel's
+		netip.MustParseAddrPort("[::ffff:127.0.0.1]:0"): nil,
+		netip.MustParseAddrPort("[2001:db8::1]:0"):      unix.EADDRNOTAVAIL,
+		taken: unix.EADDRINUSE,
+	} {
 		cfg := config(t, "auto", nil)
-		cfg.Local = bad
-		if c, err := Open(cfg); err == nil {
+		cfg.Local, cfg.Port = at.Addr(), at.Port()
+		c, err := Open(cfg)
+		switch {
+		case err == nil:
 			c.Close()
-			t.Errorf("opened at %v", bad)
+			t.Errorf("opened at %v", at)
+		case want != nil && (!errors.Is(err, want) || !strings.Contains(err.Error(), at.String())):
+			t.Errorf("%v: %v, want %v", at, err, want)
 		}
 	}
 }

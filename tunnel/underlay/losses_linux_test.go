@@ -26,7 +26,7 @@ func TestLosses(t *testing.T) {
 func checkLosses(t *testing.T, nearAddr, farAddr, stranger netip.Addr) {
 	for _, features := range []string{"auto", "-early-filter", "-udp-gro", "none"} {
 		t.Run(features, func(t *testing.T) {
-			l := newLink(t)
+			l := newLink6(t)
 			l.near.Sh(t, "ethtool -K out0 rx off") // or a virtual link's checksums count as right
 			c := l.near.open(t, features, func(cfg *Config) { cfg.Local, cfg.Port = nearAddr, 8472 })
 			befriend(c, farAddr)

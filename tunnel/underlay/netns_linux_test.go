@@ -33,7 +33,7 @@ func (n *namespace) open(t testing.TB, features string, change func(*Config)) (c
 // link is two hosts and what is between them:
 //
 //	near 192.0.2.1 ── out0 ══ far0 ── far 192.0.2.2
-//	   2001:db8::1                       2001:db8::2
+//	   2001:db8::1                       2001:db8::2, with newLink6
 //
 // out0 cuts runs of datagrams itself, so that what is on the way is what a network would carry.
 type link struct {
@@ -56,18 +56,27 @@ func newLink(t testing.TB) *link {
 		ip link add out0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02 netns %d`, l.far.Thread))
 	l.far.Sh(t, `
 		ip addr add 192.0.2.2/24 dev far0
-		ip addr add 2001:db8::2/64 dev far0 nodad
 		ip link set far0 up
-		ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far0 nud permanent
-		ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
+		ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
 	// The far end is up by now, so this one has its carrier, and takes packets, at once.
 	l.near.Sh(t, `
 		ip addr add 192.0.2.1/24 dev out0
-		ip addr add 2001:db8::1/64 dev out0 nodad
 		ip link set out0 up
 		ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev out0 nud permanent
-		ip neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev out0 nud permanent
 		ethtool -K out0 tx-udp-segmentation off`)
+	return l
+}
+
+// newLink6 is a link with addresses of both families.
+func newLink6(t testing.TB) *link {
+	t.Helper()
+	l := newLink(t)
+	l.far.Sh(t, `
+		ip addr add 2001:db8::2/64 dev far0 nodad
+		ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev far0 nud permanent`)
+	l.near.Sh(t, `
+		ip addr add 2001:db8::1/64 dev out0 nodad
+		ip neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev out0 nud permanent`)
 	return l
 }
 
