@@ -144,8 +144,12 @@ func streamLoad(t testing.TB, x *bench, udp bool) load {
 // mixedLoad is packets of all kinds from both peers: superpackets of a kernel peer, joined and single ones.
 func mixedLoad(t testing.TB, x *bench) load {
 	t.Helper()
-	l := load{name: "mixed"}
-	tr := newTraffic(1, 20, []string{"10.1.0.%d"}, []string{"10.2.0.%d", "10.3.0.%d"})
+	l, headers := load{name: "mixed"}, 40
+	if x.node.six() {
+		headers = 60
+	}
+	a, b, c, _ := x.nodes()
+	tr := newTraffic(1, 20, a, b, c)
 	for length := 0; ; {
 		packet := tr.next(t, tr.flows[len(l.out)%len(tr.flows)])
 		if length += len(packet.p) + PacketRoom(0) - maxPacket; length > (slabPackets-1)*maxPacket || len(l.out) == BatchSize {
@@ -155,12 +159,12 @@ func mixedLoad(t testing.TB, x *bench) load {
 		l.sent += len(cut(packet.p, packet.info))
 	}
 	for i := range fewDatagrams / 2 {
-		from, address := nodeB, "10.2.0.5"
+		from, address, local := b, x.addr("10.2.0.5"), x.addr("10.1.0.5")
 		if i%2 == 0 {
-			from, address = nodeC, "10.3.0.5"
+			from, address = c, x.addr("10.3.0.5")
 		}
-		super := x.from(t, from, superpacket(tcpPacket(t, address, "10.1.0.5", uint32(i), numbered(40*(testMTU-40))), 1000).p)
-		single := x.from(t, from, udpPacket(t, address, "10.1.0.5", string(numbered(i*100))))
+		super := x.from(t, from, superpacket(tcpPacket(t, address, local, uint32(i), numbered(40*(testMTU-headers))), 1000).p)
+		single := x.from(t, from, udpPacket(t, address, local, string(numbered(i*100))))
 		l.in = append(l.in, super, joined(single, single, single))
 		l.got += 40 + 3
 	}
@@ -189,7 +193,7 @@ func TestNoAllocation(t *testing.T) {
 		}
 		for _, l := range []load{
 			smallLoad(t, x6, 1400, 0), smallLoad(t, x6, 1400, 16), smallLoad(t, x6, 92, 0),
-			streamLoad(t, x6, false), streamLoad(t, x6, true),
+			streamLoad(t, x6, false), streamLoad(t, x6, true), mixedLoad(t, x6),
 		} {
 			l.name = "IPv6, " + l.name
 			checkNoAllocation(t, nodeA6, framing, l)

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,7 +43,13 @@ const (
 
 var framingNames = []string{"vxlan", "udp"}
 
+// families are the three nodes of each family.
+var families = [][3]node{{nodeA, nodeB, nodeC}, {nodeA6, nodeB6, nodeC6}}
+
 func (n node) six() bool { return n.subnet.Addr().Is6() }
+
+// hosts is the format of the addresses in the node's subnet, by a number.
+func (n node) hosts() string { return strings.TrimSuffix(n.subnet.Addr().String(), "0") + "%d" }
 
 func (n node) peer() *fib.Peer { return &fib.Peer{Subnet: n.subnet, PublicIP: n.public, MAC: n.mac} }
 

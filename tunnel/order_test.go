@@ -32,13 +32,18 @@ type trafficFlow struct {
 	sent         uint32
 }
 
-func newTraffic(seed uint64, flows int, sources, destinations []string) *traffic {
+// newTraffic makes flows from hosts of one node to those of others.
+func newTraffic(seed uint64, flows int, source node, others ...node) *traffic {
+	full := 1398 // so that with all headers it is as long as the MTU
+	if source.six() {
+		full = 1378
+	}
 	tr := &traffic{rand: rand.New(rand.NewPCG(seed, 0)), blob: numbered(200_000)}
 	for i := range flows {
 		f := &trafficFlow{
-			src: fmt.Sprintf(sources[tr.rand.IntN(len(sources))], 5+i), dst: fmt.Sprintf(destinations[tr.rand.IntN(len(destinations))], 5+tr.rand.IntN(3)),
+			src: fmt.Sprintf(source.hosts(), 5+i), dst: fmt.Sprintf(others[tr.rand.IntN(len(others))].hosts(), 5+tr.rand.IntN(3)),
 			sport: uint16(1024 + tr.rand.IntN(60000)), dport: uint16(i), tcp: tr.rand.IntN(2) == 0, df: tr.rand.IntN(2) == 0,
-			size: []int{1, 17, 500, 1398, 1398}[tr.rand.IntN(5)], timestamps: tr.rand.IntN(2) == 0,
+			size: []int{1, 17, 500, full, full}[tr.rand.IntN(5)], timestamps: tr.rand.IntN(2) == 0,
 			id: uint16(tr.rand.Uint32()), seq: tr.rand.Uint32(),
 		}
 		tr.flows = append(tr.flows, f)
@@ -92,17 +97,24 @@ func (tr *traffic) next(t testing.TB, f *trafficFlow) inner {
 		return tr.tcp(t, f, ip, payload, super)
 	}
 	if tr.rand.IntN(30) == 0 {
-		ip.Flags, ip.FragOffset = layers.IPv4MoreFragments, uint16(tr.rand.IntN(3))
-		return inner{p: serialize(t, ip, gopacket.Payload(payload[:min(len(payload), 1000)&^7]))}
+		part := payload[:min(len(payload), 1000)&^7]
+		offset := uint16(tr.rand.IntN(3))
+		if len(ip.SrcIP) == 16 {
+			ip.Protocol = layers.IPProtocolIPv6Fragment
+			header := binary.BigEndian.AppendUint16([]byte{17, 0}, offset<<3|1)
+			return inner{p: onIP(t, ip, gopacket.Payload(append(append(header, 0, 0, 0, byte(f.sent)), part...)))}
+		}
+		ip.Flags, ip.FragOffset = layers.IPv4MoreFragments, offset
+		return inner{p: serialize(t, ip, gopacket.Payload(part))}
 	}
-	p := serialize(t, ip, &layers.UDP{SrcPort: layers.UDPPort(f.sport), DstPort: layers.UDPPort(f.dport)}, gopacket.Payload(payload))
+	p := onIP(t, ip, &layers.UDP{SrcPort: layers.UDPPort(f.sport), DstPort: layers.UDPPort(f.dport)}, gopacket.Payload(payload))
 	switch {
 	case super:
 		return superpacket(p, f.size)
 	case tr.rand.IntN(10) == 0:
 		return unfinished(p)
 	case tr.rand.IntN(20) == 0:
-		p[26], p[27] = 0, 0 // none
+		clear(p[headerLen(p)+6:][:2]) // none
 	}
 	return inner{p: p}
 }
@@ -121,7 +133,7 @@ func (tr *traffic) tcp(t testing.TB, f *trafficFlow, ip *layers.IPv4, payload []
 			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: []byte{0, 0, 0, byte(f.sent / 8), 0, 0, 0, 1}},
 		}
 	}
-	p := serialize(t, ip, tcp, gopacket.Payload(payload))
+	p := onIP(t, ip, tcp, gopacket.Payload(payload))
 	switch {
 	case super:
 		return superpacket(p, f.size)
@@ -165,38 +177,44 @@ var settings = []setting{
 // Whatever is sent, and however much is joined on the way, each flow arrives as it was sent, nothing lost or
 // doubled, in order; and joining changes nothing that the receiver sees.
 func TestEachFlowArrivesInOrder(t *testing.T) {
-	for _, name := range framingNames {
-		for seed := range uint64(6) {
-			// One input for all settings.
-			tr := newTraffic(seed, 1+int(seed*5), []string{"10.1.0.%d"}, []string{"10.2.0.%d", "10.3.0.%d"})
-			var batches [][]inner
-			for range 4 {
-				batches = append(batches, tr.batch(t, BatchSize+20))
-			}
-			want := cutAll(slices.Concat(batches...))
-			a, b, c := newBench(t, name), newBenchOf(t, nodeB, name, 1), newBenchOf(t, nodeC, name, 1)
-			var slow map[flow][]int // what reached B with nothing joined
-			for _, s := range settings {
-				t.Run(fmt.Sprintf("%s/seed %d/%v", name, seed, s), func(t *testing.T) {
-					for _, x := range []*bench{a, b, c} {
-						x.renewPeers()
-						s.apply(x)
-					}
-					n := newNetwork(seed, b, c)
-					n.gro = s.gro
-					for _, packets := range batches {
-						n.send(t, a, packets...)
-					}
-					atB := b.dev.takeWritten()
-					checkFlows(t, slices.Concat(atB, c.dev.takeWritten()), want)
-					checkCounts(t, a, b, c, want)
-					if lengths := flowLengths(atB); s == nothingJoined {
-						slow = lengths
-					} else if !reflect.DeepEqual(lengths, slow) {
-						t.Errorf("other packets than with nothing joined")
-					}
-				})
-			}
+	for _, nodes := range families {
+		for _, name := range framingNames {
+			t.Run(fmt.Sprintf("%s/IPv6 %v", name, nodes[0].six()), func(t *testing.T) { eachFlowArrivesInOrder(t, nodes, name) })
+		}
+	}
+}
+
+func eachFlowArrivesInOrder(t *testing.T, nodes [3]node, name string) {
+	for seed := range uint64(6) {
+		// One input for all settings.
+		tr := newTraffic(seed, 1+int(seed*5), nodes[0], nodes[1], nodes[2])
+		var batches [][]inner
+		for range 4 {
+			batches = append(batches, tr.batch(t, BatchSize+20))
+		}
+		want := cutAll(slices.Concat(batches...))
+		a, b, c := newBenchOf(t, nodes[0], name, 1), newBenchOf(t, nodes[1], name, 1), newBenchOf(t, nodes[2], name, 1)
+		var slow map[flow][]int // what reached B with nothing joined
+		for _, s := range settings {
+			t.Run(fmt.Sprintf("seed %d/%v", seed, s), func(t *testing.T) {
+				for _, x := range []*bench{a, b, c} {
+					x.renewPeers()
+					s.apply(x)
+				}
+				n := newNetwork(seed, b, c)
+				n.gro = s.gro
+				for _, packets := range batches {
+					n.send(t, a, packets...)
+				}
+				atB := b.dev.takeWritten()
+				checkFlows(t, slices.Concat(atB, c.dev.takeWritten()), want)
+				checkCounts(t, a, b, c, want)
+				if lengths := flowLengths(atB); s == nothingJoined {
+					slow = lengths
+				} else if !reflect.DeepEqual(lengths, slow) {
+					t.Errorf("other packets than with nothing joined")
+				}
+			})
 		}
 	}
 }
@@ -235,11 +253,11 @@ func checkCounts(t *testing.T, a, b, c *bench, want [][]byte) {
 // An underlay that loses, doubles and reorders: each end writes just what reached it, each flow in the order
 // in which it did, and no packet is made of parts of two.
 func TestDisorderIsPassedOn(t *testing.T) {
-	for seed := range uint64(12) {
-		name := framingNames[seed%2]
-		t.Run(fmt.Sprintf("%s/seed %d", name, seed), func(t *testing.T) {
-			tr := newTraffic(seed, 4, []string{"10.1.0.%d"}, []string{"10.2.0.%d"})
-			a, b := newBench(t, name), newBenchOf(t, nodeB, name, 1)
+	for seed := range uint64(20) {
+		name, nodes := framingNames[seed%2], families[seed/2%2]
+		t.Run(fmt.Sprintf("%s/IPv6 %v/seed %d", name, nodes[0].six(), seed), func(t *testing.T) {
+			tr := newTraffic(seed, 4, nodes[0], nodes[1])
+			a, b := newBenchOf(t, nodes[0], name, 1), newBenchOf(t, nodes[1], name, 1)
 			n := newNetwork(seed, b)
 			n.gro, n.loss, n.twice, n.overtaken = 0.9, 0.05, 0.02, 0.1
 			var sent [][]byte
@@ -249,7 +267,7 @@ func TestDisorderIsPassedOn(t *testing.T) {
 				n.send(t, a, packets...)
 			}
 			got := b.dev.takeWritten()
-			checkFlows(t, got, n.carried[nodeB.public])
+			checkFlows(t, got, n.carried[nodes[1].public])
 			known := map[string]bool{}
 			for _, p := range sent {
 				known[string(normal(t, p))] = true
@@ -271,12 +289,22 @@ func TestDisorderIsPassedOn(t *testing.T) {
 
 // The cutter that the tests trust agrees with gopacket, segment by segment.
 func TestCutIsSound(t *testing.T) {
-	tr := newTraffic(1, 12, []string{"10.1.0.%d"}, []string{"10.2.0.%d"})
+	for _, nodes := range families {
+		cutIsSound(t, newTraffic(1, 12, nodes[0], nodes[1]))
+	}
+}
+
+func cutIsSound(t *testing.T, tr *traffic) {
 	segments := 0
 	for range 60 {
 		for _, i := range tr.batch(t, 4) {
 			for _, p := range cut(i.p, i.info) {
-				if p[6]&0x3f|p[7] == 0 && (p[9] == 6 || binary.BigEndian.Uint16(p[26:]) != 0) {
+				if isSix(p) {
+					if p[6] == 6 || p[6] == 17 && binary.BigEndian.Uint16(p[46:]) != 0 {
+						checkSound6(t, p)
+						segments++
+					}
+				} else if p[6]&0x3f|p[7] == 0 && (p[9] == 6 || binary.BigEndian.Uint16(p[26:]) != 0) {
 					checkSound(t, p)
 					segments++
 				}
@@ -295,8 +323,8 @@ func TestTwoSenders(t *testing.T) {
 	var ds []Datagram
 	var want [][]byte
 	for seed := range uint64(4) {
-		fromB := newTraffic(seed, 3, []string{"10.2.0.%d"}, []string{"10.1.0.%d"}).batch(t, 20)
-		fromC := newTraffic(seed, 3, []string{"10.3.0.%d"}, []string{"10.1.0.%d"}).batch(t, 20)
+		fromB := newTraffic(seed, 3, nodeB, nodeA).batch(t, 20)
+		fromC := newTraffic(seed, 3, nodeC, nodeA).batch(t, 20)
 		want = slices.Concat(want, cutAll(fromB), cutAll(fromC))
 		always := func() bool { return true }
 		ds = slices.Concat(ds, received(nodeB, b.send(t, fromB...), always), received(nodeC, c.send(t, fromC...), always))
