@@ -66,6 +66,7 @@ func pause(ctx context.Context, d time.Duration) error {
 func (k *Keeper) Acquire(ctx context.Context) (Lease, error) {
 	wait := newBackoff(watchRetryLeast, watchRetryMost)
 	out := outage{log: k.log, what: "acquire a subnet"}
+	contested := 0
 	for {
 		l, reused, err := k.tryAcquire(ctx)
 		switch {
@@ -75,6 +76,12 @@ func (k *Keeper) Acquire(ctx context.Context) (Lease, error) {
 			return l, nil
 		case ctx.Err() != nil:
 			return Lease{}, fmt.Errorf("acquire subnet: %w", context.Cause(ctx))
+		case errors.Is(err, errContested) && contested < contestedMost:
+			contested++
+			if err := pause(ctx, time.Duration(1+k.cfg.Pick(100))*time.Millisecond); err != nil {
+				return Lease{}, fmt.Errorf("acquire subnet: %w", err)
+			}
+			continue
 		case errors.Is(err, ErrExists), errors.Is(err, ErrConflict), errors.Is(err, ErrNotFound):
 			k.log.Debug("lost a race for a subnet: listing again", "err", err)
 			// Somebody else got on, so this ends; a short random pause lets a crowd part.
@@ -164,7 +171,11 @@ func (k *Keeper) pick(s subnets, previous netip.Prefix, taken []Lease, half func
 	}
 	free := s.free(all, candidates)
 	if len(free) == 0 {
-		return netip.Prefix{}, exhausted(s, taken, half)
+		err := exhausted(s, taken, half)
+		if k.contested(taken) {
+			err = fmt.Errorf("%w (%w)", err, errContested)
+		}
+		return netip.Prefix{}, err
 	}
 	return free[k.cfg.Pick(len(free))], nil
 }

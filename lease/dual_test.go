@@ -119,7 +119,7 @@ func TestAcquireBothFamilies(t *testing.T) {
 				})
 				l, err := k.Acquire(t.Context())
 				if test.after == "exhausted" {
-					if !errors.Is(err, ErrExhausted) || !strings.Contains(err.Error(), "IPv6SubnetMin") {
+					if !errors.Is(err, ErrExhausted) || errors.Is(err, errContested) || !strings.Contains(err.Error(), "IPv6SubnetMin") {
 						t.Errorf("got %v", err)
 					}
 					return
@@ -244,6 +244,26 @@ func TestManyAcquireAtOnce(t *testing.T) {
 	if got := keysOf(t, m); strings.Count(got, "=") != 12 {
 		t.Errorf("the store has %s", got)
 	}
+}
+
+// A network that is full only while somebody is about to take his lease back is waited for; one in which two share
+// a subnet for good is not for ever.
+func TestAcquireWaitsForTheContested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemStore()
+		for key, n := range map[string]int{"10.244.1.0-24&2001:db8:42:1::-64": 2, "10.244.2.0-24&2001:db8:42:2::-64": 3, "10.244.3.0-24&2001:db8:42:2::-64": 4} {
+			m.PutRaw(key, dualValue(t, n), TTL)
+		}
+		k, _ := testDual(t, m, 1)
+		begun := time.Now()
+		if _, err := k.Acquire(t.Context()); !errors.Is(err, ErrExhausted) || time.Since(begun) > time.Minute {
+			t.Fatalf("after %s: %v", time.Since(begun), err)
+		}
+		time.AfterFunc(50*time.Millisecond, func() { _ = m.DeleteLease(context.Background(), "10.244.2.0-24&2001:db8:42:2::-64", Any) })
+		if l, err := k.Acquire(t.Context()); err != nil || l.Key != "10.244.2.0-24&2001:db8:42:3::-64" {
+			t.Errorf("%s, %v", l.Key, err)
+		}
+	})
 }
 
 // While we hold our lease, somebody makes one that shares a subnet with it. It is said for as long as it lasts.

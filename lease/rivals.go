@@ -20,12 +20,26 @@ func (k *Keeper) rival(ours Lease, all []Lease) (Lease, bool) {
 		return Lease{}, false
 	}
 	i := slices.IndexFunc(all, func(l Lease) bool {
-		return l.Key != ours.Key && !l.Reserved && l.halves().claims(ours.halves()) && k.address(l.Attrs).IsValid() && !k.isOurs(l.Attrs)
+		return l.Key != ours.Key && !l.Reserved && l.halves().claims(ours.halves()) && k.address(l.Attrs).IsValid() && k.address(l.Attrs) != k.address(ours.Attrs)
 	})
 	if i < 0 {
 		return Lease{}, false
 	}
 	return all[i], true
+}
+
+// errContested says that some leases share a subnet: one of each two is about to be taken back, and to leave subnets
+// free.
+var errContested = errors.New("two nodes are at one subnet")
+
+// contestedMost is how often Acquire waits for that before it gives up: some 5 s.
+const contestedMost = 100
+
+func (k *Keeper) contested(all []Lease) bool {
+	return slices.ContainsFunc(all, func(l Lease) bool {
+		_, found := k.rival(l, all)
+		return found
+	})
 }
 
 // create makes our lease. If somebody was faster with one of its subnets, it is as if he had taken the key: ours is
