@@ -34,34 +34,69 @@ type Counters struct {
 }
 
 // Table answers the two questions of the data path: which peer holds this inner address, and does this
-// outer address belong to a peer at all. It knows IPv4 alone, as the overlay does.
+// outer address belong to a peer at all. It holds peers of both address families, which have nothing to do with
+// each other.
 type Table struct {
-	inner []length      // the longest prefix first
-	outer index[uint32] // by PublicIP: how many peers have it
-	peers []*Peer       // sorted by Subnet
+	four  family[uint32]
+	six   family[wide]
+	peers []*Peer // sorted by Subnet
+}
+
+// family is what there is of one IP version, whose addresses are numbers of type K.
+type family[K comparable] struct {
+	inner []length[K]      // the longest prefix first
+	outer index[K, uint32] // by PublicIP: how many peers have it
 }
 
 // length holds the peers whose subnets have one prefix length. Leases of one network mostly all do.
-type length struct {
-	mask uint32
-	index[*Peer]
+type length[K comparable] struct {
+	mask K
+	bits int // of the mask
+	index[K, *Peer]
 }
 
 // New builds a table. Of two peers with the same subnet the later one counts.
 func New(peers []*Peer) *Table {
-	t := &Table{outer: newIndex[uint32](len(peers))}
+	four, six := 0, 0
+	for _, p := range peers {
+		switch {
+		case p.PublicIP.Is4():
+			four++
+		case isIPv6(p.PublicIP):
+			six++
+		}
+	}
+	t := new(Table)
+	t.four.outer = newIndex[uint32, uint32](four)
+	t.six.outer = newIndex[wide, uint32](six)
 	return t.With(peers, nil)
 }
 
 // Lookup returns the peer whose subnet holds the inner address, or nil.
 func (t *Table) Lookup(inner netip.Addr) *Peer {
 	if !inner.Is4() {
+		return t.lookup6(inner)
+	}
+	n := number4(inner)
+	for i := range t.four.inner {
+		l := &t.four.inner[i]
+		key := n & l.mask
+		if p := l.get(key, hash4(key)); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+func (t *Table) lookup6(inner netip.Addr) *Peer {
+	if !isIPv6(inner) {
 		return nil
 	}
-	n := number(inner)
-	for i := range t.inner {
-		l := &t.inner[i]
-		if p := l.get(n & l.mask); p != nil {
+	n := number6(inner)
+	for i := range t.six.inner {
+		l := &t.six.inner[i]
+		key := n.and(l.mask)
+		if p := l.get(key, hash6(key)); p != nil {
 			return p
 		}
 	}
@@ -70,28 +105,35 @@ func (t *Table) Lookup(inner netip.Addr) *Peer {
 
 // KnowsOuter reports whether any peer has this PublicIP.
 func (t *Table) KnowsOuter(outer netip.Addr) bool {
-	return outer.Is4() && t.outer.get(number(outer)) != 0
+	if outer.Is4() {
+		n := number4(outer)
+		return t.four.outer.get(n, hash4(n)) != 0
+	}
+	if !isIPv6(outer) {
+		return false
+	}
+	n := number6(outer)
+	return t.six.outer.get(n, hash6(n)) != 0
 }
 
-// Peers is the table's content, sorted by Subnet. Not to be changed.
+// Peers is the table's content, sorted by Subnet: those of IPv4 first. Not to be changed.
 func (t *Table) Peers() []*Peer { return t.peers }
 
-// OuterSince yields each PublicIP of t, of IPv4, but for most of those that before has, too. With nil it yields
-// all. Between a table and the one that With made of it that takes the time of the change, not of the table.
+// OuterSince yields each PublicIP of t, of either family, but for most of those that before has, too. With nil it
+// yields all. Between a table and the one that With made of it that takes the time of the change, not of the table.
 func (t *Table) OuterSince(before *Table) iter.Seq[netip.Addr] {
-	var known []*page[uint32]
-	if before != nil && len(before.outer.pages) == len(t.outer.pages) {
-		known = before.outer.pages
+	if before == nil {
+		before = new(Table)
 	}
 	return func(yield func(netip.Addr) bool) {
-		for n, p := range t.outer.pages {
-			if known != nil && known[n] == p {
-				continue
+		for n := range t.four.outer.since(&before.four.outer) {
+			if !yield(address4(n)) {
+				return
 			}
-			for _, s := range p {
-				if s.value != 0 && !yield(address(s.key)) {
-					return
-				}
+		}
+		for n := range t.six.outer.since(&before.six.outer) {
+			if !yield(address6(n)) {
+				return
 			}
 		}
 	}

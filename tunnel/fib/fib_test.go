@@ -41,57 +41,116 @@ func addr4(n uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 }
 
+// space is where random subnets and addresses of one family come from: few, so that they nest, repeat and lie
+// side by side.
+type space struct {
+	base          netip.Addr
+	shift         int // of the random number in the inner address
+	short, length int // of prefixes: bits, and how many lengths
+	outer         netip.Addr
+}
+
+var spaces = []space{
+	{netip.MustParseAddr("10.0.0.0"), 2, 18, 15, netip.MustParseAddr("192.168.0.0")},
+	// The random bits lie on both sides of the middle, so that prefixes end there, too.
+	{netip.MustParseAddr("fd00:10::"), 57, 57, 15, netip.MustParseAddr("2001:db8::")},
+	// Those that lie at the end, and single addresses.
+	{netip.MustParseAddr("fd00:11:2:3::"), 2, 114, 15, netip.MustParseAddr("2001:db8:1:2:3::")},
+}
+
+// plus is an address that lies so much further on.
+func plus(a netip.Addr, n uint64, shift int) netip.Addr {
+	b := a.AsSlice()
+	for i := len(b) - 1; i >= 0; i-- {
+		at := (len(b) - 1 - i) * 8 // bits of n<<shift below this byte
+		switch {
+		case at >= shift:
+			if at-shift < 64 {
+				b[i] += byte(n >> (at - shift))
+			}
+		case shift-at < 8:
+			b[i] += byte(n << (shift - at))
+		}
+	}
+	sum, _ := netip.AddrFromSlice(b)
+	return sum
+}
+
+func (s *space) inner(rng *rand.Rand) netip.Addr { return plus(s.base, rng.Uint64N(1<<14), s.shift) }
+
+func (s *space) public(n uint64) netip.Addr { return plus(s.outer, n, 0) }
+
+func (s *space) peer(t testing.TB, rng *rand.Rand) *Peer {
+	subnet, err := s.inner(rng).Prefix(s.short + rng.IntN(s.length))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Peer{Subnet: subnet, PublicIP: s.public(rng.Uint64N(64))}
+}
+
+// last is the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// Tables of peers of one family, of the others, and of all, against the scan of a slice.
 func TestLookupAgainstTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
-	hits, misses := 0, 0
-	for round := range 60 {
-		// Addresses are few, so that subnets nest, repeat and lie side by side.
-		random := func() netip.Addr { return addr4(0x0a000000 | rng.Uint32N(1<<14)<<2) }
+	var hits, misses [3]int
+	for round := range 120 {
+		in := []int{0, 1, 2}
+		if k := round % 4; k < 3 {
+			in = []int{k}
+		}
 		peers := make([]*Peer, rng.IntN(100))
 		for i := range peers {
-			subnet, err := random().Prefix(18 + rng.IntN(15))
-			if err != nil {
-				t.Fatal(err)
-			}
-			peers[i] = &Peer{Subnet: subnet, PublicIP: addr4(0xc0a80000 | rng.Uint32N(64))}
+			peers[i] = spaces[in[rng.IntN(len(in))]].peer(t, rng)
 		}
 		table := New(peers)
 		if want := slowPeers(peers); !slices.Equal(table.Peers(), want) {
 			t.Fatalf("round %d: Peers has %d, want %d", round, len(table.Peers()), len(want))
 		}
-		probe := func(a netip.Addr) {
+		probe := func(space int, a netip.Addr) {
 			want := slowLookup(peers, a)
 			if got := table.Lookup(a); got != want {
 				t.Fatalf("round %d: Lookup(%v) = %+v, want %+v", round, a, got, want)
 			}
 			if want == nil {
-				misses++
+				misses[space]++
 			} else {
-				hits++
+				hits[space]++
 			}
 		}
-		for range 200 {
-			probe(random())
+		for k := range spaces {
+			s := &spaces[k]
+			for range 200 {
+				probe(k, s.inner(rng))
+			}
+			for n := range uint64(64) {
+				outer := s.public(n)
+				want := slices.ContainsFunc(table.Peers(), func(p *Peer) bool { return p.PublicIP == outer })
+				if got := table.KnowsOuter(outer); got != want {
+					t.Fatalf("round %d: KnowsOuter(%v) = %v", round, outer, got)
+				}
+			}
 		}
 		for _, p := range peers { // both edges of every subnet, and the addresses beyond
-			first := p.Subnet.Addr()
-			b := first.As4()
-			last := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-			last |= 1<<(32-p.Subnet.Bits()) - 1
-			for _, a := range []netip.Addr{first, first.Prev(), addr4(last), addr4(last).Next()} {
-				probe(a)
-			}
-		}
-		for n := range uint32(64) {
-			outer := addr4(0xc0a80000 | n)
-			want := slices.ContainsFunc(table.Peers(), func(p *Peer) bool { return p.PublicIP == outer })
-			if got := table.KnowsOuter(outer); got != want {
-				t.Fatalf("round %d: KnowsOuter(%v) = %v", round, outer, got)
+			k := slices.IndexFunc(spaces, func(s space) bool { return p.Subnet.Addr().BitLen() == s.base.BitLen() })
+			first, last := p.Subnet.Addr(), last(p.Subnet)
+			for _, a := range []netip.Addr{first, first.Prev(), last, last.Next()} {
+				probe(k, a)
 			}
 		}
 	}
-	if hits < 1000 || misses < 1000 {
-		t.Errorf("%d hits and %d misses: the random tables test only one of them", hits, misses)
+	for k := range spaces {
+		if hits[k] < 1000 || misses[k] < 1000 {
+			t.Errorf("%v: %d hits and %d misses: the random tables test only one of them", spaces[k].base, hits[k], misses[k])
+		}
 	}
 }
 
@@ -177,8 +236,11 @@ func TestTableStaysAsBuilt(t *testing.T) {
 }
 
 func TestLookupDoesNotAllocate(t *testing.T) {
-	table := New([]*Peer{peer("10.1.0.0/24", "192.0.2.1"), peer("10.0.0.0/8", "192.0.2.2")})
-	for _, a := range []string{"10.1.0.1", "10.9.0.1", "172.16.0.1"} {
+	table := New([]*Peer{
+		peer("10.1.0.0/24", "192.0.2.1"), peer("10.0.0.0/8", "192.0.2.2"),
+		peer("fd00:1::/64", "2001:db8::1"), peer("fd00::/16", "2001:db8::2"),
+	})
+	for _, a := range []string{"10.1.0.1", "10.9.0.1", "172.16.0.1", "fd00:1::1", "fd00:2::1", "2001:db8::1", "::ffff:10.1.0.1"} {
 		inner := netip.MustParseAddr(a)
 		if n := testing.AllocsPerRun(100, func() { table.Lookup(inner); table.KnowsOuter(inner) }); n != 0 {
 			t.Errorf("Lookup(%v): %v allocations", inner, n)
@@ -203,33 +265,82 @@ func TestEdgesOfTheAddressSpace(t *testing.T) {
 			}
 		}
 	}
+	all6, first6, last6 := peer("::/0", "::"), peer("::/128", "2001:db8::1"), peer("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128", "2001:db8::2")
+	for _, c := range []struct {
+		peers []*Peer
+		want  [3]*Peer // for ::, fd00::1, the last
+	}{
+		{[]*Peer{all6}, [3]*Peer{all6, all6, all6}},
+		{[]*Peer{first6, last6}, [3]*Peer{first6, nil, last6}},
+		{[]*Peer{first6, all6, last6}, [3]*Peer{first6, all6, last6}},
+	} {
+		table := New(c.peers)
+		for i, a := range []netip.Addr{netip.IPv6Unspecified(), netip.MustParseAddr("fd00::1"), last6.Subnet.Addr()} {
+			if got := table.Lookup(a); got != c.want[i] {
+				t.Errorf("Lookup(%v) among %d = %+v, want %+v", a, len(c.peers), got, c.want[i])
+			}
+		}
+	}
+	if New([]*Peer{first6}).KnowsOuter(netip.IPv6Unspecified()) || !New([]*Peer{all6}).KnowsOuter(netip.IPv6Unspecified()) {
+		t.Error("KnowsOuter(::) is wrong")
+	}
 	if New([]*Peer{first}).KnowsOuter(addr4(0)) || !New([]*Peer{all}).KnowsOuter(addr4(0)) {
 		t.Error("KnowsOuter(0.0.0.0) is wrong")
 	}
 }
 
-// What is not IPv4 is in the list, but nobody's: not even where an IPv6 address maps one of IPv4.
-func TestIPv4Alone(t *testing.T) {
-	six := peer("fd00::/64", "fd01::1")
-	table := New([]*Peer{six, peer("10.1.0.0/24", "192.0.2.1"), {Subnet: netip.MustParsePrefix("10.2.0.0/24")}})
-	for _, a := range []string{"fd00::1", "::ffff:10.1.0.1", "::", "::10.1.0.1"} {
-		if p := table.Lookup(netip.MustParseAddr(a)); p != nil {
-			t.Errorf("Lookup(%s) = %+v", a, p)
+// The families have nothing to do with each other: not even where an IPv6 address maps one of IPv4, or has its
+// bits.
+func TestFamiliesApart(t *testing.T) {
+	four, six := peer("10.1.0.0/24", "192.0.2.1"), peer("fd00::/64", "fd01::1")
+	bits := peer("a01::/16", "c000:201::") // the bits of the first one's, from the top
+	table := New([]*Peer{six, four, bits, {Subnet: netip.MustParsePrefix("10.2.0.0/24")}})
+	for a, want := range map[string]*Peer{
+		"10.1.0.1": four, "fd00::1": six, "a01::1": bits, "a01:ffff::": bits,
+		"::ffff:10.1.0.1": nil, "::": nil, "::10.1.0.1": nil, "0.0.0.0": nil, "253.0.0.0": nil,
+	} {
+		if p := table.Lookup(netip.MustParseAddr(a)); p != want {
+			t.Errorf("Lookup(%s) = %+v, want %+v", a, p, want)
 		}
 	}
-	for _, a := range []netip.Addr{netip.MustParseAddr("fd01::1"), netip.MustParseAddr("::ffff:192.0.2.1"), {}} {
-		if table.KnowsOuter(a) {
-			t.Errorf("KnowsOuter(%v)", a)
+	for a, want := range map[string]bool{
+		"192.0.2.1": true, "fd01::1": true, "c000:201::": true,
+		"::ffff:192.0.2.1": false, "::192.0.2.1": false, "253.1.0.0": false, "fd01::": false,
+	} {
+		if table.KnowsOuter(netip.MustParseAddr(a)) != want {
+			t.Errorf("KnowsOuter(%v) is not %v", a, want)
 		}
 	}
-	if table.Lookup(netip.Addr{}) != nil {
-		t.Error("Lookup of no address finds somebody")
+	if table.Lookup(netip.Addr{}) != nil || table.KnowsOuter(netip.Addr{}) {
+		t.Error("no address at all is somebody's")
 	}
-	if table.Lookup(netip.MustParseAddr("10.1.0.1")) == nil || table.Lookup(netip.MustParseAddr("10.2.0.1")) == nil {
-		t.Error("a peer of another family hides those of IPv4")
+	if table.Lookup(netip.MustParseAddr("10.2.0.1")) == nil {
+		t.Error("a peer without a PublicIP holds no subnet")
 	}
-	if six.Counters == nil || len(table.Peers()) != 3 {
+	if six.Counters == nil || len(table.Peers()) != 4 {
 		t.Error("Peers lacks one, or its counters")
+	}
+	mapped := netip.MustParseAddr("::ffff:10.1.0.1")
+	all := New([]*Peer{peer("::/0", "::ffff:192.0.2.1"), {Subnet: netip.PrefixFrom(mapped, 128)}})
+	if all.Lookup(mapped) != nil || all.KnowsOuter(netip.MustParseAddr("::ffff:192.0.2.1")) {
+		t.Error("an IPv4-mapped address is somebody's")
+	}
+	if len(slices.Collect(all.OuterSince(nil))) != 0 {
+		t.Error("an IPv4-mapped address is a peer's")
+	}
+}
+
+// A node of both families leases a subnet of each, and has two peers in the table.
+func TestOneNodeInBothFamilies(t *testing.T) {
+	four, six := peer("10.1.0.0/24", "192.0.2.1"), peer("fd00:1::/64", "2001:db8::1")
+	table := New([]*Peer{six, four})
+	if !slices.Equal(table.Peers(), []*Peer{four, six}) {
+		t.Errorf("Peers = %v, want IPv4 first", table.Peers())
+	}
+	without := table.With(nil, []netip.Prefix{six.Subnet})
+	if without.Lookup(netip.MustParseAddr("10.1.0.1")) != four || without.Lookup(netip.MustParseAddr("fd00:1::1")) != nil ||
+		!without.KnowsOuter(four.PublicIP) || without.KnowsOuter(six.PublicIP) {
+		t.Error("the subnet of one family went, and that of the other did not stay")
 	}
 }
 
@@ -248,28 +359,52 @@ func TestIndexSpreads(t *testing.T) {
 		"the last in each /24":       func(i uint32) uint32 { return 0x0afffffe + i<<8 },
 		"ten hosts in each of many ": func(i uint32) uint32 { return 0xac100000 + i/10<<8 + i%10 },
 	} {
-		x, p := newIndex[*Peer](n).edited(), new(Peer)
-		for i := range uint32(n) {
-			x.put(key(i), p)
+		checkSpread(t, name, n, hash4, key)
+	}
+	const net, eui = 0x20010db800000000, 0x021122fffe000000
+	for name, key := range map[string]func(i uint64) wide{
+		"IPv6 /64s side by side":          func(i uint64) wide { return wide{net + i, 0} },
+		"IPv6 /64s one in 256":            func(i uint64) wide { return wide{net + i<<8, 0} },
+		"IPv6 /48s":                       func(i uint64) wide { return wide{net + i<<16, 0} },
+		"IPv6 /16s":                       func(i uint64) wide { return wide{i << 48, 0} },
+		"IPv6 /80s side by side":          func(i uint64) wide { return wide{net, i << 48} },
+		"IPv6 /120s side by side":         func(i uint64) wide { return wide{net, i << 8} },
+		"IPv6 /124s at random":            func(i uint64) wide { return wide{net, uint64(random[i]) << 4} },
+		"IPv6 hosts counted":              func(i uint64) wide { return wide{net, i} },
+		"IPv6 hosts by their MAC":         func(i uint64) wide { return wide{net, eui + i} },
+		"IPv6 hosts ::1 in a /64 each":    func(i uint64) wide { return wide{net + i, 1} },
+		"IPv6 hosts numbered by subnet":   func(i uint64) wide { return wide{net + i, i} },
+		"IPv6 hosts with random ends":     func(i uint64) wide { return wide{net, uint64(random[i]) * 0xd1342543de82ef95} },
+		"IPv6 ten hosts in each /64":      func(i uint64) wide { return wide{net + i/10, i % 10} },
+		"IPv6 an IPv4 address at the end": func(i uint64) wide { return wide{net, 0x0a000000 + i<<8} },
+	} {
+		checkSpread(t, name, n, hash6, func(i uint32) wide { return key(uint64(i)) })
+	}
+}
+
+func checkSpread[K comparable](t *testing.T, name string, n uint32, hash func(K) uint64, key func(i uint32) K) {
+	t.Helper()
+	x, p := newIndex[K, *Peer](int(n)).edited(hash), new(Peer)
+	for i := range n {
+		x.put(key(i), p)
+	}
+	total, run, longest := 0, 0, 0
+	for i := range 2 * x.size() { // twice, for the run that goes round the end
+		s := x.at(i & (x.size() - 1))
+		if s.value == nil {
+			run = 0
+			continue
 		}
-		total, run, longest := 0, 0, 0
-		for i := range 2 * x.size() { // twice, for the run that goes round the end
-			s := x.at(i & (x.size() - 1))
-			if s.value == nil {
-				run = 0
-				continue
-			}
-			run++
-			longest = max(longest, run)
-			if i < x.size() {
-				total += (i - x.home(s.key)) & (x.size() - 1)
-			}
+		run++
+		longest = max(longest, run)
+		if i < x.size() {
+			total += (i - x.home(hash(s.key))) & (x.size() - 1)
 		}
-		// Four slots are a cache line. Random keys are 0.5 from home on average, regular ones
-		// 0 to 4.
-		if mean := float64(total) / n; mean > 5 || longest > 64 {
-			t.Errorf("%s: %.2f slots from home on average, %d in a row", name, mean, longest)
-		}
+	}
+	// Four slots are a cache line. Random keys are 0.5 from home on average, regular ones
+	// 0 to 4.
+	if mean := float64(total) / float64(n); mean > 5 || longest > 64 {
+		t.Errorf("%s: %.2f slots from home on average, %d in a row", name, mean, longest)
 	}
 }
 
@@ -277,19 +412,30 @@ func TestIndexSpreads(t *testing.T) {
 // and an outer source each. With few of them these are four, as with a few flows at a time; else uniformly
 // random over all.
 func benchTable(n int, few bool) (table *Table, inner, outer []netip.Addr) {
+	return benchTableOf(n, few, 28, func(i, host uint32) netip.Addr { return addr4(0x0a000000 | i<<4 | host) },
+		func(i uint32) netip.Addr { return addr4(0xac100000 | i) })
+}
+
+// benchTable6 is the same with /64s, which are spread over a /45.
+func benchTable6(n int, few bool) (table *Table, inner, outer []netip.Addr) {
+	return benchTableOf(n, few, 64, func(i, host uint32) netip.Addr { return address6(wide{0xfd00001000000000 | uint64(i), uint64(host)}) },
+		func(i uint32) netip.Addr { return address6(wide{0x20010db800000000, uint64(i)}) })
+}
+
+func benchTableOf(n int, few bool, bits int, addr func(subnet, host uint32) netip.Addr, public func(uint32) netip.Addr) (table *Table, inner, outer []netip.Addr) {
 	rng := rand.New(rand.NewPCG(7, 8))
-	peers := make([]*Peer, n)
-	for i, at := range rng.Perm(1 << 19)[:n] {
-		peers[i] = &Peer{Subnet: netip.PrefixFrom(addr4(0x0a000000|uint32(at)<<4), 28), PublicIP: addr4(0xac100000 | uint32(i))}
+	peers, at := make([]*Peer, n), rng.Perm(1 << 19)[:n]
+	for i := range peers {
+		peers[i] = &Peer{Subnet: netip.PrefixFrom(addr(uint32(at[i]), 0), bits), PublicIP: public(uint32(i))}
 	}
 	const packets = 1 << 17
 	for i := range packets {
-		p := peers[rng.IntN(n)]
+		k := rng.IntN(n)
 		if few {
-			p = peers[i%4*(n/5)]
+			k = i % 4 * (n / 5)
 		}
-		inner = append(inner, addr4(number(p.Subnet.Addr())|1+rng.Uint32N(14)))
-		outer = append(outer, p.PublicIP)
+		inner = append(inner, addr(uint32(at[k]), 1+rng.Uint32N(14)))
+		outer = append(outer, peers[k].PublicIP)
 	}
 	return New(peers), inner, outer
 }
@@ -297,11 +443,16 @@ func benchTable(n int, few bool) (table *Table, inner, outer []netip.Addr) {
 func eachBenchTable(b *testing.B, f func(b *testing.B, table *Table, inner, outer []netip.Addr)) {
 	for _, n := range []int{10, 1_000, 100_000} {
 		for _, senders := range []string{"few", "all"} {
+			run := func(family string, table *Table, inner, outer []netip.Addr) {
+				b.Run(fmt.Sprintf("peers=%d/senders=%s%s", n, senders, family), func(b *testing.B) {
+					b.ReportAllocs()
+					f(b, table, inner, outer)
+				})
+			}
 			table, inner, outer := benchTable(n, senders == "few")
-			b.Run(fmt.Sprintf("peers=%d/senders=%s", n, senders), func(b *testing.B) {
-				b.ReportAllocs()
-				f(b, table, inner, outer)
-			})
+			run("", table, inner, outer)
+			table, inner, outer = benchTable6(n, senders == "few")
+			run("/ipv6", table, inner, outer)
 		}
 	}
 }

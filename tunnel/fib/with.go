@@ -1,7 +1,6 @@
 package fib
 
 import (
-	"math/bits"
 	"net/netip"
 	"slices"
 )
@@ -10,14 +9,15 @@ import (
 // subnet if there is one, and those that hold the gone subnets go. Of two in set with the same subnet the
 // later one counts; one that is in set does not go. t stays as it is. The peers in set are kept.
 func (t *Table) With(set []*Peer, gone []netip.Prefix) *Table {
-	m := merge{table: Table{outer: t.outer, peers: make([]*Peer, 0, len(t.peers)+len(set))}, outer: t.outer.edited()}
-	for _, l := range t.inner {
-		m.lengths[bits.OnesCount32(l.mask)] = lengthEdit{from: l.index}
+	m := merge{
+		peers: make([]*Peer, 0, len(t.peers)+len(set)),
+		four:  editFamily(&t.four, hash4),
+		six:   editFamily(&t.six, hash6),
 	}
 	rest := t.peers
 	for _, c := range sortChanges(set, gone) {
 		at, found := slices.BinarySearchFunc(rest, c.subnet, func(p *Peer, subnet netip.Prefix) int { return p.Subnet.Compare(subnet) })
-		m.table.peers = append(m.table.peers, rest[:at]...)
+		m.peers = append(m.peers, rest[:at]...)
 		rest = rest[at:]
 		var old *Peer
 		if found {
@@ -25,7 +25,7 @@ func (t *Table) With(set []*Peer, gone []netip.Prefix) *Table {
 		}
 		m.change(old, c.peer)
 	}
-	m.table.peers = append(m.table.peers, rest...)
+	m.peers = append(m.peers, rest...)
 	return m.finish()
 }
 
@@ -57,27 +57,9 @@ func sortChanges(set []*Peer, gone []netip.Prefix) []change {
 
 // merge is a table that is being made.
 type merge struct {
-	table   Table
-	outer   edit[uint32]
-	lengths [33]lengthEdit
-}
-
-// lengthEdit is the index of one prefix length: as it was, and once something in it changes, as it will be.
-type lengthEdit struct {
-	from index[*Peer]
-	to   *edit[*Peer]
-}
-
-func (m *merge) length(subnet netip.Prefix) *edit[*Peer] {
-	l := &m.lengths[subnet.Bits()]
-	if l.to == nil {
-		if l.from.pages == nil {
-			l.from = newIndex[*Peer](0)
-		}
-		e := l.from.edited()
-		l.to = &e
-	}
-	return l.to
+	peers []*Peer
+	four  familyEdit[uint32]
+	six   familyEdit[wide]
 }
 
 // change puts one peer in the place of another one with the same subnet. Either may be nil.
@@ -86,44 +68,97 @@ func (m *merge) change(old, p *Peer) {
 		if p.Counters == nil {
 			p.Counters = new(Counters)
 		}
-		m.table.peers = append(m.table.peers, p)
+		m.peers = append(m.peers, p)
 		m.count(p.PublicIP, 1)
-		if p.Subnet.Addr().Is4() {
-			m.length(p.Subnet).put(number(p.Subnet.Addr()), p)
-		}
+		m.hold(p.Subnet, p)
 	}
 	if old != nil {
 		m.count(old.PublicIP, -1)
-		if p == nil && old.Subnet.Addr().Is4() {
-			m.length(old.Subnet).remove(number(old.Subnet.Addr()))
+		if p == nil {
+			m.hold(old.Subnet, nil)
 		}
+	}
+}
+
+// hold notes who holds a subnet from now on; nil is nobody.
+func (m *merge) hold(subnet netip.Prefix, p *Peer) {
+	switch a := subnet.Addr(); {
+	case a.Is4():
+		m.four.hold(number4(a), subnet.Bits(), p)
+	case isIPv6(a):
+		m.six.hold(number6(a), subnet.Bits(), p)
 	}
 }
 
 // count notes that one peer more has a PublicIP, or one less.
 func (m *merge) count(publicIP netip.Addr, by int32) {
-	if !publicIP.Is4() {
-		return
-	}
-	key := number(publicIP)
-	if n := m.outer.get(key) + uint32(by); n > 0 {
-		m.outer.put(key, n)
-	} else {
-		m.outer.remove(key)
+	switch {
+	case publicIP.Is4():
+		m.four.count(number4(publicIP), by)
+	case isIPv6(publicIP):
+		m.six.count(number6(publicIP), by)
 	}
 }
 
 func (m *merge) finish() *Table {
-	t := &m.table
-	t.outer = m.outer.index
-	for n := 32; n >= 0; n-- {
-		x := m.lengths[n].from
-		if to := m.lengths[n].to; to != nil {
+	return &Table{four: m.four.finish(mask4), six: m.six.finish(mask6), peers: m.peers}
+}
+
+// familyEdit is a family that is being made from another one.
+type familyEdit[K comparable] struct {
+	hash    func(K) uint64
+	outer   edit[K, uint32]
+	lengths [129]lengthEdit[K] // by the bits of a prefix, of which IPv6 has up to 128
+}
+
+// lengthEdit is the index of one prefix length: as it was, and once something in it changes, as it will be.
+type lengthEdit[K comparable] struct {
+	from index[K, *Peer]
+	to   *edit[K, *Peer]
+}
+
+func editFamily[K comparable](f *family[K], hash func(K) uint64) familyEdit[K] {
+	e := familyEdit[K]{hash: hash, outer: f.outer.edited(hash)}
+	for _, l := range f.inner {
+		e.lengths[l.bits].from = l.index
+	}
+	return e
+}
+
+func (e *familyEdit[K]) hold(key K, bits int, p *Peer) {
+	l := &e.lengths[bits]
+	if l.to == nil {
+		if l.from.pages == nil {
+			l.from = newIndex[K, *Peer](0)
+		}
+		to := l.from.edited(e.hash)
+		l.to = &to
+	}
+	if p != nil {
+		l.to.put(key, p)
+	} else {
+		l.to.remove(key)
+	}
+}
+
+func (e *familyEdit[K]) count(key K, by int32) {
+	if n := e.outer.get(key, e.hash(key)) + uint32(by); n > 0 {
+		e.outer.put(key, n)
+	} else {
+		e.outer.remove(key)
+	}
+}
+
+func (e *familyEdit[K]) finish(mask func(bits int) K) family[K] {
+	f := family[K]{outer: e.outer.index}
+	for bits := len(e.lengths) - 1; bits >= 0; bits-- {
+		x := e.lengths[bits].from
+		if to := e.lengths[bits].to; to != nil {
 			x = to.index
 		}
 		if x.used > 0 {
-			t.inner = append(t.inner, length{^uint32(0) << (32 - n), x})
+			f.inner = append(f.inner, length[K]{mask(bits), bits, x})
 		}
 	}
-	return t
+	return f
 }

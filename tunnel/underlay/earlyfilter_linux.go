@@ -114,8 +114,8 @@ func (e *earlyFilter) admit(t *fib.Table) {
 	}
 	var missing []uint32
 	for a := range t.OuterSince(e.peers) {
-		if n := number(a); !e.open.contains(n) {
-			missing = append(missing, n)
+		if a.Is4() && !e.open.contains(number(a)) {
+			missing = append(missing, number(a))
 		}
 	}
 	if len(missing) == 0 {
@@ -239,7 +239,9 @@ func (e *earlyFilter) feature(f kernel.Feature) kernel.Feature {
 func outerAddrs(t *fib.Table) []uint32 {
 	addrs := make([]uint32, 0, len(t.Peers()))
 	for a := range t.OuterSince(nil) {
-		addrs = append(addrs, number(a))
+		if a.Is4() {
+			addrs = append(addrs, number(a))
+		}
 	}
 	return addrs
 }
