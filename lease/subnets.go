@@ -8,38 +8,6 @@ import (
 	"slices"
 )
 
-// halves are the subnets of one lease, of IPv4 and of IPv6; zero for what it has not.
-type halves struct{ v4, v6 netip.Prefix }
-
-func (l Lease) halves() halves { return halves{l.Subnet, l.Subnet6} }
-
-// String is for logs and errors: "10.244.1.0/24 and 2001:db8:1::/64".
-func (h halves) String() string {
-	switch {
-	case !h.v6.IsValid():
-		return h.v4.String()
-	case !h.v4.IsValid():
-		return h.v6.String()
-	}
-	return h.v4.String() + " and " + h.v6.String()
-}
-
-// shared is a subnet that both have a part of, ours of the two; zero if there is none.
-func (h halves) shared(other halves) netip.Prefix {
-	switch {
-	case h.v4.Overlaps(other.v4):
-		return h.v4
-	case h.v6.Overlaps(other.v6):
-		return h.v6
-	}
-	return netip.Prefix{}
-}
-
-// claims reports whether both have the very same subnet of either family.
-func (h halves) claims(other halves) bool {
-	return h.v4.IsValid() && h.v4 == other.v4 || h.v6.IsValid() && h.v6 == other.v6
-}
-
 // subnets is what may be leased of one address family; the zero value: nothing, the family is not enabled.
 type subnets struct {
 	network     netip.Prefix
