@@ -291,6 +291,32 @@ func TestSubnetFile(t *testing.T) {
 	}
 }
 
+// What flannel v0.26.7 writes with WriteSubnetFile, with both families and with IPv6 alone.
+func TestSubnetFileWithIPv6(t *testing.T) {
+	const (
+		v4 = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n"
+		v6 = "FLANNEL_IPV6_NETWORK=2001:db8:42::/56\nFLANNEL_IPV6_SUBNET=2001:db8:1::1/64\n"
+	)
+	f := SubnetFile{
+		Network: netip.MustParsePrefix("10.244.0.0/16"), Subnet: netip.MustParsePrefix("10.244.1.0/24"),
+		Network6: netip.MustParsePrefix("2001:db8:42::/56"), Subnet6: netip.MustParsePrefix("2001:db8:1::/64"), MTU: 1430, IPMasq: true,
+	}
+	six := f
+	six.Network, six.Subnet, six.IPMasq = netip.Prefix{}, netip.Prefix{}, false
+	for want, f := range map[string]SubnetFile{v4 + v6 + "FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n": f, v6 + "FLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n": six} {
+		if got := string(f.Bytes()); got != want {
+			t.Errorf("written\n%swant\n%s", got, want)
+		}
+		if got := ParseSubnetFile([]byte(want)); got != f {
+			t.Errorf("read %+v, want %+v", got, f)
+		}
+	}
+	mixed := ParseSubnetFile([]byte("FLANNEL_SUBNET=2001:db8:1::1/64\nFLANNEL_IPV6_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_NETWORK=::ffff:10.244.0.0/112\n"))
+	if mixed != (SubnetFile{}) {
+		t.Errorf("read %+v out of fields of the other family", mixed)
+	}
+}
+
 func TestParseSubnetFileGarbage(t *testing.T) {
 	in := "\x00\nexport FLANNEL_SUBNET=\"10.244.7.1/24\"\nFLANNEL_NETWORK=10.244.0.0\nFLANNEL_MTU=-5\nFLANNEL_IPMASQ=TRUE\nOTHER\n=\nFLANNEL_MTU"
 	want := SubnetFile{Subnet: netip.MustParsePrefix("10.244.7.0/24")}
@@ -345,12 +371,18 @@ func FuzzParseKey(f *testing.F) {
 
 func FuzzSubnetFile(f *testing.F) {
 	f.Add([]byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"))
+	f.Add([]byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_NETWORK=2001:db8:42::/56\nFLANNEL_IPV6_SUBNET=2001:db8:1::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a := ParseSubnetFile(data)
-		if !a.Network.IsValid() || !a.Subnet.IsValid() {
+		if a.Network.IsValid() != a.Subnet.IsValid() || a.Network6.IsValid() != a.Subnet6.IsValid() {
 			return
 		}
-		if b := ParseSubnetFile(a.Bytes()); a.Subnet.Bits() < 32 && a.Subnet.Bits() > 0 && b != a {
+		for _, s := range []netip.Prefix{a.Subnet, a.Subnet6} {
+			if s.IsValid() && (s.Bits() == 0 || s.IsSingleIP()) {
+				return // has no first host address
+			}
+		}
+		if b := ParseSubnetFile(a.Bytes()); b != a {
 			t.Fatalf("%+v comes back as %+v", a, b)
 		}
 	})
