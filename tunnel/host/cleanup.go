@@ -126,7 +126,7 @@ func (u *undoing) firewall(kind firewallKind, known bool) {
 }
 
 func (u *undoing) routes(ours func(netlink.Route) bool) {
-	main, err := mainRoutes()
+	main, err := mainRoutes(unix.AF_INET)
 	if err != nil {
 		u.fail(err)
 		return

@@ -231,11 +231,11 @@ func typeOf(l netlink.Link) string {
 }
 
 func overlapConflict(devices []netlink.Link, p Plan) error {
-	main, err := mainRoutes()
+	main, err := mainRoutes(unix.AF_INET)
 	if err != nil {
 		return err
 	}
-	held, err := addresses()
+	held, err := addresses(unix.AF_INET)
 	if err != nil {
 		return err
 	}

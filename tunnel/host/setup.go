@@ -295,7 +295,7 @@ func (s *State) convergeLink(tun netlink.Link) (did []string, err error) {
 }
 
 func (s *State) convergeAddress(tun netlink.Link) (did []string, err error) {
-	held, err := addresses()
+	held, err := addresses(unix.AF_INET)
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +332,7 @@ func (s *State) convergeLocal(tun netlink.Link) (did []string, err error) {
 }
 
 func (s *State) convergeRoutes(tun netlink.Link) (did []string, err error) {
-	main, err := mainRoutes()
+	main, err := mainRoutes(unix.AF_INET)
 	if err != nil {
 		return nil, err
 	}
