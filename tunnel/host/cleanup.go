@@ -31,6 +31,7 @@ func (s *State) Undo() error {
 	u.routes(s.journal.owns)
 	u.link(s.journal)
 	u.sysctls(s.journal)
+	u.anycast(s.journal.Addr6)
 	if err := errors.Join(u.failed...); err != nil {
 		return fmt.Errorf("undo the host changes: %w; then run `muslin cleanup`", err)
 	}
@@ -82,6 +83,7 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	} else {
 		u.orphans(j.isOf)
 		u.sysctls(j)
+		u.anycast(j.Addr6)
 		if len(u.failed) == 0 {
 			if err := j.remove(); err != nil {
 				u.failed = append(u.failed, err)

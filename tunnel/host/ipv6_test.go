@@ -143,6 +143,61 @@ func TestSetupOfIPv6Alone(t *testing.T) {
 	}
 }
 
+// The host forwards already, and the bridge has its anycast route for our address. A connection from elsewhere finds
+// us nevertheless: that is what the route is in the way of.
+func TestSetupBesideAnycastRoute(t *testing.T) {
+	const anycast = "anycast 2001:db8:42:5:: dev pods"
+	for _, how := range []string{"undo", "cleanup"} {
+		newHost6(t)
+		run(t, "sysctl -qw net.ipv6.conf.all.forwarding=1")
+		contains(t, run(t, "ip -6 route show table local"), anycast)
+		before := snapshot(t)
+		c := only6(config6(t.TempDir()))
+		c.ForwardRules, c.IPMasq = false, false
+		s := killed(t, c)
+		if text := run(t, "ip -6 route show table local"); strings.Contains(text, anycast) {
+			t.Errorf("the anycast route is still there:\n%s", text)
+		}
+		contains(t, run(t, "ip route get 2001:db8:42:5::"), "local 2001:db8:42:5::")
+		if did, err := s.converge(); err != nil || len(did) != 0 {
+			t.Errorf("converge: %q, %v", did, err)
+		}
+		l, err := net.Listen("tcp6", "[2001:db8:42:5::]:5000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.DialTimeout("tcp6", "[2001:db8:42:5::]:5000", 20*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		l.Close()
+		// A bridge that comes later stands behind us.
+		run(t, "ip addr del 2001:db8:42:5::1/64 dev pods; ip addr add 2001:db8:42:5::1/64 dev pods nodad")
+		if did, err := s.converge(); err != nil || len(did) != 0 {
+			t.Errorf("converge with a bridge that came later: %q, %v", did, err)
+		}
+		run(t, "ip -6 route del "+anycast+" table local")
+		if how == "undo" {
+			err = s.Undo()
+			run(t, "ip link del muslin0")
+		} else {
+			_, err = Cleanup(c.StateDir, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := snapshot(t)
+		for _, k := range changed(before, after) {
+			lines := func(s string) []string { return slices.Sorted(slices.Values(strings.Split(s, "\n"))) }
+			// The bridge's address was taken away and came back: it stands elsewhere in the lists.
+			if k != "addr" && !slices.Equal(lines(before[k]), lines(after[k])) {
+				t.Errorf("%s: %s is not as before\n--- before\n%s\n--- after\n%s", how, k, before[k], after[k])
+			}
+		}
+	}
+}
+
 // What another decided stays: interfaces that forwarded while the host did not, and forwarding that was on before,
 // with the accept_ra that its owner chose.
 func TestUndoLeavesOthersIPv6Decisions(t *testing.T) {

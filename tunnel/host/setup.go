@@ -370,17 +370,14 @@ func giveAddress(tun netlink.Link, address netip.Prefix) (did []string, err erro
 // convergeLocal makes the kernel take our address for its own. Before 5.14 (94c821c74bf5) it gives every device with
 // a subnet a broadcast route for the subnet's lowest address, too. That is our address, and the device the pods'
 // bridge: when the bridge was there before us, as at every restart, its route would stand before ours and win.
-//
-// In IPv6 the lowest address is every router's (RFC 4291, section 2.6.1), and the bridge has an anycast route for
-// it. That delivers packets to this host as well; there is no way to stand before it.
 func (s *State) convergeLocal(tun netlink.Link) (did []string, err error) {
-	if !s.config.Address.IsValid() {
-		return nil, nil
+	if did, err = s.convergeLocal6(); err != nil || !s.config.Address.IsValid() {
+		return did, err
 	}
 	address := net.IP(s.config.Address.Addr().AsSlice())
 	found, err := netlink.RouteGet(address)
 	if err == nil && len(found) > 0 && found[0].Type == unix.RTN_LOCAL {
-		return nil, nil
+		return did, nil
 	}
 	// Added with neither NLM_F_APPEND nor NLM_F_EXCL, which is what the library's function for it does, a route
 	// stands before its equals. It goes with the device.
@@ -391,7 +388,7 @@ func (s *State) convergeLocal(tun netlink.Link) (did []string, err error) {
 	if err := netlink.RouteAddEcmp(r); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("add local route %s on %q: %w", s.config.Address, s.config.TUN, err)
 	}
-	return []string{"local route " + s.config.Address.String()}, nil
+	return append(did, "local route "+s.config.Address.String()), nil
 }
 
 func (s *State) convergeRoutes(tun netlink.Link) (did []string, err error) {
