@@ -40,7 +40,7 @@ func (s *State) Undo() error {
 }
 
 // Cleanup removes what a daemon that was killed left in this host, as its journal in stateDir says: all
-// routes with RouteProtocol, its TUN device when no process holds it, its firewall rules, and it turns
+// routes with RouteProtocol of the families that it is about, its TUN device when no process holds it, its firewall rules, and it turns
 // the kernel's switches back. Without a journal it still removes such routes and rules, and a TUN device that
 // such a route leads to. It returns what
 // it did, one phrase each, nothing when there was nothing. The caller makes sure that the daemon does not
@@ -74,7 +74,7 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	}
 	led := make(map[int]bool) // indices of the devices that those routes led to
 	u.routes(func(r netlink.Route) bool {
-		ours := r.Protocol == RouteProtocol
+		ours := r.Protocol == RouteProtocol && (j == nil || j.about(r.Family))
 		led[r.LinkIndex] = led[r.LinkIndex] || ours && r.Gw == nil // one with a gateway leads to the underlay
 		return ours
 	})

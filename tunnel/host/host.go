@@ -38,7 +38,8 @@ const blackholeMetric = 1_000_000
 // --iptables-resync default.
 const DefaultResync = 5 * time.Second
 
-// SetupConfig says what Setup changes.
+// SetupConfig says what Setup changes. It is about one TUN device, which carries one family or both. A node with a
+// TUN for each has a Setup for each, with a StateDir of its own; neither touches what is the other's.
 type SetupConfig struct {
 	TUN     string       // name of the TUN device, which exists; empty: there is none, nor what leads to it
 	Address netip.Prefix // the TUN's address: base of Subnet, a /32

@@ -585,6 +585,61 @@ func TestSetupTakesOverOtherFamilies(t *testing.T) {
 	}
 }
 
+// A node with a TUN for each family has two set-ups. What becomes of one is nothing to the other: here that of IPv6
+// starts on another TUN than the killed daemon had, so that it clears away what that left.
+func TestTwoSetUps(t *testing.T) {
+	for _, tool := range bothTools {
+		t.Run(tool.name, func(t *testing.T) {
+			newHost6(t)
+			before := snapshot(t)
+			four, six := config(t.TempDir()), only6(config6(t.TempDir()))
+			six.TUN, six.MTU = "muslin6", 1430
+			four.UseNFTables, six.UseNFTables = tool.nft, tool.nft
+			killed(t, four)
+			killed(t, six)
+			run(t, "ip link del muslin6; ip tuntap add dev muslin6 mode tun")
+
+			f4 := openTestTUN(t, "muslin0")
+			s4, err := Setup(four)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f6 := openTestTUN(t, "muslin6")
+			s6, err := Setup(six)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range []*State{s4, s6} {
+				if did, err := s.converge(); err != nil || len(did) != 0 {
+					t.Errorf("the set-up of %s had to change %q, %v", s.config.TUN, did, err)
+				}
+				if did, err := s.convergeFirewall(); err != nil || len(did) != 0 {
+					t.Errorf("the set-up of %s had to put in %q, %v", s.config.TUN, did, err)
+				}
+			}
+			checkSetUp(t, "0")
+			contains(t, run(t, "ip link show muslin6"), "mtu 1430", "UP")
+			contains(t, run(t, "ip route get 2001:db8:42:9::9"), "dev muslin6", "src 2001:db8:42:5:: ")
+			contains(t, run(t, "ip -6 addr show muslin6"), "2001:db8:42:5::/128")
+
+			if err := s4.Undo(); err != nil {
+				t.Fatal(err)
+			}
+			if did, err := s6.converge(); err != nil || len(did) != 0 {
+				t.Errorf("after the other's end: changed %q, %v", did, err)
+			}
+			contains(t, run(t, "ip route get 2001:db8:42:9::9"), "dev muslin6")
+			if err := s6.Undo(); err != nil {
+				t.Fatal(err)
+			}
+			f4.Close()
+			f6.Close()
+			run(t, "ip link del muslin0; ip link del muslin6")
+			wantSame(t, before)
+		})
+	}
+}
+
 func TestSetupRefusesIPv6(t *testing.T) {
 	newHost6(t)
 	openTestTUN(t, "muslin0")

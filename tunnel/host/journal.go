@@ -172,6 +172,16 @@ func (j *journal) beyond(other *journal) *journal {
 	return more
 }
 
+// about reports whether the journal is about a family; one that names nothing is about both.
+func (j *journal) about(family int) bool {
+	named := []netip.Prefix{j.Addr, j.Addr6, j.Direct, j.Direct6}
+	for _, r := range j.Routes {
+		named = append(named, r.Prefix)
+	}
+	named = slices.DeleteFunc(named, func(p netip.Prefix) bool { return !p.IsValid() })
+	return len(named) == 0 || slices.ContainsFunc(named, func(p netip.Prefix) bool { return familyOf(p.Addr()) == family })
+}
+
 // owns reports whether a route of the main table is one that the journal names.
 func (j *journal) owns(r netlink.Route) bool {
 	return isDirect(r, j.Direct) || isDirect(r, j.Direct6) || slices.ContainsFunc(j.Routes, func(p plannedRoute) bool { return p.is(r) })

@@ -173,7 +173,7 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 		for _, h := range c.halves() {
 			j.Routes = append(j.Routes, plannedRoute{Prefix: h.network.Masked()})
 		}
-		j.Sysctls = deviceSysctls(c.TUN, c.has6())
+		j.Sysctls = deviceSysctls(c.TUN, c.Network.IsValid(), c.has6())
 	}
 	for _, h := range c.halves() {
 		if c.BlackholeRoute {

@@ -166,21 +166,12 @@ func advertisedLinks() ([]string, error) {
 // disable_ipv6: where the overlay carries IPv4 only, without this the kernel gives the TUN a link-local
 // address and sends router solicitations and MLD reports into it. Where it carries IPv6, the host's default may be
 // that new devices do not. Then addr_gen_mode 1 ("none", since 4.11: d35a00b8e33d) saves the link-local address,
-// and with it the solicitations; and accept_ra 0 says that no router speaks from there.
-func deviceSysctls(tun string, six bool) []sysctl {
+// and with it the solicitations, which leaves two MLD reports from a router; and accept_ra 0 says that no router
+// speaks from there.
+func deviceSysctls(tun string, four, six bool) []sysctl {
 	var out []sysctl
-	own := sysctlRoot + "/ipv4/conf/" + tun + "/rp_filter"
-	all, _ := readSysctl(sysctlRoot + "/ipv4/conf/all/rp_filter")
-	if was, err := readSysctl(own); err == nil && max(number(all), number(was)) == 1 {
-		out = append(out, sysctl{Path: own, Was: was, Set: "2"})
-	}
-	local := sysctlRoot + "/ipv4/conf/" + tun + "/accept_local"
-	if was, err := readSysctl(local); err == nil && was != "1" {
-		out = append(out, sysctl{Path: local, Was: was, Set: "1"})
-	}
-	ignore := sysctlRoot + "/ipv4/conf/" + tun + "/ignore_routes_with_linkdown" // since 4.3
-	if was, err := readSysctl(ignore); err == nil && was != "0" {
-		out = append(out, sysctl{Path: ignore, Was: was, Set: "0"})
+	if four {
+		out = deviceSysctls4(tun)
 	}
 	want6 := func(name, value string) {
 		path := sysctlRoot + "/ipv6/conf/" + tun + "/" + name
@@ -196,6 +187,24 @@ func deviceSysctls(tun string, six bool) []sysctl {
 	want6("accept_ra", "0")
 	want6("ignore_routes_with_linkdown", "0")
 	want6("disable_ipv6", "0")
+	return out
+}
+
+func deviceSysctls4(tun string) []sysctl {
+	var out []sysctl
+	own := sysctlRoot + "/ipv4/conf/" + tun + "/rp_filter"
+	all, _ := readSysctl(sysctlRoot + "/ipv4/conf/all/rp_filter")
+	if was, err := readSysctl(own); err == nil && max(number(all), number(was)) == 1 {
+		out = append(out, sysctl{Path: own, Was: was, Set: "2"})
+	}
+	local := sysctlRoot + "/ipv4/conf/" + tun + "/accept_local"
+	if was, err := readSysctl(local); err == nil && was != "1" {
+		out = append(out, sysctl{Path: local, Was: was, Set: "1"})
+	}
+	ignore := sysctlRoot + "/ipv4/conf/" + tun + "/ignore_routes_with_linkdown" // since 4.3
+	if was, err := readSysctl(ignore); err == nil && was != "0" {
+		out = append(out, sysctl{Path: ignore, Was: was, Set: "0"})
+	}
 	return out
 }
 
