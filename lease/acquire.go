@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -65,6 +66,7 @@ func pause(ctx context.Context, d time.Duration) error {
 func (k *Keeper) Acquire(ctx context.Context) (Lease, error) {
 	wait := newBackoff(watchRetryLeast, watchRetryMost)
 	out := outage{log: k.log, what: "acquire a subnet"}
+	contested := 0
 	for {
 		l, reused, err := k.tryAcquire(ctx)
 		switch {
@@ -74,6 +76,12 @@ func (k *Keeper) Acquire(ctx context.Context) (Lease, error) {
 			return l, nil
 		case ctx.Err() != nil:
 			return Lease{}, fmt.Errorf("acquire subnet: %w", context.Cause(ctx))
+		case errors.Is(err, errContested) && contested < contestedMost:
+			contested++
+			if err := pause(ctx, time.Duration(1+k.cfg.Pick(100))*time.Millisecond); err != nil {
+				return Lease{}, fmt.Errorf("acquire subnet: %w", err)
+			}
+			continue
 		case errors.Is(err, ErrExists), errors.Is(err, ErrConflict), errors.Is(err, ErrNotFound):
 			k.log.Debug("lost a race for a subnet: listing again", "err", err)
 			// Somebody else got on, so this ends; a short random pause lets a crowd part.
@@ -98,10 +106,11 @@ func (k *Keeper) tryAcquire(ctx context.Context) (l Lease, reused bool, err erro
 	if err != nil {
 		return Lease{}, false, fmt.Errorf("list leases: %w", err)
 	}
+	network := k.cfg.Network
 	var taken []Lease
 	for _, e := range entries {
-		// A key occupies its subnet even when its value is broken: it cannot be created.
-		if l, err := ParseLease(e); l.Subnet.IsValid() {
+		// A key occupies its subnets even when its value is broken: it cannot be created.
+		if l, err := ParseLease(e); network.EnableIPv4 && l.Subnet.IsValid() || network.EnableIPv6 && l.Subnet6.IsValid() {
 			taken = append(taken, l)
 		} else if err != nil {
 			k.log.Debug("a foreign key lies among the leases", "key", clip(e.Key), "err", err)
@@ -112,34 +121,63 @@ func (k *Keeper) tryAcquire(ctx context.Context) (l Lease, reused bool, err erro
 		if own.Reserved {
 			ttl = Permanent
 		}
-		k.log.Info("taking over the lease that has our PublicIP", "subnet", own.Subnet, "from", own.Attrs.String(), "reserved", own.Reserved)
-		l, err := k.put(ctx, own.Subnet, ttl, own.Revision)
+		k.log.Info("taking over the lease that has our PublicIP", "subnet", own.halves(), "from", own.Attrs.String(), "reserved", own.Reserved)
+		l, err := k.put(ctx, own.halves(), ttl, own.Revision)
 		return l, true, err
 	}
-	previous := k.cfg.Previous
+	previous := halves{k.cfg.Previous, k.cfg.Previous6}
 	for i := 0; i < len(taken); i++ {
-		if t := taken[i]; t.Attrs.PublicIP == k.cfg.Attrs.PublicIP && !t.Reserved {
-			k.log.Warn("deleting a lease with our PublicIP that does not fit the network config", "key", t.Key)
+		if t := taken[i]; k.isOurs(t.Attrs) && !t.Reserved {
+			k.log.Warn("deleting a lease with our PublicIP that does not fit the network config, or shares a subnet with another one", "key", t.Key)
 			if err := k.store.DeleteLease(ctx, t.Key, t.Revision); err != nil && !errors.Is(err, ErrNotFound) {
 				return Lease{}, false, fmt.Errorf("delete lease %s: %w", t.Key, err)
 			}
-			if !previous.IsValid() {
-				previous = t.Subnet // a dual-stack lease may leave an IPv4 subnet that fits
+			// One half of it may fit: of a network that was given a second family, or has lost one.
+			if !previous.v4.IsValid() {
+				previous.v4 = t.Subnet
+			}
+			if !previous.v6.IsValid() {
+				previous.v6 = t.Subnet6
 			}
 			taken = append(taken[:i], taken[i+1:]...)
 			i--
 		}
 	}
-	if k.cfg.Network.Fits(previous) && !overlapsAny(taken, previous) {
-		l, err := k.put(ctx, previous, k.cfg.TTL, Absent)
-		return l, false, err
+	var want halves
+	if want.v4, err = k.pick(network.v4(), previous.v4, taken, func(l Lease) netip.Prefix { return l.Subnet }); err != nil {
+		return Lease{}, false, err
 	}
-	free := k.cfg.Network.freeSubnets(taken, candidates)
-	if len(free) == 0 {
-		return Lease{}, false, exhausted(k.cfg.Network, taken)
+	if want.v6, err = k.pick(network.v6(), previous.v6, taken, func(l Lease) netip.Prefix { return l.Subnet6 }); err != nil {
+		return Lease{}, false, err
 	}
-	l, err = k.put(ctx, free[k.cfg.Pick(len(free))], k.cfg.TTL, Absent)
+	l, err = k.create(ctx, want)
 	return l, false, err
+}
+
+// pick chooses a subnet of one family: the previous one if it fits and is free, else a free one at random. half is
+// what a lease has of that family.
+func (k *Keeper) pick(s subnets, previous netip.Prefix, taken []Lease, half func(Lease) netip.Prefix) (netip.Prefix, error) {
+	if !s.enabled() {
+		return netip.Prefix{}, nil
+	}
+	var all []netip.Prefix
+	for _, t := range taken {
+		if p := half(t); p.IsValid() {
+			all = append(all, p)
+		}
+	}
+	if s.fits(previous) && !slices.ContainsFunc(all, previous.Overlaps) {
+		return previous, nil
+	}
+	free := s.free(all, candidates)
+	if len(free) == 0 {
+		err := exhausted(s, taken, half)
+		if k.contested(taken) {
+			err = fmt.Errorf("%w (%w)", err, errContested)
+		}
+		return netip.Prefix{}, err
+	}
+	return free[k.cfg.Pick(len(free))], nil
 }
 
 // chooseOwn finds the lease with our PublicIP to go on with. Of several it prefers the previous subnet,
@@ -148,13 +186,17 @@ func (k *Keeper) chooseOwn(taken []Lease) (Lease, bool) {
 	var best Lease
 	rank, found := -1, 0
 	for _, t := range taken {
-		if t.Attrs.PublicIP != k.cfg.Attrs.PublicIP {
+		if !k.isOurs(t.Attrs) {
 			continue
 		}
-		if !k.cfg.Network.Fits(t.Subnet) || t.Subnet6.IsValid() {
+		if !k.cfg.Network.FitsLease(t.Subnet, t.Subnet6) {
 			if t.Reserved {
 				k.log.Warn("a reservation for our PublicIP does not fit the network config: it is left alone", "key", t.Key)
 			}
+			continue
+		}
+		if other, ok := k.rival(t, taken); ok && !t.Reserved {
+			k.log.Warn("our lease shares a subnet with that of another node: taking another subnet in its place", "key", t.Key, "other", other.Key, "peer", other.Attrs.String())
 			continue
 		}
 		found++
@@ -162,7 +204,7 @@ func (k *Keeper) chooseOwn(taken []Lease) (Lease, bool) {
 		if t.Reserved {
 			r = 1
 		}
-		if t.Subnet == k.cfg.Previous {
+		if t.Subnet.IsValid() && t.Subnet == k.cfg.Previous || t.Subnet6.IsValid() && t.Subnet6 == k.cfg.Previous6 {
 			r = 2
 		}
 		if r > rank {
@@ -170,75 +212,48 @@ func (k *Keeper) chooseOwn(taken []Lease) (Lease, bool) {
 		}
 	}
 	if found > 1 {
-		k.log.Warn("several leases have our PublicIP: is there another host with it?", "public_ip", k.cfg.Attrs.PublicIP, "leases", found, "subnet", best.Subnet)
+		k.log.Warn("several leases have our PublicIP: is there another host with it?", "public_ip", k.address(k.cfg.Attrs), "leases", found, "subnet", best.halves())
 	}
 	return best, rank >= 0
 }
 
-func overlapsAny(taken []Lease, subnet netip.Prefix) bool {
-	for _, t := range taken {
-		if t.Subnet.Overlaps(subnet) {
-			return true
-		}
-	}
-	return false
-}
-
-// freeSubnets returns the first free subnets, at most so many, in ascending order.
-func (c *Config) freeSubnets(taken []Lease, most int) []netip.Prefix {
-	// Every taken subnet, of whatever length, as the range of the numbers of ours that it covers.
-	count := c.Subnets()
-	size := uint64(1) << (32 - c.SubnetLen)
-	first := ipv4Number(c.SubnetMin)
-	used := make(map[int]bool)
-	for _, t := range taken {
-		from := ipv4Number(t.Subnet.Addr())
-		to := from + uint64(1)<<(32-t.Subnet.Bits()) - 1
-		if to < first || from >= first+size*uint64(count) {
-			continue
-		}
-		lo := (max(from, first) - first) / size
-		hi := min((to-first)/size, uint64(count-1))
-		for i := lo; i <= hi; i++ {
-			used[int(i)] = true
-		}
-	}
-	var free []netip.Prefix
-	for i, p := 0, netip.PrefixFrom(c.SubnetMin, c.SubnetLen); i < count && len(free) < most; i, p = i+1, nextSubnet(p) {
-		if !used[i] {
-			free = append(free, p)
-		}
-	}
-	return free
-}
-
-func exhausted(c *Config, taken []Lease) error {
+func exhausted(s subnets, taken []Lease, half func(Lease) netip.Prefix) error {
 	const most = 10 // holders to name
 	var holders []string
+	more := 0
 	for _, t := range taken {
-		if len(holders) == most {
-			holders = append(holders, fmt.Sprintf("and %d more", len(taken)-most))
-			break
+		switch {
+		case !half(t).IsValid():
+		case len(holders) == most:
+			more++
+		default:
+			holders = append(holders, fmt.Sprintf("%s by %s", half(t), t.Attrs))
 		}
-		holders = append(holders, fmt.Sprintf("%s by %s", t.Subnet, t.Attrs))
+	}
+	if more > 0 {
+		holders = append(holders, fmt.Sprintf("and %d more", more))
+	}
+	fields := "SubnetMin to SubnetMax"
+	if s.first.Is6() {
+		fields = "IPv6SubnetMin to IPv6SubnetMax"
 	}
 	return fmt.Errorf("%w: the network %s has %d of them, from %s to %s, each a /%d; held are %s. "+
-		"Release one that is not used (`muslin leases release`), or widen SubnetMin to SubnetMax in the network config",
-		ErrExhausted, c.Network, c.Subnets(), c.SubnetMin, c.SubnetMax, c.SubnetLen, strings.Join(holders, ", "))
+		"Release one that is not used (`muslin leases release`), or widen %s in the network config",
+		ErrExhausted, s.network, s.count(), s.first, s.last, s.length, strings.Join(holders, ", "), fields)
 }
 
 // put writes our own lease.
-func (k *Keeper) put(ctx context.Context, subnet netip.Prefix, ttl time.Duration, revision int64) (Lease, error) {
+func (k *Keeper) put(ctx context.Context, subnet halves, ttl time.Duration, revision int64) (Lease, error) {
 	value, err := json.Marshal(k.cfg.Attrs)
 	if err != nil {
 		return Lease{}, fmt.Errorf("make lease value: %w", err)
 	}
-	asked := time.Now()
-	e, err := k.store.PutLease(ctx, Key(subnet), value, ttl, revision)
+	asked, key := time.Now(), LeaseKey(subnet.v4, subnet.v6)
+	e, err := k.store.PutLease(ctx, key, value, ttl, revision)
 	if err != nil {
-		return Lease{}, fmt.Errorf("write lease %s: %w", Key(subnet), err)
+		return Lease{}, fmt.Errorf("write lease %s: %w", key, err)
 	}
-	l := Lease{Key: e.Key, Subnet: subnet, Attrs: k.cfg.Attrs, Reserved: e.Reserved, Revision: e.Revision}
+	l := Lease{Key: e.Key, Subnet: subnet.v4, Subnet6: subnet.v6, Attrs: k.cfg.Attrs, Reserved: e.Reserved, Revision: e.Revision}
 	if ttl != Permanent {
 		l.Expires = asked.Add(ttl)
 	}

@@ -40,20 +40,22 @@ const (
 
 // Attrs is a lease's value: how the node that holds it is reached.
 type Attrs struct {
-	PublicIP    netip.Addr // outer IPv4 address
+	PublicIP    netip.Addr // outer IPv4 address; zero for a node that has IPv6 only, where flannel writes 0.0.0.0
 	PublicIPv6  netip.Addr // zero for null
 	BackendType string     // as flannel writes it; "udp" where the value has none, as alloc's has not either
 
-	// VNI and MAC are those of a vxlan lease, and zero otherwise.
-	VNI encap.VNI
-	MAC encap.MAC
+	// VNI and MAC are those of a vxlan lease, and zero otherwise. Each address family has a VTEP of its own:
+	// VNI6 and MAC6 are the IPv6 half's. A MAC that is zero says that there is no such half.
+	VNI, VNI6 encap.VNI
+	MAC, MAC6 encap.MAC
 
 	// Key and Port are those of a wireguard lease, and zero otherwise. Port 0 is the reader's own.
 	Key  fib.PublicKey
 	Port uint16
 
 	// BackendData and BackendV6Data are kept as found, nil when left out. MarshalJSON makes a vxlan
-	// lease's BackendData from VNI and MAC, and a wireguard lease's from Key and Port.
+	// lease's from VNI and MAC, and from VNI6 and MAC6, and a wireguard lease's from Key and Port. A BackendV6Data of
+	// vxlan is here only if it could not be read: who has IPv4 alone, as a flannel node may, does not look at it.
 	BackendData   json.RawMessage
 	BackendV6Data json.RawMessage
 }
@@ -79,10 +81,13 @@ type wireWireGuard struct {
 
 // MarshalJSON writes the value byte for byte as flannel does.
 func (a Attrs) MarshalJSON() ([]byte, error) {
-	if !a.PublicIP.Is4() {
+	if !a.PublicIP.Is4() && !(a.sixOnly() && a.PublicIPv6.IsValid()) {
 		return nil, fmt.Errorf("lease value: PublicIP %v is not an IPv4 address", a.PublicIP)
 	}
 	w := wireAttrs{PublicIP: a.PublicIP, BackendType: a.BackendType, BackendData: a.BackendData, BackendV6Data: a.BackendV6Data}
+	if a.sixOnly() {
+		w.PublicIP = netip.IPv4Unspecified()
+	}
 	if a.PublicIPv6.IsValid() {
 		w.PublicIPv6 = &a.PublicIPv6
 	}
@@ -91,7 +96,12 @@ func (a Attrs) MarshalJSON() ([]byte, error) {
 	case BackendUDP:
 		w.BackendType = ""
 	case BackendVXLAN:
-		w.BackendData, err = json.Marshal(wireVXLAN{VNI: a.VNI.Uint32(), VtepMAC: a.MAC.String()})
+		if !a.sixOnly() {
+			w.BackendData, err = json.Marshal(wireVXLAN{VNI: a.VNI.Uint32(), VtepMAC: a.MAC.String()})
+		}
+		if err == nil && a.MAC6 != (encap.MAC{}) {
+			w.BackendV6Data, err = json.Marshal(wireVXLAN{VNI: a.VNI6.Uint32(), VtepMAC: a.MAC6.String()})
+		}
 	case BackendWireGuard:
 		w.BackendData, err = json.Marshal(wireWireGuard{PublicKey: a.Key.String(), Port: a.Port})
 	}
@@ -101,25 +111,43 @@ func (a Attrs) MarshalJSON() ([]byte, error) {
 	return json.Marshal(w)
 }
 
+// sixOnly reports whether the node has no IPv4 address.
+func (a Attrs) sixOnly() bool { return !a.PublicIP.IsValid() }
+
 // Equal reports whether both say the same, whatever their spelling.
 func (a Attrs) Equal(b Attrs) bool {
 	if a.BackendType == BackendVXLAN || a.BackendType == BackendWireGuard {
 		a.BackendData, b.BackendData = nil, nil
 	}
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
-		a.VNI == b.VNI && a.MAC == b.MAC && a.Key == b.Key && a.Port == b.Port &&
+		a.VNI == b.VNI && a.MAC == b.MAC && a.VNI6 == b.VNI6 && a.MAC6 == b.MAC6 && a.Key == b.Key && a.Port == b.Port &&
 		bytes.Equal(a.BackendData, b.BackendData) && bytes.Equal(a.BackendV6Data, b.BackendV6Data)
 }
 
-// String is for logs and errors: "192.0.2.2 (vxlan, VNI 1, be:e3:93:3d:62:d0)".
+// String is for logs and errors: "192.0.2.2 (vxlan, VNI 1, be:e3:93:3d:62:d0)", and of a node with both families
+// "192.0.2.2 and 2001:db8::2 (vxlan, VNI 1, be:e3:93:3d:62:d0 and 76:0a:15:7b:a4:2c)".
 func (a Attrs) String() string {
 	ip := "no PublicIP"
-	if a.PublicIP.IsValid() {
+	switch {
+	case a.PublicIP.IsValid() && a.PublicIPv6.IsValid():
+		ip = a.PublicIP.String() + " and " + a.PublicIPv6.String()
+	case a.PublicIP.IsValid():
 		ip = a.PublicIP.String()
+	case a.PublicIPv6.IsValid():
+		ip = a.PublicIPv6.String()
 	}
+	none := encap.MAC{}
 	switch a.BackendType {
 	case BackendVXLAN:
-		return fmt.Sprintf("%s (vxlan, VNI %s, %s)", ip, a.VNI, a.MAC)
+		switch {
+		case a.MAC6 == none:
+			return fmt.Sprintf("%s (vxlan, VNI %s, %s)", ip, a.VNI, a.MAC)
+		case a.MAC == none:
+			return fmt.Sprintf("%s (vxlan, VNI %s, %s)", ip, a.VNI6, a.MAC6)
+		case a.VNI6 != a.VNI:
+			return fmt.Sprintf("%s (vxlan, VNI %s and %s, %s and %s)", ip, a.VNI, a.VNI6, a.MAC, a.MAC6)
+		}
+		return fmt.Sprintf("%s (vxlan, VNI %s, %s and %s)", ip, a.VNI, a.MAC, a.MAC6)
 	case BackendWireGuard:
 		return fmt.Sprintf("%s (wireguard, port %d, %s)", ip, a.Port, a.Key)
 	case "":
@@ -130,8 +158,11 @@ func (a Attrs) String() string {
 
 // DecodeAttrs reads a lease's value. It is strict about what flannel's nodes are strict about, and
 // about what would be put on the wire: a missing or bad PublicIP, one that is not a node's (loopback, multicast,
-// broadcast), a VNI of more than 24 bits, a MAC that cannot be one VTEP's, a public key that is none. Unknown fields are ignored. After an error Attrs still holds the PublicIP, if
-// that much could be read.
+// broadcast), a VNI of more than 24 bits, a MAC that cannot be one VTEP's, a public key that is none. Unknown fields
+// are ignored. PublicIP may be missing or 0.0.0.0, as flannel writes it, where there
+// is a PublicIPv6 that is a node's. The IPv6 half of a lease that has an IPv4 half is not looked at so closely:
+// what is wrong there costs that half only. After an error Attrs still holds the PublicIP, if that much
+// could be read.
 func DecodeAttrs(value []byte) (Attrs, error) {
 	a, err := decodeAttrs(value)
 	if err != nil {
@@ -149,14 +180,21 @@ func decodeAttrs(value []byte) (Attrs, error) {
 	if a.PublicIP, err = o.addr("PublicIP", 4); err != nil {
 		return a, err
 	}
-	if !a.PublicIP.IsValid() {
+	var err6 error
+	a.PublicIPv6, err6 = o.addr("PublicIPv6", 6)
+	switch ip := a.PublicIP; {
+	case (!ip.IsValid() && !o.has("PublicIP") || ip == netip.IPv4Unspecified()) && a.PublicIPv6.IsValid():
+		if !isNode(a.PublicIPv6) {
+			return a, fmt.Errorf("there is no PublicIP, and PublicIPv6 %s is not the address of one node", a.PublicIPv6)
+		}
+		a.PublicIP = netip.Addr{}
+	case !ip.IsValid():
 		return a, fmt.Errorf("PublicIP is missing or null: want the node's IPv4 address, such as \"192.0.2.1\"")
-	}
-	if ip := a.PublicIP; ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	case !isNode(ip):
 		return a, fmt.Errorf("PublicIP %s is not the address of one node", a.PublicIP)
 	}
-	if a.PublicIPv6, err = o.addr("PublicIPv6", 6); err != nil {
-		return a, err
+	if err6 != nil {
+		return a, err6
 	}
 	backend, err := o.text("BackendType")
 	if err != nil {
@@ -168,7 +206,7 @@ func decodeAttrs(value []byte) (Attrs, error) {
 	a.BackendData, a.BackendV6Data = o.raw("BackendData"), o.raw("BackendV6Data")
 	switch a.BackendType {
 	case BackendVXLAN:
-		a.VNI, a.MAC, err = decodeVXLANData(a.BackendData)
+		return a, a.decodeVXLAN()
 	case BackendWireGuard:
 		a.Key, a.Port, err = decodeWireGuardData(a.BackendData)
 	default:
@@ -199,6 +237,30 @@ func decodeWireGuardData(raw json.RawMessage) (fib.PublicKey, uint16, error) {
 	}
 	port, _, err := o.integer("Port", 0, 65535) // left out by older flannel nodes
 	return key, uint16(port), err
+}
+
+// isNode reports whether other nodes can reach a node by this address.
+func isNode(a netip.Addr) bool {
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) &&
+		(a.Is4() || !a.IsLinkLocalUnicast()) // one of IPv6 means something on one link only
+}
+
+// decodeVXLAN takes the fields of both halves out of BackendData and BackendV6Data.
+func (a *Attrs) decodeVXLAN() (err error) {
+	if !a.sixOnly() {
+		if a.VNI, a.MAC, err = decodeVXLANData(a.BackendData); err != nil {
+			return fmt.Errorf("BackendData: %w", err)
+		}
+	}
+	a.BackendData = nil
+	if a.sixOnly() || a.BackendV6Data != nil {
+		if a.VNI6, a.MAC6, err = decodeVXLANData(a.BackendV6Data); err == nil {
+			a.BackendV6Data = nil
+		} else if a.sixOnly() {
+			return fmt.Errorf("BackendV6Data: %w", err)
+		}
+	}
+	return nil
 }
 
 func decodeVXLANData(raw json.RawMessage) (encap.VNI, encap.MAC, error) {

@@ -125,12 +125,6 @@ var (
 	familyIPv6 = family{version: 6, prefix: "IPv6", usualLen: 64, usualUpTo: 62, longest: 124, longestSubnet: 126}
 )
 
-type subnets struct {
-	network     netip.Prefix
-	length      int
-	first, last netip.Addr
-}
-
 // family reads one address family's fields. Those of a family that is not enabled are known, but not
 // looked at.
 func (o *object) family(f family, enabled bool) (subnets, error) {
@@ -333,44 +327,4 @@ func (c *Config) Supported() error {
 func list(words []string, and string) string {
 	last := len(words) - 1
 	return strings.Join(words[:last], ", ") + " " + and + " " + words[last]
-}
-
-// Subnets is how many subnets may be leased, SubnetMin and SubnetMax included.
-func (c *Config) Subnets() int {
-	return int((ipv4Number(c.SubnetMax)-ipv4Number(c.SubnetMin))>>(32-c.SubnetLen)) + 1
-}
-
-// Fits reports whether the subnet is one that this config hands out.
-func (c *Config) Fits(subnet netip.Prefix) bool {
-	return subnet.IsValid() && subnet.Addr().Is4() && subnet.Bits() == c.SubnetLen && subnet == subnet.Masked() &&
-		!subnet.Addr().Less(c.SubnetMin) && !c.SubnetMax.Less(subnet.Addr())
-}
-
-func ipv4Number(a netip.Addr) uint64 {
-	b := a.As4()
-	return uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])
-}
-
-// nextSubnet is the subnet of the same length behind p; past the last one it wraps around to the zero
-// address.
-func nextSubnet(p netip.Prefix) netip.Prefix {
-	b := p.Addr().AsSlice()
-	bit := p.Bits() - 1
-	for i, add := bit/8, uint16(1)<<(7-bit%8); i >= 0 && add > 0; i-- {
-		add += uint16(b[i])
-		b[i] = byte(add)
-		add >>= 8
-	}
-	next, _ := netip.AddrFromSlice(b)
-	return netip.PrefixFrom(next, p.Bits())
-}
-
-// lastSubnet is the last one of that length in the network.
-func lastSubnet(network netip.Prefix, length int) netip.Prefix {
-	b := network.Addr().AsSlice()
-	for bit := network.Bits(); bit < length; bit++ {
-		b[bit/8] |= 1 << (7 - bit%8)
-	}
-	last, _ := netip.AddrFromSlice(b)
-	return netip.PrefixFrom(last, length)
 }

@@ -331,6 +331,7 @@ func TestWaitConfig(t *testing.T) {
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(`{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.2.0","Backend":{"Type":"vxlan"}}`))
 	f.Add([]byte(`{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":{"Type":"udp","Port":8285}}`))
+	f.Add([]byte(`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"::/0","IPv6SubnetMax":"0:1::"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseConfig(data)
 		if err != nil {
@@ -339,17 +340,22 @@ func FuzzParseConfig(f *testing.F) {
 		if again, err := ParseConfig(data); err != nil || !c.Means(again) {
 			t.Fatal("does not mean itself")
 		}
-		if !c.EnableIPv4 {
-			return
-		}
 		// What flannel's nodes rely on.
-		first := netip.PrefixFrom(c.SubnetMin, c.SubnetLen)
-		if !c.Fits(first) || !c.Fits(netip.PrefixFrom(c.SubnetMax, c.SubnetLen)) || c.Subnets() < 1 || !json.Valid(data) {
-			t.Fatalf("%+v", c)
-		}
-		for _, p := range c.freeSubnets(nil, 3) {
-			if !c.Fits(p) {
-				t.Fatalf("%s does not fit %+v", p, c)
+		for _, all := range []subnets{c.v4(), c.v6()} {
+			if !all.enabled() {
+				continue
+			}
+			if !c.Fits(netip.PrefixFrom(all.first, all.length)) || !c.Fits(netip.PrefixFrom(all.last, all.length)) || all.count() < 1 || c.Subnets() < 1 || !json.Valid(data) {
+				t.Fatalf("%+v", c)
+			}
+			free := all.free(nil, 3)
+			if len(free) != min(3, all.count()) {
+				t.Fatalf("%d free subnets in %+v", len(free), c)
+			}
+			for _, p := range free {
+				if !c.Fits(p) {
+					t.Fatalf("%s does not fit %+v", p, c)
+				}
 			}
 		}
 	})

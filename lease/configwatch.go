@@ -15,7 +15,7 @@ import (
 type ConfigWatcher struct {
 	store   Store
 	running *Config
-	subnet  netip.Prefix // ours
+	subnet  halves // ours
 	log     *slog.Logger
 
 	mu   sync.Mutex
@@ -23,9 +23,9 @@ type ConfigWatcher struct {
 	said string // "" while all is well
 }
 
-// NewConfigWatcher starts nothing: see Run.
-func NewConfigWatcher(store Store, running *Config, subnet netip.Prefix, log *slog.Logger) *ConfigWatcher {
-	return &ConfigWatcher{store: store, running: running, subnet: subnet, log: log}
+// NewConfigWatcher starts nothing: see Run. The subnets are ours; each may be zero.
+func NewConfigWatcher(store Store, running *Config, subnet, subnet6 netip.Prefix, log *slog.Logger) *ConfigWatcher {
+	return &ConfigWatcher{store: store, running: running, subnet: halves{subnet, subnet6}, log: log}
 }
 
 // Warning is what is the matter, in a sentence for an operator; "" while nothing is. It may be called from
@@ -101,7 +101,7 @@ func (w *ConfigWatcher) judge(raw []byte, err error) string {
 		return ""
 	}
 	also := ""
-	if !now.Fits(w.subnet) {
+	if !now.FitsLease(w.subnet.v4, w.subnet.v6) {
 		also = fmt.Sprintf("; our subnet %s does not fit the new one, so it will be another then, and pods get new addresses", w.subnet)
 	}
 	return fmt.Sprintf("the network's config in the store was changed (%s): this node goes on with the old one until its daemon is started again%s",
@@ -122,6 +122,10 @@ func (c *Config) differences(other *Config) []string {
 	add("SubnetMax", c.SubnetMax, other.SubnetMax)
 	add("EnableIPv4", c.EnableIPv4, other.EnableIPv4)
 	add("EnableIPv6", c.EnableIPv6, other.EnableIPv6)
+	add("IPv6Network", c.IPv6Network, other.IPv6Network)
+	add("IPv6SubnetLen", c.IPv6SubnetLen, other.IPv6SubnetLen)
+	add("IPv6SubnetMin", c.IPv6SubnetMin, other.IPv6SubnetMin)
+	add("IPv6SubnetMax", c.IPv6SubnetMax, other.IPv6SubnetMax)
 	add("EnableNFTables", c.EnableNFTables, other.EnableNFTables)
 	add("Backend.Type", c.Backend.Type, other.Backend.Type)
 	add("Backend.VNI", c.Backend.VNI, other.Backend.VNI)

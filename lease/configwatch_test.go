@@ -22,6 +22,8 @@ func TestConfigWatcher(t *testing.T) {
 		{"another backend", `{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}`, []string{"Backend.Type: vxlan, now udp", "Backend.Port: 8472, now 8285"}},
 		{"another VNI", `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`, []string{"Backend.VNI: 1, now 7"}},
 		{"a range that leaves us out", `{"Network":"10.244.0.0/16","SubnetMin":"10.244.2.0","Backend":{"Type":"vxlan"}}`, []string{"SubnetMin: 10.244.1.0, now 10.244.2.0", "does not fit"}},
+		{"a second family", `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8:42::/56","Backend":{"Type":"vxlan"}}`,
+			[]string{"EnableIPv6: false, now true", "IPv6Network: invalid Prefix, now 2001:db8:42::/56", "does not fit"}},
 		{"broken", `{"Network":`, []string{"broken", "muslin config set"}},
 		{"deleted", "", []string{"deleted", "muslin config set '" + running + "'"}},
 	} {
@@ -37,7 +39,7 @@ func TestConfigWatcher(t *testing.T) {
 					settle(time.Second)
 				}
 				put(running)
-				w := NewConfigWatcher(m, mustConfig(t, running), netip.MustParsePrefix("10.244.1.0/24"), log.logger())
+				w := NewConfigWatcher(m, mustConfig(t, running), netip.MustParsePrefix("10.244.1.0/24"), netip.Prefix{}, log.logger())
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error, 1)
 				go func() { ended <- w.Run(ctx) }()

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -47,27 +48,44 @@ func (k *Keeper) judge(ctx context.Context, o observation) error {
 	switch {
 	case same && !written:
 		return k.adopt(ctx, ours)
-	case theirs.Attrs.PublicIP.IsValid() && o.entry.Revision < k.expect:
+	case k.address(theirs.Attrs).IsValid() && o.entry.Revision < k.expect:
 		// Nobody can have written this after us. Either it was the past when we took the subnet, or it is of
 		// somebody new, who found the subnet free in the past and goes when he hears of us.
 		k.contest(ours, fmt.Sprintf("the store was set back to before we took our subnet: our lease %s is there as that of %s", ours.Key, theirs.Attrs))
 		return nil
-	case theirs.Attrs.PublicIP.IsValid() && theirs.Attrs.PublicIP != k.cfg.Attrs.PublicIP:
+	case k.address(theirs.Attrs).IsValid() && !k.isOurs(theirs.Attrs):
 		return fmt.Errorf("lease %s: %w: held by %s now. Restart to acquire another subnet", ours.Key, ErrSubnetLost, theirs.Attrs)
-	case !theirs.Attrs.PublicIP.IsValid():
+	case !k.address(theirs.Attrs).IsValid():
 		k.contest(ours, fmt.Sprintf("somebody wrote what is not a lease (%v) over our lease %s", err, ours.Key))
 		return nil
 	}
 	if o.entry.Revision > k.expect && !k.reusedAt.IsZero() && time.Since(k.reusedAt) < newcomer {
-		return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with --public-ip",
-			ours.Key, ErrPublicIPInUse, k.cfg.Attrs.PublicIP, theirs.Attrs, k.cfg.Attrs)
+		return fmt.Errorf("lease %s: %w: two hosts have PublicIP %s, and the other one, %s, was here before us, %s. Give this host its own address with %s",
+			ours.Key, ErrPublicIPInUse, k.address(k.cfg.Attrs), theirs.Attrs, k.cfg.Attrs, k.addressFlag())
 	}
 	did := fmt.Sprintf("our lease %s of %s was overwritten with %s", ours.Key, k.cfg.Attrs, theirs.Attrs)
 	if same {
 		did = fmt.Sprintf("somebody else wrote our lease %s, with the very same %s", ours.Key, theirs.Attrs)
 	}
-	k.contest(ours, fmt.Sprintf("two hosts have PublicIP %s: %s; give one of the two hosts another address with --public-ip", k.cfg.Attrs.PublicIP, did))
+	k.contest(ours, fmt.Sprintf("two hosts have PublicIP %s: %s; give one of the two hosts another address with %s", k.address(k.cfg.Attrs), did, k.addressFlag()))
 	return nil
+}
+
+// address is what tells nodes apart: the PublicIP, as for flannel, or the PublicIPv6 where we have no other.
+func (k *Keeper) address(a Attrs) netip.Addr {
+	if k.cfg.Attrs.sixOnly() {
+		return a.PublicIPv6
+	}
+	return a.PublicIP
+}
+
+func (k *Keeper) isOurs(a Attrs) bool { return k.address(a) == k.address(k.cfg.Attrs) }
+
+func (k *Keeper) addressFlag() string {
+	if k.cfg.Attrs.sixOnly() {
+		return "--public-ipv6"
+	}
+	return "--public-ip"
 }
 
 // missing has our lease made again.
@@ -76,7 +94,7 @@ func (k *Keeper) missing() {
 		return // the write is due already
 	}
 	ours := k.Status().Lease
-	k.log.Error("our lease was deleted from the store: taking the same subnet again; traffic goes on meanwhile", "subnet", ours.Subnet)
+	k.log.Error("our lease was deleted from the store: taking the same subnet again; traffic goes on meanwhile", "subnet", ours.halves())
 	k.setError(fmt.Errorf("our lease %s was deleted from the store", ours.Key))
 	k.expect, k.next = Absent, time.Now()
 }

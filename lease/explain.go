@@ -8,6 +8,7 @@ var skipMeans = map[string]string{
 	SkipKey:      "a key that is no lease key; flannel nodes lose all their peers over it: muslin leases list shows it",
 	SkipValue:    "a lease whose value cannot be read: muslin leases list shows why",
 	SkipIPv6:     "a lease without an IPv4 subnet",
+	SkipIPv4:     "a lease without an IPv6 subnet: its node is a peer of IPv4 alone",
 	SkipOutside:  "a subnet that does not lie in the network",
 	SkipBackend:  "a lease of another backend type; such a node and this one cannot talk",
 	SkipVNI:      "a lease of another VXLAN network: compare the VNI in the config of both nodes",

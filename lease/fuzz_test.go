@@ -33,7 +33,7 @@ func FuzzMemory(f *testing.F) {
 		if err != nil || !bytes.Equal(rewritten, written) {
 			t.Fatalf("written as\n%s\nand then, %v, as\n%s", written, err, rewritten)
 		}
-		if !m.Lease.Subnet.IsValid() || len(m.Entries()) != len(m.Leases) {
+		if !m.Lease.Subnet.IsValid() && !m.Lease.Subnet6.IsValid() || len(m.Entries()) != len(m.Leases) {
 			t.Fatalf("%+v", m)
 		}
 		_ = m.Holds(m.Prefix, m.Lease.Attrs, m.Lease.Expires)
@@ -46,9 +46,9 @@ func FuzzRoster(f *testing.F) {
 	f.Add("10.244.2.0-24", vxlanValue("192.0.2.2", 1, macA), "10.244.2.0-25", vxlanValue("192.0.2.3", 1, macB), "10.244.2.0-24", `{"PublicIP":"192.0.2.9"}`, uint8(0))
 	f.Add("10.244.2.0-24&2001:db8::-64", vxlanValue("192.0.2.2", 1, macA), "10.244.2.0-24", vxlanValue("192.0.2.2", 1, macA), "zoo", "garbage", uint8(5))
 	f.Add("10.244.1.0-24", vxlanValue("10.244.7.1", 1, macA), "0.0.0.0-0&::-0", vxlanValue("192.0.2.2", 2, macA), "10.0.0.0-8", vxlanValue("192.0.2.2", 1, macA), uint8(0xff))
+	f.Add("10.244.2.0-24&2001:db8:2::-64", flannelDual, "0.0.0.0-0&2001:db8:2::-64", flannelSix, "10.244.2.0-24", vxlanValue("192.0.2.2", 1, macB), uint8(0x3f))
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2, key3, value3 string, how uint8) {
-		for _, backend := range []string{BackendVXLAN, BackendUDP} {
-			node := testNode(t, backend)
+		for _, node := range append(testNodes(t, BackendVXLAN), testNodes(t, BackendUDP)...) {
 			r := newRoster(node, slog.New(slog.DiscardHandler))
 			entries := map[string]Entry{}
 			compare := func() {

@@ -35,7 +35,7 @@ func (r *roster) lose(key string, together bool, now time.Time) (held bool) {
 	switch {
 	case k == nil:
 		return false
-	case k.why != "" || !together && !r.heard(k, now):
+	case !k.holds() || !together && !r.heard(k, now):
 		r.remove(key)
 		return false
 	case k.vanished.at.IsZero():
@@ -59,12 +59,12 @@ func (r *roster) loseAllBut(there map[string]bool, together bool, now time.Time)
 // spoilt reports whether an entry that cannot be read lies in place of a lease whose peer is to outlive it: as good
 // as deleted, for its node writes its own back.
 func (r *roster) spoilt(old, now *known) bool {
-	if old == nil || old.why != "" || now.err == nil || old.vanished.at.IsZero() && !r.heard(old, time.Now()) {
+	if old == nil || !old.holds() || now.err == nil || old.vanished.at.IsZero() && !r.heard(old, time.Now()) {
 		return false
 	}
 	r.lose(old.lease.Key, false, time.Now())
 	old.vanished.spoilt = now
-	r.complain(now, aboutItself, slog.LevelWarn, "a lease cannot be read, but its node is alive: the peer stays while it is heard", "err", now.err)
+	r.complain(place{now, four}, aboutItself, slog.LevelWarn, "a lease cannot be read, but its node is alive: the peer stays while it is heard", "err", now.err)
 	return true
 }
 
@@ -93,10 +93,17 @@ func (r *roster) supersede(subnet netip.Prefix) {
 	}
 }
 
-// heard reports whether a packet came from the holder of a lease a short time ago, or an answer to package pulse.
+// heard reports whether a packet came from the holder of a lease a short time ago, by either family, or an answer to
+// package pulse.
 func (r *roster) heard(k *known, now time.Time) bool {
-	c := r.counters[counterKey{k.lease.Subnet, k.lease.Attrs.PublicIP}]
-	return c != nil && now.Sub(time.Unix(0, max(c.LastRx.Load(), c.Answered.Load()))) < silence
+	for family := range families {
+		l := k.lease.half(family)
+		c := r.counters[counterKey{l.subnet, l.address}]
+		if c != nil && now.Sub(time.Unix(0, max(c.LastRx.Load(), c.Answered.Load()))) < silence {
+			return true
+		}
+	}
+	return false
 }
 
 // heldUntil is when the last of those that are held now will have gone.

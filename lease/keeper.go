@@ -41,22 +41,23 @@ const (
 
 // KeeperConfig says what a Keeper keeps.
 type KeeperConfig struct {
-	Store    Store
-	Feed     *Feed // what tells of our key, where others follow the leases as well; Acquire comes before its Run
-	Network  *Config
-	Attrs    Attrs            // of our lease; PublicIP and what the backend needs
-	Previous netip.Prefix     // the subnet that the subnet file names, or zero
-	TTL      time.Duration    // for which the lease lives if it is not renewed; 0 means TTL
-	Margin   time.Duration    // before expiry at which the lease is renewed; 0 means one hour
-	Pick     func(n int) int  // a random number below n; nil means math/rand's
-	Logger   *slog.Logger     // nil means slog.Default
-	Changed  func(KeepStatus) // optional: called from Acquire and Run whenever the status changed
+	Store   Store
+	Feed    *Feed // what tells of our key, where others follow the leases as well; Acquire comes before its Run
+	Network *Config
+	Attrs   Attrs            // of our lease; PublicIP, PublicIPv6 and what the backend needs, for each family that is enabled
+	TTL     time.Duration    // for which the lease lives if it is not renewed; 0 means TTL
+	Margin  time.Duration    // before expiry at which the lease is renewed; 0 means one hour
+	Pick    func(n int) int  // a random number below n; nil means math/rand's
+	Logger  *slog.Logger     // nil means slog.Default
+	Changed func(KeepStatus) // optional: called from Acquire and Run whenever the status changed
+
+	Previous, Previous6 netip.Prefix // the subnets that the subnet file names, each may be zero
 }
 
 // KeepStatus is what a Keeper can tell about itself.
 type KeepStatus struct {
 	Lease     Lease
-	Conflict  string // a sentence while somebody else writes our lease, else ""
+	Conflict  string // a sentence while somebody else writes our lease, or has a lease for a subnet of ours; else ""
 	LastError string // of the last thing that went wrong, "" once it works again
 }
 
@@ -71,6 +72,7 @@ type Keeper struct {
 
 	mu     sync.Mutex
 	status KeepStatus
+	rivals map[string]string // keys that share a subnet with ours, and a sentence about each
 
 	// Used by Acquire, and after it by Run's tending goroutine alone.
 	reusedAt   time.Time // when an existing lease was taken over; zero: it is of our own making
@@ -98,8 +100,14 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	if cfg.Margin <= 0 || cfg.Margin >= cfg.TTL {
 		return nil, fmt.Errorf("subnet lease renew margin %s: want less than the %s that a lease lives", cfg.Margin, cfg.TTL)
 	}
-	if !cfg.Attrs.PublicIP.Is4() {
+	if cfg.Network == nil {
+		return nil, errors.New("keep lease: no network config")
+	}
+	if cfg.Network.EnableIPv4 && !cfg.Attrs.PublicIP.Is4() {
 		return nil, fmt.Errorf("keep lease: PublicIP %s is not an IPv4 address: give one with --public-ip", cfg.Attrs.PublicIP)
+	}
+	if ip := cfg.Attrs.PublicIPv6; cfg.Network.EnableIPv6 && (!ip.Is6() || ip.Is4In6()) {
+		return nil, fmt.Errorf("keep lease: PublicIPv6 %s is not an IPv6 address: give one with --public-ipv6", ip)
 	}
 	if cfg.Pick == nil {
 		cfg.Pick = rand.IntN
@@ -128,13 +136,13 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 func (k *Keeper) Status() KeepStatus {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.status
+	return k.told()
 }
 
 func (k *Keeper) update(change func(*KeepStatus)) {
 	k.mu.Lock()
 	change(&k.status)
-	now := k.status
+	now := k.told()
 	k.mu.Unlock()
 	if k.cfg.Changed != nil {
 		k.cfg.Changed(now)
@@ -175,7 +183,7 @@ func (k *Keeper) holds(l Lease) {
 // that was not done. A store that does not answer never ends it. ErrSubnetLost and ErrPublicIPInUse do:
 // the subnet is no longer ours to use.
 func (k *Keeper) Run(ctx context.Context) error {
-	if !k.Status().Lease.Subnet.IsValid() {
+	if k.Status().Lease.Key == "" {
 		if _, err := k.Acquire(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -233,13 +241,18 @@ func (k *Keeper) write(ctx context.Context) error {
 	if ours.Reserved {
 		ttl = Permanent
 	}
-	l, err := k.put(ctx, ours.Subnet, ttl, k.expect)
+	l, err := k.put(ctx, ours.halves(), ttl, k.expect)
+	if err == nil && k.expect == Absent {
+		if err := k.yield(ctx, l); err != nil {
+			return err
+		}
+	}
 	switch {
 	case err == nil:
 		if k.expect == Absent {
-			k.log.Info("we hold our subnet again", "subnet", l.Subnet)
+			k.log.Info("we hold our subnet again", "subnet", l.halves())
 		} else {
-			k.log.Debug("renewed our lease", "subnet", l.Subnet, "expires", l.Expires)
+			k.log.Debug("renewed our lease", "subnet", l.halves(), "expires", l.Expires)
 		}
 		k.retry.reset()
 		k.trouble.over()

@@ -359,11 +359,13 @@ func TestShortLife(t *testing.T) {
 }
 
 func TestNewKeeperRefuses(t *testing.T) {
+	network := mustConfig(t, three)
 	for _, c := range []KeeperConfig{
-		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: -time.Second},
-		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: time.Minute, TTL: time.Minute},
-		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: TTL},
-		{Margin: time.Hour},
+		{Network: network, Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: -time.Second},
+		{Network: network, Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: time.Minute, TTL: time.Minute},
+		{Network: network, Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: TTL},
+		{Network: network, Margin: time.Hour},
+		{Attrs: vxlanAttrs(t, "192.0.2.1", macA), Margin: time.Hour},
 	} {
 		if _, err := NewKeeper(c); err == nil {
 			t.Errorf("took %+v", c)

@@ -11,11 +11,11 @@ import (
 // TTL is a lease's time to live, as flannel has it.
 const TTL = 24 * time.Hour
 
-// Lease is a subnet and the node that holds it.
+// Lease is a subnet, or one of each address family, and the node that holds it.
 type Lease struct {
 	Key      string       // the store's, below "<prefix>/subnets/"
 	Subnet   netip.Prefix // masked; zero for a lease that has IPv6 only
-	Subnet6  netip.Prefix // zero, or the IPv6 half of a dual-stack lease
+	Subnet6  netip.Prefix // masked; zero for a lease that has IPv4 only
 	Attrs    Attrs
 	Expires  time.Time // zero: unknown or, with Reserved, never
 	Reserved bool      // has no time to live
@@ -35,7 +35,19 @@ func ParseLease(e Entry) (Lease, error) {
 	return l, nil
 }
 
-// Key is the lease key of an IPv4 subnet: "10.244.1.0-24".
+// LeaseKey is the key of a lease with these subnets, either of which may be zero: "10.244.1.0-24",
+// "10.244.1.0-24&2001:db8:1::-64", "0.0.0.0-0&2001:db8:1::-64".
+func LeaseKey(subnet, subnet6 netip.Prefix) string {
+	if !subnet6.IsValid() {
+		return Key(subnet)
+	}
+	if !subnet.IsValid() {
+		subnet = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return Key(subnet) + "&" + Key(subnet6)
+}
+
+// Key is the lease key of a subnet: "10.244.1.0-24".
 func Key(subnet netip.Prefix) string {
 	subnet = subnet.Masked()
 	return subnet.Addr().String() + "-" + strconv.Itoa(subnet.Bits())

@@ -80,7 +80,7 @@ func (m *Memory) UnmarshalJSON(data []byte) error {
 		}
 		m.Leases = append(m.Leases, l)
 	}
-	if !m.Lease.Subnet.IsValid() {
+	if m.Lease.Key == "" {
 		return fmt.Errorf("our own lease %q is not among the leases", clip(f.Lease.Key))
 	}
 	return nil
@@ -99,12 +99,20 @@ func (m *Memory) Entries() []Entry {
 	return all
 }
 
-// Subnet is ours, of a memory that may be nil.
+// Subnet is ours of IPv4, of a memory that may be nil; zero: there is none.
 func (m *Memory) Subnet() netip.Prefix {
 	if m == nil {
 		return netip.Prefix{}
 	}
 	return m.Lease.Subnet
+}
+
+// Subnet6 is the same of IPv6.
+func (m *Memory) Subnet6() netip.Prefix {
+	if m == nil {
+		return netip.Prefix{}
+	}
+	return m.Lease.Subnet6
 }
 
 // Holds says why a node with these attributes may not act on the memory at this time, or nil: the lease is
@@ -118,8 +126,8 @@ func (m *Memory) Holds(prefix string, attrs Attrs, now time.Time) error {
 		return fmt.Errorf("it is of the network under %s", m.Prefix)
 	case !m.Lease.Attrs.Equal(attrs):
 		return fmt.Errorf("this node was %s", m.Lease.Attrs)
-	case !cfg.Fits(m.Lease.Subnet):
-		return fmt.Errorf("the subnet %s does not fit the network's config", m.Lease.Subnet)
+	case !cfg.FitsLease(m.Lease.Subnet, m.Lease.Subnet6):
+		return fmt.Errorf("the subnet %s does not fit the network's config", m.Lease.halves())
 	case !m.Lease.Reserved && !now.Before(m.Lease.Expires):
 		return fmt.Errorf("the lease has expired, at %s", m.Lease.Expires)
 	}

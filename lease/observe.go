@@ -27,6 +27,7 @@ func observe(entries []Entry, key string, revision int64) observation {
 
 func (k *Keeper) listed(entries []Entry, revision int64) {
 	k.seen.add(observe(entries, k.Status().Lease.Key, revision))
+	k.listRivals(entries)
 }
 
 func (k *Keeper) changed(events []Event, _ int64) {
@@ -34,6 +35,8 @@ func (k *Keeper) changed(events []Event, _ int64) {
 	for _, e := range events {
 		if e.Key == key {
 			k.seen.add(observation{entry: e.Entry, absent: e.Deleted, asOf: e.Revision})
+		} else {
+			k.changeRival(e)
 		}
 	}
 }

@@ -47,7 +47,7 @@ type WatcherConfig struct {
 type WatchStatus struct {
 	Healthy   bool           // the store answers and the watch stands; Static: the last read was good
 	Revision  int64          // of the store, up to which everything is known; Static: number of reads
-	Peers     int            // in the last table
+	Peers     int            // in the last table, which has one for each half of a lease
 	Skipped   map[string]int // leases that make no peer, by reason
 	LastError string         // while not Healthy
 	Held      int            // of the peers: those whose leases have vanished, perhaps by mistake
@@ -178,7 +178,7 @@ func (w *Watcher) changed(events []Event, revision int64) {
 	w.touch()
 }
 
-func (w *Watcher) ownKey() string { return Key(w.cfg.Node.Subnet) }
+func (w *Watcher) ownKey() string { return LeaseKey(w.cfg.Node.Subnet, w.cfg.Node.Subnet6) }
 
 func (w *Watcher) noteHeld(peers int, together bool) {
 	switch {

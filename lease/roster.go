@@ -13,14 +13,15 @@ import (
 	"muslin/tunnel/fib"
 )
 
-// Node is what makes a lease a peer or not: how this node is set up.
+// Node is what makes a lease a peer or not: how this node is set up. Subnet6 says whether it carries IPv6, of
+// which nothing is looked at without; and Subnet6 without Subnet that it does not carry IPv4.
 type Node struct {
-	Subnet   netip.Prefix // ours; zero while unknown
-	PublicIP netip.Addr
-	Backend  string        // its type
-	VNI      encap.VNI     // vxlan
-	Key      fib.PublicKey // wireguard
-	Network  netip.Prefix  // the overlay's; zero: leases may lie anywhere
+	Subnet, Subnet6      netip.Prefix // ours; both zero while unknown
+	PublicIP, PublicIPv6 netip.Addr
+	Network, Network6    netip.Prefix  // the overlay's; zero: leases may lie anywhere
+	Backend              string        // its type
+	VNI                  encap.VNI     // vxlan, of both families
+	Key                  fib.PublicKey // wireguard
 }
 
 // roster turns entries into a table, change by change: what a lease costs does not grow with how many there
@@ -33,8 +34,8 @@ type roster struct {
 	holdings map[netip.Prefix]*holding // by subnet
 	touched  map[netip.Prefix]*holding // whose peer may be another one than in the table
 	skipped  map[string]int            // by reason; SkipDouble too
-	lengths  [33]int                   // holdings by prefix length, and our own subnet
-	own      *known                    // our subnet, for complaints about where it lies
+	lengths  [families][129]int        // holdings by prefix length, and our own subnets
+	own      []place                   // our subnets, for complaints about where they lie
 	nested   bool                      // there were subnets inside others at the last look
 	counters map[counterKey]*fib.Counters
 	table    *fib.Table
@@ -44,15 +45,26 @@ type roster struct {
 type known struct {
 	lease Lease
 	err   error
-	why   string // it is no peer; own: it is ours; "": it holds its subnet, perhaps beside others
-	said  [complaints]string
+	why   [families]string // each half is no peer; own: it is ours; "": it holds its subnet, perhaps beside others
+	said  [families][complaints]string
 
 	vanished vanished
 }
 
-// The kinds of complaint that there may be about one entry at a time.
+// holds reports whether it holds a subnet.
+func (k *known) holds() bool { return k.why[four] == "" || k.why[six] == "" }
+
+// place is a half of an entry.
+type place struct {
+	*known
+	family int
+}
+
+func (p place) subnet() netip.Prefix { return p.lease.half(p.family).subnet }
+
+// The kinds of complaint that there may be about one half of an entry at a time.
 const (
-	aboutItself  = iota // see judge
+	aboutItself  = iota // see judge; what is about the entry as a whole is said of the first half that we carry
 	aboutDouble         // there is another lease for its subnet
 	aboutNesting        // its subnet lies inside another one
 	complaints
@@ -84,9 +96,12 @@ func newRoster(node Node, log *slog.Logger) *roster {
 		counters: make(map[counterKey]*fib.Counters),
 		table:    fib.New(nil),
 	}
-	if node.Subnet.IsValid() {
-		r.own = &known{lease: Lease{Key: Key(node.Subnet), Subnet: node.Subnet}}
-		r.lengths[node.Subnet.Bits()]++
+	ours := &known{lease: Lease{Key: LeaseKey(node.Subnet, node.Subnet6), Subnet: node.Subnet, Subnet6: node.Subnet6}}
+	for family := range families {
+		if p := (place{ours, family}); p.subnet().IsValid() {
+			r.own = append(r.own, p)
+			r.lengths[family][p.subnet().Bits()]++
+		}
 	}
 	return r
 }
@@ -108,17 +123,19 @@ func (r *roster) take(k *known) {
 		k.said = old.said
 	}
 	r.known[key] = k
-	why, level, text, args := r.judge(k.lease, k.err)
-	k.why = why
-	r.complain(k, aboutItself, level, text, args...)
-	switch why {
-	case own:
-	case "":
-		r.supersede(k.lease.Subnet)
-		r.hold(k)
-	default:
-		k.said[aboutDouble], k.said[aboutNesting] = "", ""
-		r.skip(why, 1)
+	for family, v := range r.judge(k.lease, k.err) {
+		p := place{k, family}
+		k.why[family] = v.why
+		r.complain(p, aboutItself, v.level, v.text, v.args...)
+		if v.why == "" {
+			r.supersede(p.subnet())
+			r.hold(p)
+			continue
+		}
+		k.said[family][aboutDouble], k.said[family][aboutNesting] = "", ""
+		if v.why != own && v.why != notOurs {
+			r.skip(v.why, 1)
+		}
 	}
 }
 
@@ -150,9 +167,9 @@ func (r *roster) setAll(entries []Entry) (there map[string]bool) {
 	return there
 }
 
-// hold puts a lease among those of its subnet.
-func (r *roster) hold(k *known) {
-	subnet := k.lease.Subnet
+// hold puts a half of a lease among those of its subnet.
+func (r *roster) hold(p place) {
+	subnet := p.subnet()
 	h := r.holdings[subnet]
 	if h != nil {
 		r.skip(SkipDouble, 1)
@@ -162,31 +179,38 @@ func (r *roster) hold(k *known) {
 			h = new(holding)
 		}
 		r.holdings[subnet] = h
-		r.lengths[subnet.Bits()]++
+		r.lengths[p.family][subnet.Bits()]++
 	}
-	at, _ := slices.BinarySearchFunc(h.leases, k, func(a, b *known) int { return strings.Compare(a.lease.Key, b.lease.Key) })
-	h.leases = slices.Insert(h.leases, at, k)
+	at, _ := slices.BinarySearchFunc(h.leases, p.known, func(a, b *known) int { return strings.Compare(a.lease.Key, b.lease.Key) })
+	h.leases = slices.Insert(h.leases, at, p.known)
 	r.touched[subnet] = h
 }
 
 // withdraw undoes what set did.
 func (r *roster) withdraw(k *known) {
-	switch k.why {
-	case own:
-	case "":
-		subnet := k.lease.Subnet
-		h := r.holdings[subnet]
-		h.leases = slices.DeleteFunc(h.leases, func(o *known) bool { return o == k })
-		r.touched[subnet] = h
-		if len(h.leases) > 0 {
-			r.skip(SkipDouble, -1)
-			return
+	for family, why := range k.why {
+		switch why {
+		case own, notOurs:
+		case "":
+			r.release(place{k, family})
+		default:
+			r.skip(why, -1)
 		}
-		delete(r.holdings, subnet)
-		r.lengths[subnet.Bits()]--
-	default:
-		r.skip(k.why, -1)
 	}
+}
+
+// release undoes hold.
+func (r *roster) release(p place) {
+	subnet := p.subnet()
+	h := r.holdings[subnet]
+	h.leases = slices.DeleteFunc(h.leases, func(o *known) bool { return o == p.known })
+	r.touched[subnet] = h
+	if len(h.leases) > 0 {
+		r.skip(SkipDouble, -1)
+		return
+	}
+	delete(r.holdings, subnet)
+	r.lengths[p.family][subnet.Bits()]--
 }
 
 func (r *roster) skip(why string, by int) {
@@ -197,15 +221,16 @@ func (r *roster) skip(why string, by int) {
 
 // complain logs, unless the same was said of this key and value before; no text: there is nothing to
 // complain about any more.
-func (r *roster) complain(k *known, about int, level slog.Level, text string, args ...any) {
+func (r *roster) complain(p place, about int, level slog.Level, text string, args ...any) {
+	said := &p.said[p.family][about]
 	if text == "" {
-		k.said[about] = ""
+		*said = ""
 		return
 	}
-	once := text + "\x00" + k.lease.Attrs.String()
-	if k.said[about] != once {
-		k.said[about] = once
-		r.log.Log(context.Background(), level, text, append([]any{"key", clip(k.lease.Key)}, args...)...)
+	once := text + "\x00" + p.lease.Attrs.String()
+	if *said != once {
+		*said = once
+		r.log.Log(context.Background(), level, text, append([]any{"key", clip(p.lease.Key)}, args...)...)
 	}
 }
 
@@ -226,9 +251,9 @@ func (r *roster) update() (t *fib.Table, changed bool) {
 	var gone []netip.Prefix
 	for subnet, h := range r.touched {
 		old := h.peer
-		if holder := r.holder(h); holder == nil {
+		if holder := r.holder(h, familyOf(subnet)); holder.known == nil {
 			h.peer = nil
-		} else if p := r.peer(holder.lease); old == nil || *p != *old {
+		} else if p := r.peer(holder); old == nil || *p != *old {
 			h.peer = p
 		}
 		switch {
@@ -250,74 +275,85 @@ func (r *roster) update() (t *fib.Table, changed bool) {
 	return r.table, changed
 }
 
-// holder is whose lease of a subnet counts: the newest.
-func (r *roster) holder(h *holding) *known {
-	var newest *known
+// holder is whose lease of a subnet of that family counts: the newest. Of none it is nobody.
+func (r *roster) holder(h *holding, family int) place {
+	newest := place{family: family}
 	for i, k := range h.leases {
+		p := place{k, family}
 		if i == 0 {
-			r.complain(k, aboutDouble, slog.LevelWarn, "")
-			newest = k
+			r.complain(p, aboutDouble, slog.LevelWarn, "")
+			newest = p
 			continue
 		}
-		r.complain(k, aboutDouble, slog.LevelWarn, "two leases for one subnet: the newer one counts", "other", newest.lease.Key)
+		r.complain(p, aboutDouble, slog.LevelWarn, "two leases for one subnet: the newer one counts", "other", newest.lease.Key)
 		if k.lease.Revision >= newest.lease.Revision {
-			newest = k
+			newest = p
 		}
 	}
 	return newest
 }
 
-// lookForNesting complains about subnets that lie inside others. In a network as flannel makes them all are
-// of one length, and none does.
+// lookForNesting complains about subnets that lie inside others. In a network as flannel makes them all of a family
+// are of one length, and none does.
 func (r *roster) lookForNesting() {
-	lengths := 0
-	for _, n := range r.lengths {
-		if n > 0 {
-			lengths++
+	possible := false
+	for _, lengths := range r.lengths {
+		n := 0
+		for _, holdings := range lengths {
+			if holdings > 0 {
+				n++
+			}
 		}
+		possible = possible || n > 1
 	}
-	if lengths < 2 && !r.nested {
+	if !possible && !r.nested {
+		for subnet, h := range r.touched { // one that came to hold its subnet may have lain inside another before
+			if p := r.holder(h, familyOf(subnet)); p.known != nil {
+				r.complain(p, aboutNesting, slog.LevelWarn, "")
+			}
+		}
 		return
 	}
 	r.nested = false
 	var open []netip.Prefix // the subnets that the one at hand may lie in, outermost first
-	for _, k := range r.holders() {
-		subnet := k.lease.Subnet
+	for _, p := range r.holders() {
+		subnet := p.subnet()
 		for len(open) > 0 && !open[len(open)-1].Overlaps(subnet) {
 			open = open[:len(open)-1]
 		}
 		if len(open) == 0 {
-			r.complain(k, aboutNesting, slog.LevelWarn, "")
+			r.complain(p, aboutNesting, slog.LevelWarn, "")
 		} else {
 			r.nested = true
-			r.complain(k, aboutNesting, slog.LevelWarn, "a subnet lies inside another one: the longer prefix counts", "subnet", subnet, "inside", open[len(open)-1])
+			r.complain(p, aboutNesting, slog.LevelWarn, "a subnet lies inside another one: the longer prefix counts", "subnet", subnet, "inside", open[len(open)-1])
 		}
 		open = append(open, subnet)
 	}
 }
 
 // holders is who holds each subnet, ours too, in an order in which a subnet follows those that it lies in.
-func (r *roster) holders() []*known {
-	var all []*known
+func (r *roster) holders() []place {
+	var all []place
 	for _, p := range r.table.Peers() {
-		all = append(all, r.holder(r.holdings[p.Subnet]))
+		all = append(all, r.holder(r.holdings[p.Subnet], familyOf(p.Subnet)))
 	}
-	if r.own != nil {
-		at, _ := slices.BinarySearchFunc(all, r.own, func(a, b *known) int { return a.lease.Subnet.Compare(b.lease.Subnet) })
-		all = slices.Insert(all, at, r.own)
+	for _, p := range r.own {
+		at, _ := slices.BinarySearchFunc(all, p, func(a, b place) int { return a.subnet().Compare(b.subnet()) })
+		all = slices.Insert(all, at, p)
 	}
 	return all
 }
 
-func (r *roster) peer(l Lease) *fib.Peer {
-	key := counterKey{l.Subnet, l.Attrs.PublicIP}
+func (r *roster) peer(p place) *fib.Peer {
+	l := p.lease.half(p.family)
+	key := counterKey{l.subnet, l.address}
 	c, ok := r.counters[key]
 	if !ok {
 		c = new(fib.Counters)
 		r.counters[key] = c
 	}
-	return &fib.Peer{Subnet: l.Subnet, PublicIP: l.Attrs.PublicIP, Backend: l.Attrs.BackendType, MAC: l.Attrs.MAC,
-		Key: l.Attrs.Key, Port: l.Attrs.Port, Counters: c}
+	return &fib.Peer{Subnet: l.subnet, PublicIP: l.address, Backend: p.lease.Attrs.BackendType, MAC: l.mac,
+		Key: p.lease.Attrs.Key, Port: p.lease.Attrs.Port, Counters: c}
 }
 
 // forget drops the counters of peers that are gone, once there are many.

@@ -17,27 +17,37 @@ import (
 func slowRoster(node Node, entries map[string]Entry) (peers []string, skipped map[string]int) {
 	judge := roster{node: node}
 	skipped = make(map[string]int)
-	bySubnet := make(map[netip.Prefix]Lease)
+	type holder struct {
+		Lease
+		family int
+	}
+	bySubnet := make(map[netip.Prefix]holder)
 	for _, key := range slices.Sorted(maps.Keys(entries)) {
 		l, err := ParseLease(entries[key])
-		why, _, _, _ := judge.judge(l, err)
-		switch {
-		case why == own:
-			continue
-		case why != "":
-			skipped[why]++
-			continue
-		}
-		if other, ok := bySubnet[l.Subnet]; ok {
-			skipped[SkipDouble]++
-			if other.Revision > l.Revision {
+		for family, v := range judge.judge(l, err) {
+			switch {
+			case v.why == own || v.why == notOurs:
+				continue
+			case v.why != "":
+				skipped[v.why]++
 				continue
 			}
+			subnet := l.half(family).subnet
+			if other, ok := bySubnet[subnet]; ok {
+				skipped[SkipDouble]++
+				if other.Revision > l.Revision {
+					continue
+				}
+			}
+			bySubnet[subnet] = holder{l, family}
 		}
-		bySubnet[l.Subnet] = l
 	}
-	for _, l := range bySubnet {
-		peers = append(peers, fmt.Sprint(l.Subnet, l.Attrs.PublicIP, l.Attrs.BackendType, l.Attrs.MAC))
+	for subnet, l := range bySubnet {
+		if l.family == four {
+			peers = append(peers, fmt.Sprint(subnet, l.Attrs.PublicIP, l.Attrs.BackendType, l.Attrs.MAC))
+		} else {
+			peers = append(peers, fmt.Sprint(subnet, l.Attrs.PublicIPv6, l.Attrs.BackendType, l.Attrs.MAC6))
+		}
 	}
 	slices.Sort(peers)
 	return peers, skipped
@@ -58,23 +68,44 @@ func randomEntry(rng *rand.Rand, revision int64) Entry {
 	switch rng.IntN(8) {
 	case 0:
 		key = fmt.Sprintf("10.244.%d.%d-25", rng.IntN(12), rng.IntN(2)*128)
-	case 1:
-		key += fmt.Sprintf("&2001:db8:%d::-64", 1+rng.IntN(3))
-	case 2:
-		key = []string{"zoo", "10.99.0.0-24", "10.244.0.0-22", "0.0.0.0-0&2001:db8::-64"}[rng.IntN(4)]
+	case 1, 2:
+		key += fmt.Sprintf("&2001:db8:%d::-%d", 1+rng.IntN(3), []int{64, 64, 64, 66}[rng.IntN(4)])
+	case 3:
+		key = []string{"zoo", "10.99.0.0-24", "10.244.0.0-22", "0.0.0.0-0&2001:db8:2::-64", "0.0.0.0-0&2001:db9::-64"}[rng.IntN(5)]
 	}
-	value := vxlanValue(fmt.Sprintf("192.0.2.%d", 1+rng.IntN(5)), 1, []string{macA, macB}[rng.IntN(2)])
-	if rng.IntN(6) == 0 {
-		value = []string{"garbage", `{"PublicIP":null}`, `{"PublicIP":"192.0.2.3"}`, vxlanValue("192.0.2.5", 2, macB), vxlanValue("10.244.200.1", 1, macB)}[rng.IntN(5)]
+	ip, mac := fmt.Sprintf("192.0.2.%d", 1+rng.IntN(5)), []string{macA, macB}[rng.IntN(2)]
+	value := vxlanValue(ip, 1, mac)
+	switch rng.IntN(8) {
+	case 0:
+		value = []string{"garbage", `{"PublicIP":null}`, `{"PublicIP":"192.0.2.3"}`, vxlanValue("192.0.2.5", 2, macB), vxlanValue("10.244.200.1", 1, macB), flannelSix,
+			dualOf(ip, "2001:db8:2::9", 1, mac), dualOf(ip, "2001:db9::9", 2, mac), dualOf(ip, "fe80::1", 1, mac), dualOf(ip, "2001:db9::9", 1, "01:00:5e:00:00:01")}[rng.IntN(10)]
+	case 1, 2, 3:
+		value = dualOf(ip, fmt.Sprintf("2001:db9::%d", 1+rng.IntN(5)), 1, mac)
 	}
 	return Entry{Key: key, Value: []byte(value), Revision: revision, Reserved: rng.IntN(10) == 0}
+}
+
+// dualOf is the value of a dual-stack lease whose IPv4 half is as it should be.
+func dualOf(ip, ip6 string, vni6 int, mac6 string) string {
+	v4 := strings.Replace(vxlanValue(ip, 1, macA), `"PublicIPv6":null`, fmt.Sprintf(`"PublicIPv6":%q`, ip6), 1)
+	return fmt.Sprintf(`%s,"BackendV6Data":{"VNI":%d,"VtepMAC":%q}}`, strings.TrimSuffix(v4, "}"), vni6, mac6)
+}
+
+// testNodes are nodes of a backend that carry IPv4, both families, and IPv6 alone.
+func testNodes(t *testing.T, backend string) []Node {
+	four := testNode(t, backend)
+	both := four
+	both.Subnet6, both.PublicIPv6, both.Network6 = netip.MustParsePrefix("2001:db8:1::/64"), netip.MustParseAddr("2001:db9::1"), netip.MustParsePrefix("2001:db8::/32")
+	six := both
+	six.Subnet, six.PublicIP, six.Network = netip.Prefix{}, netip.Addr{}, netip.Prefix{}
+	return []Node{four, both, six}
 }
 
 // Change upon change gives what all entries at once give: peers, what is skipped, and which complaints stand.
 func TestRosterAgainstTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	for round := range 30 {
-		node := testNode(t, []string{BackendVXLAN, BackendUDP}[round%2])
+	for round := range 60 {
+		node := testNodes(t, []string{BackendVXLAN, BackendUDP}[round%2])[round%3]
 		r := newRoster(node, slog.New(slog.DiscardHandler))
 		entries := make(map[string]Entry)
 		for step := range 60 {
@@ -121,20 +152,22 @@ func TestRosterAgainstTwin(t *testing.T) {
 // standing is the complaints about those who hold a subnet, and about the leases that are skipped.
 func standing(r *roster) string {
 	var out []string
-	add := func(k *known) {
-		line := k.lease.Key
-		for _, said := range k.said {
+	add := func(p place) {
+		line := fmt.Sprintf("%s, family %d", p.lease.Key, p.family)
+		for _, said := range p.said[p.family] {
 			text, _, _ := strings.Cut(said, "\x00")
 			line += "; " + text
 		}
 		out = append(out, line)
 	}
-	for _, k := range r.holders() {
-		add(k)
+	for _, p := range r.holders() {
+		add(p)
 	}
 	for _, k := range r.known {
-		if k.why != "" {
-			add(k)
+		for family, why := range k.why {
+			if why != "" {
+				add(place{k, family})
+			}
 		}
 	}
 	slices.Sort(out)

@@ -26,6 +26,9 @@ type StaticConfig struct {
 	Poll     time.Duration    // how often to look for a change of the file; 0 means one second
 	OnTable  func(*fib.Table) // at each change, from Run's goroutine
 	Logger   *slog.Logger     // nil means slog.Default
+
+	PublicIPv6 netip.Addr   // ours; zero: the IPv6 halves of leases are not used. Without a PublicIP it picks our lease
+	Network6   netip.Prefix // the overlay's of IPv6
 }
 
 // Static takes the peers from a file instead of a store: the leases as the store had them, one JSON
@@ -60,14 +63,21 @@ func NewStatic(cfg StaticConfig) (*Static, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.own, err = ownLease(cfg.Path, entries, cfg.PublicIP); err != nil {
+	if s.own, err = cfg.ownLease(entries); err != nil {
 		return nil, err
 	}
 	s.content = content
-	s.roster = newRoster(Node{
+	node := Node{
 		Subnet: s.own.Subnet, PublicIP: cfg.PublicIP, Network: cfg.Network,
 		Backend: s.own.Attrs.BackendType, VNI: s.own.Attrs.VNI,
-	}, cfg.Logger)
+	}
+	if cfg.PublicIPv6.IsValid() {
+		node.Subnet6, node.PublicIPv6, node.Network6 = s.own.Subnet6, cfg.PublicIPv6, cfg.Network6
+	}
+	if !cfg.PublicIP.IsValid() {
+		node.Subnet, node.VNI = netip.Prefix{}, s.own.Attrs.VNI6
+	}
+	s.roster = newRoster(node, cfg.Logger)
 	s.roster.replace(entries)
 	return s, nil
 }
@@ -122,9 +132,9 @@ func (s *Static) reload() {
 	content, entries, err := readPeersFile(s.cfg.Path)
 	if err == nil {
 		var own Lease
-		own, err = ownLease(s.cfg.Path, entries, s.cfg.PublicIP)
-		if err == nil && (own.Subnet != s.own.Subnet || !own.Attrs.Equal(s.own.Attrs)) {
-			err = fmt.Errorf("peers file %s: our own lease changed from %s, %s to %s, %s: restart to use it", s.cfg.Path, s.own.Subnet, s.own.Attrs, own.Subnet, own.Attrs)
+		own, err = s.cfg.ownLease(entries)
+		if err == nil && (own.halves() != s.own.halves() || !own.Attrs.Equal(s.own.Attrs)) {
+			err = fmt.Errorf("peers file %s: our own lease changed from %s, %s to %s, %s: restart to use it", s.cfg.Path, s.own.halves(), s.own.Attrs, own.halves(), own.Attrs)
 		}
 	}
 	if err != nil {
@@ -229,7 +239,14 @@ func MarshalPeersFile(leases []Lease) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func ownLease(path string, entries []Entry, publicIP netip.Addr) (Lease, error) {
+// ownLease finds ours by our PublicIP, as flannel does, or by our PublicIPv6 where we have no other.
+func (cfg StaticConfig) ownLease(entries []Entry) (Lease, error) {
+	path, ours, name, flag := cfg.Path, cfg.PublicIP, "PublicIP", "--public-ip"
+	address := func(a Attrs) netip.Addr { return a.PublicIP }
+	if !ours.IsValid() {
+		ours, name, flag = cfg.PublicIPv6, "PublicIPv6", "--public-ipv6"
+		address = func(a Attrs) netip.Addr { return a.PublicIPv6 }
+	}
 	var own []Lease
 	var others []string
 	for _, e := range entries {
@@ -237,18 +254,20 @@ func ownLease(path string, entries []Entry, publicIP netip.Addr) (Lease, error) 
 		if err != nil {
 			return Lease{}, err
 		}
-		if l.Attrs.PublicIP == publicIP {
+		if address(l.Attrs) == ours {
 			own = append(own, l)
 		}
-		others = append(others, l.Attrs.PublicIP.String())
+		others = append(others, address(l.Attrs).String())
 	}
 	switch {
 	case len(own) == 0:
-		return Lease{}, fmt.Errorf("peers file %s: no lease has our PublicIP %s (there are %s): add ours, or give the right address with --public-ip", path, publicIP, clip(strings.Join(others, ", ")))
+		return Lease{}, fmt.Errorf("peers file %s: no lease has our %s %s (there are %s): add ours, or give the right address with %s", path, name, ours, clip(strings.Join(others, ", ")), flag)
 	case len(own) > 1:
-		return Lease{}, fmt.Errorf("peers file %s: leases %s and %s both have our PublicIP %s: remove one", path, own[0].Key, own[1].Key, publicIP)
-	case !own[0].Subnet.IsValid():
+		return Lease{}, fmt.Errorf("peers file %s: leases %s and %s both have our %s %s: remove one", path, own[0].Key, own[1].Key, name, ours)
+	case cfg.PublicIP.IsValid() && !own[0].Subnet.IsValid():
 		return Lease{}, fmt.Errorf("peers file %s: our lease %s has no IPv4 subnet", path, own[0].Key)
+	case cfg.PublicIPv6.IsValid() && !own[0].Subnet6.IsValid():
+		return Lease{}, fmt.Errorf("peers file %s: our lease %s has no IPv6 subnet", path, own[0].Key)
 	}
 	if t := own[0].Attrs.BackendType; !carries(t) {
 		return Lease{}, fmt.Errorf("peers file %s: our lease %s is of backend %q, but this version carries %s only", path, own[0].Key, clip(t), list(carried, "and"))

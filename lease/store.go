@@ -85,10 +85,15 @@ type Store interface {
 // CheckWritable returns ErrInvalid, with the reason, for what no Store may write among the leases:
 // flannel nodes lose all their peers over one bad key or value.
 func CheckWritable(key string, value []byte) error {
-	if _, _, err := ParseKey(key); err != nil {
+	subnet, _, err := ParseKey(key)
+	if err != nil {
 		return fmt.Errorf("write lease: %w: %w", ErrInvalid, err)
 	}
-	if _, err := DecodeAttrs(value); err != nil {
+	attrs, err := DecodeAttrs(value)
+	if err == nil && subnet.IsValid() && attrs.sixOnly() {
+		err = errors.New("there is an IPv4 subnet, but no PublicIP")
+	}
+	if err != nil {
 		return fmt.Errorf("write lease %s: %w: %w", key, ErrInvalid, err)
 	}
 	return nil

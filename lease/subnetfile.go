@@ -17,19 +17,27 @@ import (
 // DefaultSubnetFile is where flannel's CNI plugin looks.
 const DefaultSubnetFile = "/run/flannel/subnet.env"
 
-// SubnetFile is what container runtimes on this host need to know of our lease.
+// SubnetFile is what container runtimes on this host need to know of our lease. Of a family that the network does
+// not have, both fields are zero.
 type SubnetFile struct {
-	Network netip.Prefix // of the overlay
-	Subnet  netip.Prefix // ours, masked; the file has its first host address, base + 1
-	MTU     encap.InnerMTU
-	IPMasq  bool // whether masquerading is done, and the runtime need not do it
+	Network, Network6 netip.Prefix // of the overlay
+	Subnet, Subnet6   netip.Prefix // ours, masked; the file has the first host address, base + 1
+	MTU               encap.InnerMTU
+	IPMasq            bool // whether masquerading is done, and the runtime need not do it
 }
 
 // Bytes is the file's content, as flannel writes it.
 func (f SubnetFile) Bytes() []byte {
 	var b bytes.Buffer
-	gateway := netip.PrefixFrom(f.Subnet.Masked().Addr().Next(), f.Subnet.Bits())
-	fmt.Fprintf(&b, "FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", f.Network, gateway, f.MTU, f.IPMasq)
+	half := func(name string, network, subnet netip.Prefix) {
+		if subnet.IsValid() {
+			gateway := netip.PrefixFrom(subnet.Masked().Addr().Next(), subnet.Bits())
+			fmt.Fprintf(&b, "FLANNEL_%sNETWORK=%s\nFLANNEL_%sSUBNET=%s\n", name, network, name, gateway)
+		}
+	}
+	half("", f.Network, f.Subnet)
+	half("IPV6_", f.Network6, f.Subnet6)
+	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", f.MTU, f.IPMasq)
 	return b.Bytes()
 }
 
@@ -95,9 +103,13 @@ func ParseSubnetFile(data []byte) SubnetFile {
 		value = unquote(value)
 		switch key {
 		case "FLANNEL_NETWORK":
-			f.Network = prefixOrZero(value)
+			f.Network = prefixOrZero(value, four)
 		case "FLANNEL_SUBNET":
-			f.Subnet = prefixOrZero(value)
+			f.Subnet = prefixOrZero(value, four)
+		case "FLANNEL_IPV6_NETWORK":
+			f.Network6 = prefixOrZero(value, six)
+		case "FLANNEL_IPV6_SUBNET":
+			f.Subnet6 = prefixOrZero(value, six)
 		case "FLANNEL_MTU":
 			f.MTU = 0
 			if n, err := strconv.ParseUint(value, 10, 16); err == nil {
@@ -117,9 +129,9 @@ func unquote(s string) string {
 	return s
 }
 
-func prefixOrZero(s string) netip.Prefix {
+func prefixOrZero(s string, family int) netip.Prefix {
 	p, err := netip.ParsePrefix(s)
-	if err != nil || !p.Addr().Is4() {
+	if err != nil || familyOf(p) != family || p.Addr().Is4In6() {
 		return netip.Prefix{}
 	}
 	return p.Masked()

@@ -219,6 +219,6 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 		Logger:  d.log,
 	})
 	m.peers = m.watcher
-	m.config = lease.NewConfigWatcher(src.store, src.config, m.subnet, d.log)
+	m.config = lease.NewConfigWatcher(src.store, src.config, m.subnet, netip.Prefix{}, d.log)
 	return m, nil
 }

@@ -352,6 +352,7 @@ func (s *Store) DeleteLease(ctx context.Context, key string, revision int64) err
 	case !done:
 		return lost(full, revision)
 	}
+	s.revoke(ctx, key, clientv3.NoLease) // what was granted for it, if it was ours
 	return nil
 }
 

@@ -117,6 +117,75 @@ func testRace(t *testing.T, nodes, subnets int) {
 	}
 }
 
+// The same where each lease has a subnet of both families, which one key names together: no two nodes share either.
+func TestNodesRaceForSubnetsOfBothFamilies(t *testing.T) {
+	const nodes = 20
+	server := startReal(t, "http")
+	cfg, err := lease.ParseConfig([]byte(`{"Network":"10.244.0.0/16","SubnetMax":"10.244.20.0","EnableIPv6":true,"IPv6Network":"2001:db8:42::/56","IPv6SubnetMax":"2001:db8:42:14::","Backend":{"Type":"vxlan"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := func(n int) lease.Attrs {
+		a := attrs(t, n)
+		a.PublicIPv6 = netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", n))
+		a.VNI6, a.MAC6 = a.VNI, encap.LocalMAC([6]byte{0, 0, 0, 0, 6, byte(n)})
+		return a
+	}
+	keeperOf := func(s lease.Store, n int) *lease.Keeper {
+		k, err := lease.NewKeeper(lease.KeeperConfig{Store: s, Network: cfg, Attrs: both(n), Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	start := make(chan struct{})
+	got := make([]lease.Lease, nodes)
+	for i := range got {
+		k := keeperOf(dial(t, etcd.Config{Endpoints: []string{server.url}}), i+1)
+		g.Go(func() error {
+			<-start
+			var err error
+			got[i], err = k.Acquire(ctx)
+			return err
+		})
+	}
+	close(start)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s := dial(t, etcd.Config{Endpoints: []string{server.url}})
+	entries, _, err := s.List(t.Context())
+	if err != nil || len(entries) != nodes {
+		t.Fatalf("%d leases in etcd (%v), want %d", len(entries), err, nodes)
+	}
+	held := make(map[netip.Prefix]bool)
+	there := make(map[string]lease.Attrs)
+	for _, e := range entries {
+		l, err := lease.ParseLease(e)
+		if err != nil || !cfg.FitsLease(l.Subnet, l.Subnet6) || held[l.Subnet] || held[l.Subnet6] {
+			t.Errorf("lease %s: %v", e.Key, err)
+		}
+		held[l.Subnet], held[l.Subnet6] = true, true
+		there[e.Key] = l.Attrs
+	}
+	for i, l := range got {
+		if !there[l.Key].Equal(both(i + 1)) {
+			t.Errorf("node %d thinks that it has %s, which is held by %s", i+1, l.Key, there[l.Key])
+		}
+	}
+	raw := rawClient(t, server.url)
+	r, err := raw.Leases(t.Context())
+	if err != nil || len(r.Leases) != nodes {
+		t.Errorf("etcd has %d leases (%v), want %d", len(r.Leases), err, nodes)
+	}
+	if l, err := keeperOf(s, 7).Acquire(t.Context()); err != nil || l.Key != got[6].Key {
+		t.Errorf("node 7 after a restart: %s, %v; want %s", l.Key, err, got[6].Key)
+	}
+}
+
 // Our own key, and its bytes, as flannel's nodes see them; and no key but that.
 func TestWhatIsWritten(t *testing.T) {
 	server := startReal(t, "http")

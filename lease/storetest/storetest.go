@@ -28,6 +28,11 @@ const (
 	keyB  = "10.244.2.0-24"
 	valid = `{"PublicIP":"192.0.2.1","PublicIPv6":null}`
 	other = `{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"}}`
+
+	keyDual   = "10.244.1.0-24&2001:db8:1::-64"
+	keySix    = "0.0.0.0-0&2001:db8:2::-64"
+	validDual = `{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"be:e3:93:3d:62:d0"},"BackendV6Data":{"VNI":1,"VtepMAC":"76:0a:15:7b:a4:2c"}}`
+	validSix  = `{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::2","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"76:0a:15:7b:a4:2c"}}`
 )
 
 // Run runs every test on a store of its own.
@@ -44,6 +49,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Harness) {
 		{"time to live", timeToLive},
 		{"refuses what is not a lease", refuses},
 		{"foreign keys are seen", foreign},
+		{"leases with IPv6", withIPv6},
 		{"watch", watch},
 		{"compaction", compaction},
 	} {
@@ -185,7 +191,7 @@ func timeToLive(t *testing.T, ctx context.Context, h Harness) {
 func refuses(t *testing.T, ctx context.Context, h Harness) {
 	for _, c := range []struct{ key, value string }{
 		{"config", valid}, {"10.244.1.5-24", valid}, {"../config", valid}, {"", valid},
-		{keyA, "garbage"}, {keyA, "{}"}, {keyA, `{"PublicIP":null,"PublicIPv6":null}`},
+		{keyA, "garbage"}, {keyA, "{}"}, {keyA, `{"PublicIP":null,"PublicIPv6":null}`}, {keyA, validSix},
 	} {
 		_, err := h.Store.PutLease(ctx, c.key, []byte(c.value), time.Hour, lease.Any)
 		want(t, "PutLease "+c.key+" "+c.value, err, lease.ErrInvalid)
@@ -204,6 +210,24 @@ func foreign(t *testing.T, ctx context.Context, h Harness) {
 	}
 	for _, e := range entries {
 		want(t, "delete "+e.Key, h.Store.DeleteLease(ctx, e.Key, e.Revision), nil)
+	}
+}
+
+// withIPv6: a key with "&" and ":" in it is one like any other, beside one of IPv4 for the same subnet.
+func withIPv6(t *testing.T, ctx context.Context, h Harness) {
+	put(t, ctx, h, keyA, valid, time.Hour, lease.Absent)
+	dual := put(t, ctx, h, keyDual, validDual, time.Hour, lease.Absent)
+	six := put(t, ctx, h, keySix, validSix, time.Hour, lease.Absent)
+	_, err := h.Store.PutLease(ctx, keyDual, []byte(validDual), time.Hour, lease.Absent)
+	want(t, "create again", err, lease.ErrExists)
+	dual = put(t, ctx, h, keyDual, validDual, time.Hour, dual.Revision)
+	want(t, "delete beside them", h.Store.DeleteLease(ctx, keyA, lease.Any), nil)
+	if left, err := h.Store.TimeToLive(ctx, keyDual); err != nil || left < 50*time.Minute {
+		t.Errorf("TimeToLive: %s, %v, want about an hour", left, err)
+	}
+	entries, _, err := h.Store.List(ctx)
+	if err != nil || len(entries) != 2 || !same(entries[0], six) || !same(entries[1], dual) {
+		t.Fatalf("List: %v, %v, want %v and %v", entries, err, six, dual)
 	}
 }
 

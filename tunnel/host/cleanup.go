@@ -25,14 +25,13 @@ func (s *State) Undo() error {
 		return nil
 	}
 	u := undoing{log: s.log}
-	if s.journal.Firewall != "" {
-		u.firewall(s.journal.Firewall, s.firewall != nil)
-	}
-	u.routes(func(r netlink.Route) bool {
-		return isDirect(r, s.journal.Direct) || slices.ContainsFunc(s.journal.Routes, func(p plannedRoute) bool { return p.is(r) })
+	u.firewalls(s.journal, func(six bool) bool {
+		return slices.ContainsFunc(s.firewalls, func(f firewall) bool { return f.ofIPv6() == six })
 	})
+	u.routes(s.journal.owns)
 	u.link(s.journal)
 	u.sysctls(s.journal)
+	u.anycast(s.journal.Addr6)
 	if err := errors.Join(u.failed...); err != nil {
 		return fmt.Errorf("undo the host changes: %w; then run `muslin cleanup`", err)
 	}
@@ -41,7 +40,7 @@ func (s *State) Undo() error {
 }
 
 // Cleanup removes what a daemon that was killed left in this host, as its journal in stateDir says: all
-// routes with RouteProtocol, its TUN device when no process holds it, its firewall rules, and it turns
+// routes with RouteProtocol of the families that it is about, its TUN device when no process holds it, its firewall rules, and it turns
 // the kernel's switches back. Without a journal it still removes such routes and rules, and a TUN device that
 // such a route leads to. It returns what
 // it did, one phrase each, nothing when there was nothing. The caller makes sure that the daemon does not
@@ -65,15 +64,17 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 			j.path, j.NetNS, netNS())
 	}
 
-	if j == nil || j.Firewall == withNFTables {
-		u.firewall(withNFTables, j != nil)
-	}
-	if _, err := exec.LookPath(iptablesCommand); err == nil && (j == nil || j.Firewall == withIPTables) {
-		u.firewall(withIPTables, j != nil)
+	for _, six := range []bool{false, true} {
+		if j == nil || j.firewall(six) == withNFTables {
+			u.firewall(withNFTables, six, j != nil)
+		}
+		if _, err := exec.LookPath(commandFor(six)); err == nil && (j == nil || j.firewall(six) == withIPTables) {
+			u.firewall(withIPTables, six, j != nil)
+		}
 	}
 	led := make(map[int]bool) // indices of the devices that those routes led to
 	u.routes(func(r netlink.Route) bool {
-		ours := r.Protocol == RouteProtocol
+		ours := r.Protocol == RouteProtocol && (j == nil || j.about(r.Family))
 		led[r.LinkIndex] = led[r.LinkIndex] || ours && r.Gw == nil // one with a gateway leads to the underlay
 		return ours
 	})
@@ -82,6 +83,7 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	} else {
 		u.orphans(j.isOf)
 		u.sysctls(j)
+		u.anycast(j.Addr6)
 		if len(u.failed) == 0 {
 			if err := j.remove(); err != nil {
 				u.failed = append(u.failed, err)
@@ -106,11 +108,20 @@ func (u *undoing) say(format string, args ...any) {
 
 func (u *undoing) fail(err error) { u.failed = append(u.failed, err) }
 
-// firewall takes our rules out. Where it is not known that any were put in, a tool that does not work is
+// firewalls takes out the rules that the journal names.
+func (u *undoing) firewalls(j *journal, known func(six bool) bool) {
+	for _, six := range []bool{false, true} {
+		if kind := j.firewall(six); kind != "" {
+			u.firewall(kind, six, known(six))
+		}
+	}
+}
+
+// firewall takes our rules of one family out. Where it is not known that any were put in, a tool that does not work is
 // no failure: on a kernel without its subsystem there is nothing to take out.
-func (u *undoing) firewall(kind firewallKind, known bool) {
+func (u *undoing) firewall(kind firewallKind, six, known bool) {
 	var did bool
-	fw, err := newFirewall(kind, rules{})
+	fw, err := newFirewall(kind, rules{six: six})
 	if err == nil {
 		did, err = fw.remove()
 	}
@@ -120,16 +131,23 @@ func (u *undoing) firewall(kind firewallKind, known bool) {
 	case err != nil:
 		u.log.Warn("could not look for firewall rules of ours", "tool", kind, "error", err)
 	}
-	if did {
+	switch {
+	case did && six:
+		u.say("removed the %s rules of IPv6", kind)
+	case did:
 		u.say("removed the %s rules", kind)
 	}
 }
 
 func (u *undoing) routes(ours func(netlink.Route) bool) {
-	main, err := mainRoutes()
-	if err != nil {
-		u.fail(err)
-		return
+	var main []netlink.Route
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		more, err := mainRoutes(family)
+		if err != nil {
+			u.fail(err)
+			continue
+		}
+		main = append(main, more...)
 	}
 	direct := 0
 	for _, r := range main {
@@ -169,7 +187,7 @@ func (u *undoing) link(j *journal) {
 		return
 	}
 	a := tun.Attrs()
-	u.address(tun, j.Addr)
+	u.addresses(tun, j)
 	if !j.TUN.Up && a.Flags&net.FlagUp != 0 {
 		u.change(tun, "undid the up state", netlink.LinkSetDown(tun))
 	}
@@ -181,8 +199,13 @@ func (u *undoing) link(j *journal) {
 	}
 }
 
-func (u *undoing) address(tun netlink.Link, addr netip.Prefix) {
-	u.change(tun, "removed the address", netlink.AddrDel(tun, &netlink.Addr{IPNet: ipNet(addr)}))
+// addresses takes those that the journal names off the TUN.
+func (u *undoing) addresses(tun netlink.Link, j *journal) {
+	for _, addr := range []netip.Prefix{j.Addr, j.Addr6} {
+		if addr.IsValid() {
+			u.change(tun, "removed the address", netlink.AddrDel(tun, &netlink.Addr{IPNet: ipNet(addr)}))
+		}
+	}
 }
 
 // change notes what was done to the TUN, or why not. It may be gone meanwhile.
@@ -229,7 +252,7 @@ func (u *undoing) orphan(tun netlink.Link) {
 }
 
 func (u *undoing) sysctls(j *journal) {
-	forward := false
+	forward := make(map[string]bool) // which families' forwarding was turned back
 	back := func(s sysctl) {
 		did, err := s.restore()
 		if err != nil {
@@ -237,16 +260,17 @@ func (u *undoing) sysctls(j *journal) {
 		}
 		if did {
 			u.say("set %s back to %s", s.Path, s.Was)
-			forward = forward || s.Path == ipForward
+			if s.Path == ipForward || s.Path == ip6Forward {
+				forward[s.family()] = true
+			}
 		}
 	}
 	for _, s := range slices.Backward(j.Sysctls) {
 		back(s)
 	}
-	if !forward {
-		return
-	}
 	for _, s := range j.Along {
-		back(s)
+		if forward[s.family()] {
+			back(s)
+		}
 	}
 }

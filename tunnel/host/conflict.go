@@ -17,11 +17,13 @@ import (
 
 // Plan is what the daemon means to use, for CheckConflicts to hold against the host.
 type Plan struct {
-	TUN      string         // name of the TUN device to be made
-	Found    bool           // it is there and ours (Leftover), and so not checked
-	Network  netip.Prefix   // the overlay; the zero value is not checked
-	Previous netip.Prefix   // this node's subnet of an earlier run; pod bridges may be in it
-	Listen   netip.AddrPort // the outer UDP socket; the zero value is not checked
+	TUN       string       // name of the TUN device to be made
+	Found     bool         // it is there and ours (Leftover), and so not checked
+	Network   netip.Prefix // the overlay; the zero value is not checked
+	Previous  netip.Prefix // this node's subnet of an earlier run; pod bridges may be in it
+	Network6  netip.Prefix // the same of IPv6
+	Previous6 netip.Prefix
+	Listen    netip.AddrPort // the outer UDP socket; the zero value is not checked
 
 	VXLAN bool   // the backend is vxlan, and VNI counts
 	VNI   uint32 // 24 bits
@@ -132,8 +134,12 @@ func (e *RouteOverlapError) Error() string {
 	if more := len(e.Routes) - shown; more > 0 {
 		names = append(names, fmt.Sprintf("and %d more", more))
 	}
-	return fmt.Sprintf("the overlay %s overlaps what this host reaches elsewhere: %s; remove that (`ip route show`, `ip addr show`) or choose another Network in the network config",
-		e.Network, strings.Join(names, ", "))
+	command, field := "ip", "Network"
+	if e.Network.Addr().Is6() {
+		command, field = "ip -6", "IPv6Network"
+	}
+	return fmt.Sprintf("the overlay %s overlaps what this host reaches elsewhere: %s; remove that (`%s route show`, `%s addr show`) or choose another %s in the network config",
+		e.Network, strings.Join(names, ", "), command, command, field)
 }
 
 // CheckConflicts looks for what would stand in the way of the plan and changes nothing. It returns all
@@ -157,7 +163,10 @@ func CheckConflicts(p Plan) error {
 		found = append(found, tunConflict(devices, p.TUN))
 	}
 	if p.Network.IsValid() {
-		found = append(found, overlapConflict(devices, p))
+		found = append(found, overlapConflict(devices, p.Network, p.Previous, p.TUN))
+	}
+	if p.Network6.IsValid() {
+		found = append(found, overlapConflict(devices, p.Network6, p.Previous6, p.TUN))
 	}
 	return errors.Join(found...)
 }
@@ -180,9 +189,17 @@ func vxlanConflict(devices []netlink.Link, p Plan) *VXLANDeviceError {
 	return nil
 }
 
+// udpNetwork is Go's name for UDP of one family.
+func udpNetwork(a netip.Addr) string {
+	if a.Is4() {
+		return "udp4"
+	}
+	return "udp6"
+}
+
 // CheckPort binds the address for a moment. A port in use is a *PortTakenError.
 func CheckPort(addr netip.AddrPort) error {
-	c, err := new(net.ListenConfig).ListenPacket(context.Background(), "udp4", addr.String())
+	c, err := new(net.ListenConfig).ListenPacket(context.Background(), udpNetwork(addr.Addr()), addr.String())
 	if err == nil {
 		return c.Close()
 	}
@@ -230,12 +247,12 @@ func typeOf(l netlink.Link) string {
 	}
 }
 
-func overlapConflict(devices []netlink.Link, p Plan) error {
-	main, err := mainRoutes()
+func overlapConflict(devices []netlink.Link, network, previous netip.Prefix, tun string) error {
+	main, err := mainRoutes(familyOf(network.Addr()))
 	if err != nil {
 		return err
 	}
-	held, err := addresses()
+	held, err := addresses(familyOf(network.Addr()))
 	if err != nil {
 		return err
 	}
@@ -243,20 +260,21 @@ func overlapConflict(devices []netlink.Link, p Plan) error {
 	for _, l := range devices {
 		name[l.Attrs().Index] = l.Attrs().Name
 	}
-	e := &RouteOverlapError{Network: p.Network}
+	e := &RouteOverlapError{Network: network}
 	for _, r := range main {
 		dst := prefixOf(r.Dst)
-		if dst.Bits() == 0 || r.Protocol == RouteProtocol || !dst.Overlaps(p.Network) {
+		if dst.Bits() == 0 || r.Protocol == RouteProtocol || !dst.Overlaps(network) {
 			continue
 		}
 		o := OverlappingRoute{Prefix: dst, Device: name[r.LinkIndex]}
-		o.Gateway, _ = netip.AddrFromSlice(r.Gw.To4())
-		if o.Gateway.IsValid() && dst.Bits() < p.Network.Bits() {
+		o.Gateway, _ = netip.AddrFromSlice(r.Gw)
+		o.Gateway = o.Gateway.Unmap()
+		if o.Gateway.IsValid() && dst.Bits() < network.Bits() {
 			// A wider route by way of a router, such as a site's 10.0.0.0/8: ours is the longer
 			// prefix, and whoever chose Network inside the site's addresses meant it.
 			continue
 		}
-		if p.ownPods(dst) && !o.Gateway.IsValid() && o.Device != "" || p.TUN != "" && o.Device == p.TUN {
+		if ownPods(previous, dst) && !o.Gateway.IsValid() && o.Device != "" || tun != "" && o.Device == tun {
 			continue
 		}
 		e.Routes = append(e.Routes, o)
@@ -264,7 +282,7 @@ func overlapConflict(devices []netlink.Link, p Plan) error {
 	for _, a := range held {
 		prefix := prefixOf(a.IPNet)
 		device := name[a.LinkIndex]
-		if !prefix.Overlaps(p.Network) || p.ownPods(prefix.Masked()) || p.TUN != "" && device == p.TUN {
+		if !prefix.Overlaps(network) || ownPods(previous, prefix.Masked()) || tun != "" && device == tun {
 			continue
 		}
 		if !slices.ContainsFunc(e.Routes, func(r OverlappingRoute) bool { return r.Device == device }) {
@@ -279,6 +297,6 @@ func overlapConflict(devices []netlink.Link, p Plan) error {
 
 // ownPods reports whether the prefix is this node's own subnet of last time or part of it: a pod bridge
 // such as cni0 or docker0 that is still there, which the next lease will most likely be for again.
-func (p Plan) ownPods(prefix netip.Prefix) bool {
-	return p.Previous.IsValid() && p.Previous.Bits() <= prefix.Bits() && p.Previous.Contains(prefix.Addr())
+func ownPods(previous, prefix netip.Prefix) bool {
+	return previous.IsValid() && previous.Bits() <= prefix.Bits() && previous.Contains(prefix.Addr())
 }

@@ -20,7 +20,10 @@ const (
 // kube-proxy masquerades by, and flannel leaves those to it.
 const exemptMark = 0x4000
 
-var multicast = netip.MustParsePrefix("224.0.0.0/4")
+var (
+	multicast  = netip.MustParsePrefix("224.0.0.0/4")
+	multicast6 = netip.MustParsePrefix("ff00::/8")
+)
 
 // firewallKind is the tool that the rules were put in with.
 type firewallKind string
@@ -30,7 +33,7 @@ const (
 	withNFTables firewallKind = "nftables"
 )
 
-// firewall keeps our rules in the kernel.
+// firewall keeps our rules of one family in the kernel.
 type firewall interface {
 	// apply puts all rules in, in place of what our chains had. It may be called again at any time.
 	apply() error
@@ -39,6 +42,8 @@ type firewall interface {
 	// remove takes out everything that apply put in, by this process or an earlier one, and reports
 	// whether there was anything.
 	remove() (bool, error)
+	// ofIPv6 tells which family's rules these are.
+	ofIPv6() bool
 	// needs is what doing any of this takes beside CAP_NET_ADMIN.
 	needs() Needs
 }
@@ -71,8 +76,10 @@ type rule struct {
 	do       verdict
 }
 
-// rules is everything that is put into the firewall. An empty list means no chain.
+// rules is everything that is put into the firewall for one family. An empty list means no chain.
 type rules struct {
+	six         bool
+	cluster     netip.Prefix
 	forward     []rule
 	postrouting []rule
 	randomFully bool
@@ -80,11 +87,26 @@ type rules struct {
 
 func (r rules) empty() bool { return len(r.forward)+len(r.postrouting) == 0 }
 
-// rulesFor are flannel's rules, in its order.
-func rulesFor(c SetupConfig) rules {
-	cluster, pod := match{prefix: c.Network.Masked()}, match{prefix: c.Subnet.Masked()}
+// rulesFor are flannel's rules of each family that has any.
+func rulesFor(c SetupConfig) []rules {
+	var all []rules
+	for _, h := range c.halves() {
+		if r := rulesOf(c, h); !r.empty() {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// rulesOf are flannel's rules of one family, in its order.
+func rulesOf(c SetupConfig, h half) rules {
+	cluster, pod := match{prefix: h.network.Masked()}, match{prefix: h.subnet.Masked()}
 	elsewhere := match{prefix: cluster.prefix, not: true}
-	out := rules{randomFully: c.MasqRandomFully}
+	out := rules{six: h.network.Addr().Is6(), cluster: cluster.prefix, randomFully: c.MasqRandomFully}
+	group := match{prefix: multicast, not: true}
+	if out.six {
+		group.prefix = multicast6
+	}
 	if c.ForwardRules {
 		out.forward = []rule{
 			{src: cluster, do: accept},
@@ -97,23 +119,28 @@ func rulesFor(c SetupConfig) rules {
 			{src: pod, dst: cluster, do: leave},
 			{src: cluster, dst: pod, do: leave},
 			{src: elsewhere, dst: pod, do: leave},
-			{src: cluster, dst: match{prefix: multicast, not: true}, do: masquerade},
+			{src: cluster, dst: group, do: masquerade},
 			{src: elsewhere, dst: cluster, do: masquerade},
 		}
 	}
 	return out
 }
 
-// iptablesCommand is the binary's name; tests give one that is not there.
-const iptablesCommand = "iptables"
+// commandFor is the binary's name.
+func commandFor(six bool) string {
+	if six {
+		return "ip6tables"
+	}
+	return "iptables"
+}
 
 // chooseFirewall picks the tool: iptables where its binary is, because the rules of Docker, kube-proxy
 // and firewalld are then most likely there too and theirs and ours meet in one place.
-func chooseFirewall(useNFTables bool) firewallKind {
+func chooseFirewall(useNFTables, six bool) firewallKind {
 	if useNFTables {
 		return withNFTables
 	}
-	if _, err := exec.LookPath(iptablesCommand); err != nil {
+	if _, err := exec.LookPath(commandFor(six)); err != nil {
 		return withNFTables
 	}
 	return withIPTables

@@ -57,11 +57,11 @@ func TestIPTablesRules(t *testing.T) {
 		"iptables -t nat -F",
 		"iptables -F FORWARD && iptables -A FORWARD -j HERS && iptables -F MUSLIN-FWD && iptables -X MUSLIN-FWD",
 	} {
-		if ok, err := s.firewall.intact(); err != nil || !ok {
+		if ok, err := s.firewalls[0].intact(); err != nil || !ok {
 			t.Fatalf("before %q: intact %v, %v", damage, ok, err)
 		}
 		run(t, damage)
-		if ok, err := s.firewall.intact(); err != nil || ok {
+		if ok, err := s.firewalls[0].intact(); err != nil || ok {
 			t.Errorf("after %q: intact %v, %v", damage, ok, err)
 		}
 		if did, err := s.convergeFirewall(); err != nil || len(did) != 1 {
@@ -143,11 +143,11 @@ func TestNFTablesRules(t *testing.T) {
 		"nft add rule ip muslin MUSLIN-FWD drop",
 		"nft flush chain ip muslin MUSLIN-FWD && nft delete chain ip muslin MUSLIN-FWD",
 	} {
-		if ok, err := s.firewall.intact(); err != nil || !ok {
+		if ok, err := s.firewalls[0].intact(); err != nil || !ok {
 			t.Fatalf("before %q: intact %v, %v", damage, ok, err)
 		}
 		run(t, damage)
-		if ok, err := s.firewall.intact(); err != nil || ok {
+		if ok, err := s.firewalls[0].intact(); err != nil || ok {
 			t.Errorf("after %q: intact %v, %v", damage, ok, err)
 		}
 		if did, err := s.convergeFirewall(); err != nil || len(did) != 1 {
@@ -170,26 +170,29 @@ func TestRulesFor(t *testing.T) {
 		wantFwd, wantPostrtg int
 	}{{true, true, 2, 6}, {true, false, 2, 0}, {false, true, 0, 6}, {false, false, 0, 0}} {
 		c.ForwardRules, c.IPMasq = w.forward, w.masq
-		r := rulesFor(c)
-		if len(r.forward) != w.wantFwd || len(r.postrouting) != w.wantPostrtg || r.empty() != (!w.forward && !w.masq) {
+		if all := rulesFor(c); len(all) == 0 != (!w.forward && !w.masq) || len(all) > 1 {
+			t.Errorf("%+v: rules of %d families", w, len(all))
+		}
+		r := rulesOf(c, c.halves()[0])
+		if len(r.forward) != w.wantFwd || len(r.postrouting) != w.wantPostrtg {
 			t.Errorf("%+v: %d and %d rules", w, len(r.forward), len(r.postrouting))
 		}
 	}
 }
 
 func TestChooseFirewall(t *testing.T) {
-	if got := chooseFirewall(true); got != withNFTables {
+	if got := chooseFirewall(true, false); got != withNFTables {
 		t.Errorf("asked for nftables, got %s", got)
 	}
 	dir := t.TempDir()
 	t.Setenv("PATH", dir)
-	if got := chooseFirewall(false); got != withNFTables {
+	if got := chooseFirewall(false, false); got != withNFTables {
 		t.Errorf("without a binary: %s", got)
 	}
 	if err := os.WriteFile(dir+"/iptables", []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if got := chooseFirewall(false); got != withIPTables {
+	if got := chooseFirewall(false, false); got != withIPTables {
 		t.Errorf("with a binary: %s", got)
 	}
 }

@@ -38,13 +38,20 @@ const blackholeMetric = 1_000_000
 // --iptables-resync default.
 const DefaultResync = 5 * time.Second
 
-// SetupConfig says what Setup changes.
+// SetupConfig says what Setup changes. It is about one TUN device, which carries one family or both. A node with a
+// TUN for each has a Setup for each, with a StateDir of its own; neither touches what is the other's.
 type SetupConfig struct {
 	TUN     string       // name of the TUN device, which exists; empty: there is none, nor what leads to it
 	Address netip.Prefix // the TUN's address: base of Subnet, a /32
-	MTU     int          // bytes of the largest inner packet
+	MTU     int          // bytes of the largest inner packet; with IPv6 at least 1280
 	Network netip.Prefix // the whole overlay; one route to the TUN, and "cluster" in the firewall rules
 	Subnet  netip.Prefix // this node's lease; "pod" in the firewall rules
+
+	// The same of IPv6; Address6 is a /128. The three of one family may be zero: the overlay does not carry it.
+	Address6, Network6, Subnet6 netip.Prefix
+	// Underlay is the interface whose router advertisements are to count when the host has begun to forward IPv6.
+	// Others that have a route by one are found.
+	Underlay string
 
 	DirectRoutes    bool // routes to peers come and go in Network (package direct): Undo and Cleanup remove them
 	BlackholeRoute  bool // a route of last resort for Subnet, so that packets for absent pods do not loop
@@ -65,13 +72,31 @@ type State struct {
 	log     *slog.Logger
 	journal *journal
 
-	firewall    firewall // nil when no rules are wanted or none can be had
-	firewallErr error    // why none can be had
+	firewalls   []firewall // of each family for which rules are wanted and can be had
+	firewallErr error      // why none can be had
 
 	mu         sync.Mutex // held during every change
 	undone     bool
 	sysctlTold bool // a switch that cannot be set was logged
 }
+
+// half is what Setup makes of one address family.
+type half struct {
+	address, network, subnet netip.Prefix
+}
+
+// halves are those of the families that the overlay carries.
+func (c SetupConfig) halves() []half {
+	var out []half
+	for _, h := range []half{{c.Address, c.Network, c.Subnet}, {c.Address6, c.Network6, c.Subnet6}} {
+		if h.network.IsValid() {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+func (c SetupConfig) has6() bool { return c.Network6.IsValid() }
 
 func orDiscard(l *slog.Logger) *slog.Logger {
 	if l == nil {

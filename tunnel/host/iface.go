@@ -15,22 +15,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Families says which address families the underlay is to carry.
+type Families int
+
+const (
+	IPv4 Families = iota
+	IPv6
+	BothFamilies
+)
+
 // InterfaceOptions is how the underlay's interface is chosen, in this order: Iface, IfaceRegex,
-// CanReach, PublicIP, the default route. The zero value means the default route.
+// CanReach, PublicIP (or PublicIPv6), the default route. The zero value means the default route of IPv4. With both
+// families it is chosen by IPv4, and has to have an IPv6 address as well.
 type InterfaceOptions struct {
-	Iface      []string   // interface names or IPv4 addresses; the first that fits wins
+	Families   Families
+	Iface      []string   // interface names or addresses; the first that fits wins
 	IfaceRegex []string   // each is matched against every interface's name, then its addresses
 	CanReach   netip.Addr // the interface that the kernel would send a packet to this address from
 	PublicIP   netip.Addr // the address that peers send to; may belong to a NAT gateway
+	PublicIPv6 netip.Addr // the same of IPv6
 }
 
-// Interface is the underlay's interface.
+// Interface is the underlay's interface. What is of a family that was not asked for is zero.
 type Interface struct {
-	Name     string
-	Index    int
-	Addr     netip.Addr // its IPv4 address, to bind to
-	MTU      int        // bytes
-	PublicIP netip.Addr // InterfaceOptions.PublicIP, or Addr where that is not given
+	Name       string
+	Index      int
+	Addr       netip.Addr // its IPv4 address, to bind to
+	Addr6      netip.Addr // its IPv6 address, to bind to; not a link-local one, which names no host beyond the link
+	MTU        int        // bytes
+	PublicIP   netip.Addr // InterfaceOptions.PublicIP, or Addr where that is not given
+	PublicIPv6 netip.Addr // InterfaceOptions.PublicIPv6, or Addr6 where that is not given
 }
 
 // NoInterfaceError is why no interface could be chosen, with what was looked at.
@@ -41,7 +55,7 @@ type NoInterfaceError struct {
 }
 
 func (e *NoInterfaceError) Error() string {
-	have := "no interface with an IPv4 address"
+	have := "no interface"
 	if len(e.Have) > 0 {
 		have = strings.Join(e.Have, ", ")
 	}
@@ -51,25 +65,76 @@ func (e *NoInterfaceError) Error() string {
 // ChooseInterface returns the interface that carries the underlay. Failure to find one is a
 // *NoInterfaceError.
 func ChooseInterface(opts InterfaceOptions) (Interface, error) {
-	all, err := interfaces()
+	by := IPv4
+	if opts.Families == IPv6 {
+		by = IPv6
+	}
+	all, err := interfaces(by)
 	if err != nil {
 		return Interface{}, err
 	}
 	chosen, err := choose(all, opts)
+	if err == nil && opts.Families == BothFamilies {
+		err = addIPv6(&chosen, opts)
+	}
 	if err != nil {
-		if no := new(NoInterfaceError); errors.As(err, &no) {
-			no.Have = describe(all)
+		if no := new(NoInterfaceError); errors.As(err, &no) && no.Have == nil {
+			no.Have = describe(all, by)
 		}
 		return Interface{}, err
 	}
-	chosen.PublicIP = chosen.Addr
-	if opts.PublicIP.IsValid() {
+	chosen.PublicIP, chosen.PublicIPv6 = chosen.Addr, chosen.Addr6
+	if opts.PublicIP.IsValid() && opts.Families != IPv6 {
 		chosen.PublicIP = opts.PublicIP
+	}
+	if opts.PublicIPv6.IsValid() && opts.Families != IPv4 {
+		chosen.PublicIPv6 = opts.PublicIPv6
 	}
 	return chosen, nil
 }
 
-// candidate is an interface with its IPv4 addresses, the best to bind to first.
+// addIPv6 gives an interface that was chosen by IPv4 its IPv6 address: PublicIPv6 if it has that, else its first. As
+// with flannel, a default route of IPv6 by another interface is refused where nothing but default routes tells which
+// interface it is to be.
+func addIPv6(chosen *Interface, opts InterfaceOptions) error {
+	all, err := interfaces(IPv6)
+	if err != nil {
+		return err
+	}
+	no := &NoInterfaceError{Have: describe(all, IPv6)}
+	n := slices.IndexFunc(all, func(c candidate) bool { return c.Index == chosen.Index })
+	if n < 0 || len(all[n].addrs) == 0 {
+		no.Wanted = fmt.Sprintf("%s (%s) has no usable IPv6 address; one that is only good for the link does not count", chosen.Name, chosen.Addr)
+		no.Advice = "give it one, or give --iface an interface that has both"
+		return no
+	}
+	chosen.Addr6 = all[n].addrs[0]
+	if slices.Contains(all[n].addrs, opts.PublicIPv6) {
+		chosen.Addr6 = opts.PublicIPv6
+		return nil
+	}
+	if i, ok := holder(all, opts.PublicIPv6); ok {
+		no.Wanted = fmt.Sprintf("--public-ipv6 %s is the address of %s, but the IPv4 underlay is %s", opts.PublicIPv6, i.Name, chosen.Name)
+		no.Advice = "give --iface the one interface that is to carry both"
+		return no
+	}
+	if len(opts.Iface)+len(opts.IfaceRegex) > 0 || opts.CanReach.IsValid() || opts.PublicIP.IsValid() {
+		return nil
+	}
+	best, err := defaultRoute(unix.AF_INET6)
+	if err != nil || best == nil || indexOf(*best) == chosen.Index {
+		return err
+	}
+	other := fmt.Sprintf("interface number %d", indexOf(*best))
+	if n := slices.IndexFunc(all, func(c candidate) bool { return c.Index == indexOf(*best) }); n >= 0 {
+		other = all[n].Name
+	}
+	no.Wanted = fmt.Sprintf("the default route of IPv4 leaves by %s, that of IPv6 by %s", chosen.Name, other)
+	no.Advice = "give --iface the one interface that is to carry both"
+	return no
+}
+
+// candidate is an interface with its addresses of one family, the best to bind to first.
 type candidate struct {
 	Interface
 	addrs []netip.Addr
@@ -77,16 +142,20 @@ type candidate struct {
 
 func (c candidate) with(addr netip.Addr) Interface {
 	i := c.Interface
-	i.Addr = addr
+	if addr.Is4() {
+		i.Addr = addr
+	} else {
+		i.Addr6 = addr
+	}
 	return i
 }
 
-func interfaces() ([]candidate, error) {
+func interfaces(by Families) ([]candidate, error) {
 	devices, err := links()
 	if err != nil {
 		return nil, err
 	}
-	held, err := addresses()
+	held, err := addresses(netlinkFamily(by))
 	if err != nil {
 		return nil, err
 	}
@@ -94,27 +163,48 @@ func interfaces() ([]candidate, error) {
 	for _, l := range devices {
 		a := l.Attrs()
 		c := candidate{Interface: Interface{Name: a.Name, Index: a.Index, MTU: a.MTU}}
+		worst := make(map[netip.Addr]int)
 		for _, addr := range held {
-			ip, ok := netip.AddrFromSlice(addr.IP.To4())
-			if ok && addr.LinkIndex == a.Index && !ip.IsLoopback() {
-				c.addrs = append(c.addrs, ip)
+			ip, ok := netip.AddrFromSlice(addr.IP)
+			ip = ip.Unmap()
+			if !ok || addr.LinkIndex != a.Index || !usable(ip, addr.Flags) {
+				continue
 			}
+			worst[ip] = rank(ip, addr.Flags)
+			c.addrs = append(c.addrs, ip)
 		}
-		slices.SortStableFunc(c.addrs, func(a, b netip.Addr) int { return rank(a) - rank(b) })
+		slices.SortStableFunc(c.addrs, func(a, b netip.Addr) int { return worst[a] - worst[b] })
 		all = append(all, c)
 	}
 	return all, nil
 }
 
-// rank puts link-local addresses last: they are better than nothing, as in flannel.
-func rank(a netip.Addr) int {
-	if a.IsLinkLocalUnicast() {
+func netlinkFamily(f Families) int {
+	if f == IPv6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// usable reports whether a socket can be bound to an address and be reached there.
+func usable(a netip.Addr, flags int) bool {
+	if a.Is6() && (a.IsLinkLocalUnicast() || flags&unix.IFA_F_DADFAILED != 0) {
+		return false
+	}
+	return !a.IsLoopback()
+}
+
+// rank puts IPv4's link-local addresses last: they are better than nothing, as in flannel. So are those of IPv6
+// that go after a while: what their prefix's router has given up, and those that a host makes so as not to be known
+// again (RFC 8981).
+func rank(a netip.Addr, flags int) int {
+	if a.IsLinkLocalUnicast() || a.Is6() && flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TEMPORARY) != 0 {
 		return 1
 	}
 	return 0
 }
 
-func describe(all []candidate) []string {
+func describe(all []candidate, by Families) []string {
 	var out []string
 	for _, c := range all {
 		text := make([]string, 0, len(c.addrs))
@@ -122,26 +212,38 @@ func describe(all []candidate) []string {
 			text = append(text, a.String())
 		}
 		if len(text) == 0 {
-			text = append(text, "no IPv4 address")
+			text = append(text, "no "+by.String()+" address")
 		}
 		out = append(out, fmt.Sprintf("%s (%s)", c.Name, strings.Join(text, ", ")))
 	}
 	return out
 }
 
+// String is the name of the family that an interface is chosen by.
+func (f Families) String() string {
+	if f == IPv6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
 func choose(all []candidate, opts InterfaceOptions) (Interface, error) {
 	if len(opts.Iface)+len(opts.IfaceRegex) > 0 {
 		return chooseNamed(all, opts)
 	}
-	if opts.CanReach.IsValid() {
-		return chooseReaching(all, opts.CanReach)
+	by, public := IPv4, opts.PublicIP
+	if opts.Families == IPv6 {
+		by, public = IPv6, opts.PublicIPv6
 	}
-	if opts.PublicIP.IsValid() {
-		if i, ok := holder(all, opts.PublicIP); ok {
+	if opts.CanReach.IsValid() {
+		return chooseReaching(all, opts.CanReach, by)
+	}
+	if public.IsValid() {
+		if i, ok := holder(all, public); ok {
 			return i, nil
 		}
 	}
-	return chooseDefault(all)
+	return chooseDefault(all, by)
 }
 
 func chooseNamed(all []candidate, opts InterfaceOptions) (Interface, error) {
@@ -159,7 +261,7 @@ func chooseNamed(all []candidate, opts InterfaceOptions) (Interface, error) {
 		case n < 0:
 			misses = append(misses, fmt.Sprintf("there is no interface %q", want))
 		case len(all[n].addrs) == 0:
-			misses = append(misses, fmt.Sprintf("interface %q has no IPv4 address", want))
+			misses = append(misses, fmt.Sprintf("interface %q has no %s address", want, opts.Families))
 		default:
 			return all[n].with(all[n].addrs[0]), nil
 		}
@@ -206,7 +308,7 @@ func holder(all []candidate, addr netip.Addr) (Interface, bool) {
 	return Interface{}, false
 }
 
-func chooseReaching(all []candidate, target netip.Addr) (Interface, error) {
+func chooseReaching(all []candidate, target netip.Addr, by Families) (Interface, error) {
 	// The kernel answers for an address of its own with "lo".
 	if i, ok := holder(all, target); ok {
 		return i, nil
@@ -218,19 +320,13 @@ func chooseReaching(all []candidate, target netip.Addr) (Interface, error) {
 			Advice: "add a route, or give --iface a name or an address",
 		}
 	}
-	return bySourceOf(all, routes[0], fmt.Sprintf("the route to --iface-can-reach %s", target))
+	return bySourceOf(all, routes[0], fmt.Sprintf("the route to --iface-can-reach %s", target), by)
 }
 
-func chooseDefault(all []candidate) (Interface, error) {
-	main, err := mainRoutes()
+func chooseDefault(all []candidate, by Families) (Interface, error) {
+	best, err := defaultRoute(netlinkFamily(by))
 	if err != nil {
 		return Interface{}, err
-	}
-	var best *netlink.Route
-	for i, r := range main {
-		if prefixOf(r.Dst).Bits() == 0 && r.Type == unix.RTN_UNICAST && (best == nil || r.Priority < best.Priority) {
-			best = &main[i]
-		}
 	}
 	if best == nil {
 		return Interface{}, &NoInterfaceError{
@@ -238,16 +334,35 @@ func chooseDefault(all []candidate) (Interface, error) {
 			Advice: "give --iface a name or an address, or --iface-can-reach an address of another host",
 		}
 	}
-	return bySourceOf(all, *best, "the default route")
+	return bySourceOf(all, *best, "the default route", by)
+}
+
+// defaultRoute is the best one of the main table, or nil.
+func defaultRoute(family int) (*netlink.Route, error) {
+	main, err := mainRoutes(family)
+	if err != nil {
+		return nil, err
+	}
+	var best *netlink.Route
+	for i, r := range main {
+		if prefixOf(r.Dst).Bits() == 0 && r.Type == unix.RTN_UNICAST && (best == nil || r.Priority < best.Priority) {
+			best = &main[i]
+		}
+	}
+	return best, nil
+}
+
+func indexOf(r netlink.Route) int {
+	if r.LinkIndex == 0 && len(r.MultiPath) > 0 {
+		return r.MultiPath[0].LinkIndex
+	}
+	return r.LinkIndex
 }
 
 // bySourceOf returns the interface that a route leaves by, with the route's own source address if it
 // names one.
-func bySourceOf(all []candidate, r netlink.Route, what string) (Interface, error) {
-	index := r.LinkIndex
-	if index == 0 && len(r.MultiPath) > 0 {
-		index = r.MultiPath[0].LinkIndex
-	}
+func bySourceOf(all []candidate, r netlink.Route, what string, by Families) (Interface, error) {
+	index := indexOf(r)
 	n := slices.IndexFunc(all, func(c candidate) bool { return c.Index == index })
 	if n < 0 || len(all[n].addrs) == 0 {
 		name := fmt.Sprintf("interface number %d", index)
@@ -255,12 +370,12 @@ func bySourceOf(all []candidate, r netlink.Route, what string) (Interface, error
 			name = all[n].Name
 		}
 		return Interface{}, &NoInterfaceError{
-			Wanted: fmt.Sprintf("%s leaves by %s, which has no usable IPv4 address", what, name),
+			Wanted: fmt.Sprintf("%s leaves by %s, which has no usable %s address", what, name, by),
 			Advice: "give --iface a name or an address",
 		}
 	}
-	if src, ok := netip.AddrFromSlice(r.Src.To4()); ok && slices.Contains(all[n].addrs, src) {
-		return all[n].with(src), nil
+	if src, ok := netip.AddrFromSlice(r.Src); ok && slices.Contains(all[n].addrs, src.Unmap()) {
+		return all[n].with(src.Unmap()), nil
 	}
 	return all[n].with(all[n].addrs[0]), nil
 }

@@ -5,6 +5,7 @@ package host
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -92,5 +93,83 @@ func TestChooseInterfaceRefuses(t *testing.T) {
 		t.Error("a bad expression was taken")
 	} else {
 		contains(t, err.Error(), "--iface-regex", "eth(")
+	}
+}
+
+// The host of this test:
+//
+//	eth0  192.0.2.2/24, 2001:db8:1::2/64 and another that is deprecated   default routes of both
+//	eth1  198.51.100.2/24, fd00::2/64 and 2001:db8:2::2/64, of which the kernel names the newer one first
+//	eth2  203.0.113.2/24, link-local only
+//	eth3  2001:db8:3::2/64
+func TestChooseInterfaceWithIPv6(t *testing.T) {
+	newNamespace(t)
+	veth(t, "eth0", "192.0.2.2/24", "'2001:db8:1::f/64' preferred_lft 0", "2001:db8:1::2/64")
+	veth(t, "eth1", "198.51.100.2/24", "2001:db8:2::2/64", "fd00::2/64")
+	veth(t, "eth2", "203.0.113.2/24")
+	veth(t, "eth3", "2001:db8:3::2/64")
+	run(t, "ip route add default via 192.0.2.1; ip -6 route add default via fe80::1 dev eth0; ip -6 route add 2001:db8:ff::/48 via fe80::1 dev eth1")
+	eventually(t, "no tentative address", func() bool { return !strings.Contains(run(t, "ip addr"), "tentative") })
+	ip := netip.MustParseAddr
+	both, six := InterfaceOptions{Families: BothFamilies}, InterfaceOptions{Families: IPv6}
+	with := func(o InterfaceOptions, change func(*InterfaceOptions)) InterfaceOptions { change(&o); return o }
+	for _, c := range []struct {
+		name                    string
+		opts                    InterfaceOptions
+		wantName, addr, addr6   string
+		wantPublic, wantPublic6 string
+	}{
+		{"default routes", both, "eth0", "192.0.2.2", "2001:db8:1::2", "192.0.2.2", "2001:db8:1::2"},
+		{"name", with(both, func(o *InterfaceOptions) { o.Iface = []string{"eth1"} }), "eth1", "198.51.100.2", "fd00::2", "198.51.100.2", "fd00::2"},
+		{"public address of it", with(both, func(o *InterfaceOptions) { o.Iface = []string{"eth1"}; o.PublicIPv6 = ip("2001:db8:2::2") }), "eth1", "198.51.100.2", "2001:db8:2::2", "198.51.100.2", "2001:db8:2::2"},
+		{"public addresses of a gateway", with(both, func(o *InterfaceOptions) { o.PublicIP = ip("100.64.0.1"); o.PublicIPv6 = ip("2001:db8:99::1") }), "eth0", "192.0.2.2", "2001:db8:1::2", "100.64.0.1", "2001:db8:99::1"},
+		{"public address of IPv4 of an interface", with(both, func(o *InterfaceOptions) { o.PublicIP = ip("198.51.100.2") }), "eth1", "198.51.100.2", "fd00::2", "198.51.100.2", "fd00::2"},
+		{"IPv6: default route", six, "eth0", "", "2001:db8:1::2", "", "2001:db8:1::2"},
+		{"IPv6: name", with(six, func(o *InterfaceOptions) { o.Iface = []string{"eth3"} }), "eth3", "", "2001:db8:3::2", "", "2001:db8:3::2"},
+		{"IPv6: address", with(six, func(o *InterfaceOptions) { o.Iface = []string{"fd00::2"} }), "eth1", "", "fd00::2", "", "fd00::2"},
+		{"IPv6: expression", with(six, func(o *InterfaceOptions) { o.IfaceRegex = []string{"^2001:db8:3:"} }), "eth3", "", "2001:db8:3::2", "", "2001:db8:3::2"},
+		{"IPv6: can-reach", with(six, func(o *InterfaceOptions) { o.CanReach = ip("2001:db8:ff::1") }), "eth1", "", "2001:db8:2::2", "", "2001:db8:2::2"},
+		{"IPv6: public address", with(six, func(o *InterfaceOptions) { o.PublicIPv6 = ip("2001:db8:3::2") }), "eth3", "", "2001:db8:3::2", "", "2001:db8:3::2"},
+		{"IPv4 alone", InterfaceOptions{PublicIPv6: ip("fd00::2")}, "eth0", "192.0.2.2", "", "192.0.2.2", ""},
+	} {
+		got, err := ChooseInterface(c.opts)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		text := func(a netip.Addr) string {
+			if !a.IsValid() {
+				return ""
+			}
+			return a.String()
+		}
+		if got.Name != c.wantName || text(got.Addr) != c.addr || text(got.Addr6) != c.addr6 || text(got.PublicIP) != c.wantPublic || text(got.PublicIPv6) != c.wantPublic6 {
+			t.Errorf("%s: got %+v", c.name, got)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		before string
+		opts   InterfaceOptions
+		words  []string
+	}{
+		{"link-local only", "true", with(both, func(o *InterfaceOptions) { o.Iface = []string{"eth2"} }), []string{"eth2 (203.0.113.2) has no usable IPv6 address", "eth1 (fd00::2, 2001:db8:2::2)", "--iface"}},
+		{"no IPv4", "true", with(both, func(o *InterfaceOptions) { o.Iface = []string{"eth3"} }), []string{`"eth3" has no IPv4 address`}},
+		{"IPv6: link-local only", "true", with(six, func(o *InterfaceOptions) { o.Iface = []string{"eth2"} }), []string{`"eth2" has no IPv6 address`, "eth2 (no IPv6 address)"}},
+		{"public address of another interface", "true", with(both, func(o *InterfaceOptions) { o.PublicIPv6 = ip("fd00::2") }), []string{"fd00::2 is the address of eth1", "eth0", "--iface"}},
+		{"default routes part", "ip -6 route del default; ip -6 route add default via fe80::1 dev eth1", both, []string{"IPv4 leaves by eth0, that of IPv6 by eth1", "--iface"}},
+		{"IPv6: no default route", "ip -6 route del default", six, []string{"no default route"}},
+	} {
+		run(t, c.before)
+		_, err := ChooseInterface(c.opts)
+		var no *NoInterfaceError
+		if !errors.As(err, &no) {
+			t.Errorf("%s: %v, want a NoInterfaceError", c.name, err)
+			continue
+		}
+		contains(t, err.Error(), c.words...)
+	}
+	if got, err := ChooseInterface(both); err != nil || got.Addr6 != ip("2001:db8:1::2") {
+		t.Errorf("without a default route of IPv6: %+v, %v", got, err)
 	}
 }

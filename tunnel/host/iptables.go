@@ -15,9 +15,11 @@ import (
 // iptablesWait is how long to wait for another program's iptables lock, in seconds.
 const iptablesWait = 10
 
-// ipTables keeps the rules with the iptables binary, be it the legacy or the nft one.
+// ipTables keeps the rules with the iptables or ip6tables binary, be it the legacy or the nft one.
 type ipTables struct {
 	cmd    *iptables.IPTables
+	name   string // of the binary
+	six    bool
 	chains []ipChain
 }
 
@@ -30,9 +32,13 @@ type ipChain struct {
 }
 
 func newIPTables(r rules) (*ipTables, error) {
-	cmd, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(iptablesWait))
+	protocol, name := iptables.ProtocolIPv4, commandFor(r.six)
+	if r.six {
+		protocol = iptables.ProtocolIPv6
+	}
+	cmd, err := iptables.New(iptables.IPFamily(protocol), iptables.Timeout(iptablesWait))
 	if err != nil {
-		return nil, fmt.Errorf("start iptables: %w", err)
+		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	chain := func(table, parent, name, comment string, list []rule) ipChain {
 		c := ipChain{table: table, parent: parent, name: name}
@@ -42,7 +48,7 @@ func newIPTables(r rules) (*ipTables, error) {
 		}
 		return c
 	}
-	return &ipTables{cmd: cmd, chains: []ipChain{
+	return &ipTables{cmd: cmd, name: name, six: r.six, chains: []ipChain{
 		chain("filter", "FORWARD", forwardChain, "muslin forward", r.forward),
 		chain("nat", "POSTROUTING", postroutingChain, "muslin masquerade", r.postrouting),
 	}}, nil
@@ -81,9 +87,11 @@ func ipTablesRule(r rule, randomFully bool) []string {
 // needs says what iptables(8) takes. The legacy tool speaks to the kernel through a raw socket; before 1.8 there
 // was no other, and its version names none.
 func (t *ipTables) needs() Needs {
-	version, err := exec.Command(iptablesCommand, "--version").Output()
+	version, err := exec.Command(t.name, "--version").Output()
 	return Needs{Programs: true, RawSocket: err != nil || !strings.Contains(string(version), "nf_tables")}
 }
+
+func (t *ipTables) ofIPv6() bool { return t.six }
 
 func (t *ipTables) apply() error {
 	for i := range t.chains {
@@ -92,7 +100,7 @@ func (t *ipTables) apply() error {
 			continue // nor is its table touched, which this kernel may not have
 		}
 		if err := t.put(c); err != nil {
-			return fmt.Errorf("put in iptables chain %s: %w", c.name, err)
+			return fmt.Errorf("put in %s chain %s: %w", t.name, c.name, err)
 		}
 	}
 	return nil
@@ -151,7 +159,7 @@ func (t *ipTables) intact() (bool, error) {
 			return false, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("list iptables chain %s: %w", c.name, err)
+			return false, fmt.Errorf("list %s chain %s: %w", t.name, c.name, err)
 		}
 		if !slices.Equal(now, c.left) {
 			return false, nil
@@ -170,7 +178,7 @@ func (t *ipTables) remove() (bool, error) {
 		did, err := t.drop(c)
 		any = any || did
 		if err != nil {
-			failed = append(failed, fmt.Errorf("take out iptables chain %s: %w; try `iptables -t %s -F %s`", c.name, err, c.table, c.name))
+			failed = append(failed, fmt.Errorf("take out %s chain %s: %w; try `%s -t %s -F %s`", t.name, c.name, err, t.name, c.table, c.name))
 		}
 	}
 	return any, errors.Join(failed...)

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/vishvananda/netlink"
 )
 
 const (
@@ -28,15 +30,19 @@ type journal struct {
 
 	TUN    linkBefore     `json:"tun"`
 	Addr   netip.Prefix   `json:"address"`
+	Addr6  netip.Prefix   `json:"address6,omitzero"`
 	Routes []plannedRoute `json:"routes"`
 	// Direct is where package direct adds and removes routes with our protocol and a gateway; zero: nowhere.
-	Direct netip.Prefix `json:"direct_routes,omitzero"`
+	Direct  netip.Prefix `json:"direct_routes,omitzero"`
+	Direct6 netip.Prefix `json:"direct_routes6,omitzero"`
 
 	Sysctls []sysctl `json:"sysctls"`
-	// Along are switches that the kernel turns along with ip_forward: put back only after that one was.
+	// Along are switches that the kernel turns along with that for the forwarding of their family: put back only
+	// after that one was.
 	Along []sysctl `json:"along,omitempty"`
 
-	Firewall firewallKind `json:"firewall,omitempty"`
+	Firewall  firewallKind `json:"firewall,omitempty"`
+	Firewall6 firewallKind `json:"firewall6,omitempty"` // of the rules for IPv6
 
 	path string
 }
@@ -120,37 +126,89 @@ func replaceFile(path string, b []byte) error {
 }
 
 // inherit adds what an earlier daemon changed for the same device, which is still there to be undone. What
-// it found before it did counts, for now that is changed already.
+// it found before it did counts, for now that is changed already; and what we make of it.
 func (j *journal) inherit(old *journal) {
 	j.TUN = old.TUN
 	j.Sysctls = inheritSysctls(old.Sysctls, j.Sysctls)
 	j.Along = inheritSysctls(old.Along, j.Along)
 }
 
+// inheritSysctls has what was found in its order, in which it is to be set, behind the rest of the old ones.
 func inheritSysctls(old, found []sysctl) []sysctl {
-	all := slices.Clone(old)
-	for _, s := range found {
-		if !slices.ContainsFunc(old, func(o sysctl) bool { return o.Path == s.Path }) {
-			all = append(all, s)
+	var all []sysctl
+	for _, o := range old {
+		i := slices.IndexFunc(found, func(s sysctl) bool { return o.Path == s.Path })
+		if i < 0 {
+			all = append(all, o)
+		} else {
+			found[i].Was = o.Was
 		}
 	}
-	return all
+	return append(all, found...)
 }
 
-// beyond is what the other journal has that this one has not.
-func (j *journal) beyond(other *journal) (routes []plannedRoute, direct netip.Prefix, addr bool, firewall firewallKind) {
+// beyond is a journal of what the other one has that this one has not; of switches nothing.
+func (j *journal) beyond(other *journal) *journal {
+	more := new(journal)
 	for _, r := range other.Routes {
 		if !slices.Contains(j.Routes, r) {
-			routes = append(routes, r)
+			more.Routes = append(more.Routes, r)
 		}
 	}
-	if other.Direct != j.Direct {
-		direct = other.Direct
+	differ := func(to *netip.Prefix, theirs, ours netip.Prefix) {
+		if theirs != ours {
+			*to = theirs
+		}
 	}
-	if other.Firewall != j.Firewall {
-		firewall = other.Firewall
+	differ(&more.Direct, other.Direct, j.Direct)
+	differ(&more.Direct6, other.Direct6, j.Direct6)
+	differ(&more.Addr, other.Addr, j.Addr)
+	differ(&more.Addr6, other.Addr6, j.Addr6)
+	for _, six := range []bool{false, true} {
+		if theirs := other.firewall(six); theirs != j.firewall(six) {
+			more.setFirewall(six, theirs)
+		}
 	}
-	return routes, direct, other.Addr != j.Addr, firewall
+	return more
+}
+
+// about reports whether the journal is about a family; one that names nothing is about both.
+func (j *journal) about(family int) bool {
+	named := []netip.Prefix{j.Addr, j.Addr6, j.Direct, j.Direct6}
+	for _, r := range j.Routes {
+		named = append(named, r.Prefix)
+	}
+	named = slices.DeleteFunc(named, func(p netip.Prefix) bool { return !p.IsValid() })
+	return len(named) == 0 || slices.ContainsFunc(named, func(p netip.Prefix) bool { return familyOf(p.Addr()) == family })
+}
+
+// owns reports whether a route of the main table is one that the journal names.
+func (j *journal) owns(r netlink.Route) bool {
+	return isDirect(r, j.Direct) || isDirect(r, j.Direct6) || slices.ContainsFunc(j.Routes, func(p plannedRoute) bool { return p.is(r) })
+}
+
+// firewall is the tool that has our rules of one family, "" for none.
+func (j *journal) firewall(six bool) firewallKind {
+	if six {
+		return j.Firewall6
+	}
+	return j.Firewall
+}
+
+func (j *journal) setFirewall(six bool, kind firewallKind) {
+	if six {
+		j.Firewall6 = kind
+	} else {
+		j.Firewall = kind
+	}
+}
+
+// tools names the tools that have our rules.
+func (j *journal) tools() string {
+	if j.Firewall == "" || j.Firewall6 == "" || j.Firewall == j.Firewall6 {
+		return string(max(j.Firewall, j.Firewall6))
+	}
+	return string(j.Firewall) + ", " + string(j.Firewall6)
 }
 
 func (j *journal) remove() error {

@@ -63,6 +63,9 @@ func WatchMTU(ctx context.Context, iface string, current encap.OuterMTU, log *sl
 
 // SetMTU changes the TUN device's MTU, in bytes, from now on: Run puts back this one.
 func (s *State) SetMTU(mtu encap.InnerMTU) error {
+	if err := s.config.checkMTU(int(mtu)); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.config.MTU = int(mtu)
 	s.mu.Unlock()

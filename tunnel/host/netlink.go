@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -29,16 +30,26 @@ func dump[T any](what string, list func() ([]T, error)) ([]T, error) {
 
 func links() ([]netlink.Link, error) { return dump("links", netlink.LinkList) }
 
-// addresses lists the IPv4 addresses of all links.
-func addresses() ([]netlink.Addr, error) {
-	return dump("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET) })
+// addresses lists the addresses of all links, of the family unix.AF_INET or unix.AF_INET6.
+func addresses(family int) ([]netlink.Addr, error) {
+	return dump("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 }
 
-// mainRoutes lists the IPv4 routes of the main table.
-func mainRoutes() ([]netlink.Route, error) {
-	return dump("routes", func() ([]netlink.Route, error) {
-		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+// mainRoutes lists the routes of the main table. A kernel without IPv6 answers with those of IPv4, whatever it is
+// asked for.
+func mainRoutes(family int) ([]netlink.Route, error) {
+	all, err := dump("routes", func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
+	return slices.DeleteFunc(all, func(r netlink.Route) bool { return r.Family != family }), err
+}
+
+// familyOf is that of an address, for netlink.
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
 }
 
 // link returns the device of that name, or nil when there is none.

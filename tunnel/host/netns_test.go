@@ -153,12 +153,14 @@ func tunPacket(t *testing.T, f *os.File) []byte {
 func snapshot(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{
+		// An anycast route has the metric 0 only from the kernel itself (anycast.go).
 		// The queue discipline's name follows from having been up once; it is nobody's setting.
-		"link":     run(t, "ip -d link | sed 's/qdisc [a-z_]*//'"),
-		"addr":     run(t, "ip addr | sed 's/qdisc [a-z_]*//'"),
-		"route":    run(t, "ip route show table all"),
-		"iptables": run(t, "iptables-save 2>/dev/null | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'"),
-		"nft":      run(t, "nft list ruleset 2>/dev/null"),
+		"link":      run(t, "ip -d link | sed 's/qdisc [a-z_]*//'"),
+		"addr":      run(t, "ip addr | sed 's/qdisc [a-z_]*//'"),
+		"route":     run(t, "ip route show table all | sed 's/^\\(anycast .* metric\\) 1024/\\1 0/'"),
+		"iptables":  run(t, "iptables-save 2>/dev/null | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'"),
+		"ip6tables": run(t, "ip6tables-save 2>/dev/null | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'"),
+		"nft":       run(t, "nft list ruleset 2>/dev/null"),
 	}
 	for _, pattern := range []string{"ipv4/ip_forward", "ipv4/conf/*/*", "ipv6/conf/*/*"} {
 		paths, err := filepath.Glob(sysctlRoot + "/" + pattern)

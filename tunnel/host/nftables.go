@@ -15,7 +15,7 @@ import (
 // nfTable is the table that is wholly ours.
 const nfTable = "muslin"
 
-// nfTables keeps the rules in a table of its own, of family ip: the inet family has NAT only since 5.2.
+// nfTables keeps the rules in a table of its own, of family ip or ip6: the inet family has NAT only since 5.2.
 //
 // An accept there ends the evaluation of our chain only. A drop in another table's forward chain still
 // holds, as nftables has no way to overrule it.
@@ -28,14 +28,40 @@ func newNFTables(r rules) *nfTables { return &nfTables{rules: r} }
 
 func (t *nfTables) needs() Needs { return Needs{} }
 
-// Where an IPv4 header has its addresses (RFC 791, 3.1), in bytes.
-const (
-	sourceOffset      = 12
-	destinationOffset = 16
+func (t *nfTables) ofIPv6() bool { return t.rules.six }
+
+// Where a header has its addresses, and their length, in bytes.
+type addressField struct{ source, destination, length uint32 }
+
+var (
+	fields4 = addressField{12, 16, 4} // RFC 791, 3.1
+	fields6 = addressField{8, 24, 16} // RFC 8200, 3
 )
 
+func (t *nfTables) fields() addressField {
+	if t.rules.six {
+		return fields6
+	}
+	return fields4
+}
+
 func (t *nfTables) table() *nftables.Table {
-	return &nftables.Table{Name: nfTable, Family: nftables.TableFamilyIPv4}
+	return &nftables.Table{Name: nfTable, Family: t.family()}
+}
+
+func (t *nfTables) family() nftables.TableFamily {
+	if t.rules.six {
+		return nftables.TableFamilyIPv6
+	}
+	return nftables.TableFamilyIPv4
+}
+
+// name is the table's for nft(8).
+func (t *nfTables) name() string {
+	if t.rules.six {
+		return "ip6 " + nfTable
+	}
+	return "ip " + nfTable
 }
 
 // apply replaces the table in one transaction, so no packet sees half of it.
@@ -68,7 +94,7 @@ func (t *nfTables) apply() error {
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	}, t.rules.postrouting)
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("put in nftables table ip %s: %w; this kernel may lack nf_tables or nft_masq: load them or leave out --ip-masq", nfTable, err)
+		return fmt.Errorf("put in nftables table %s: %w; this kernel may lack nf_tables or nft_masq: load them or leave out --ip-masq", t.name(), err)
 	}
 	t.left, err = t.handles(conn)
 	return err
@@ -83,8 +109,9 @@ func (t *nfTables) exprs(r rule) []expr.Any {
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mark, Xor: make([]byte, 4)},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark})
 	}
-	out = append(out, prefixExprs(sourceOffset, r.src)...)
-	out = append(out, prefixExprs(destinationOffset, r.dst)...)
+	f := t.fields()
+	out = append(out, prefixExprs(f.source, f.length, r.src)...)
+	out = append(out, prefixExprs(f.destination, f.length, r.dst)...)
 	out = append(out, &expr.Counter{})
 	switch r.do {
 	case accept:
@@ -97,7 +124,7 @@ func (t *nfTables) exprs(r rule) []expr.Any {
 	return out
 }
 
-func prefixExprs(offset uint32, m match) []expr.Any {
+func prefixExprs(offset, length uint32, m match) []expr.Any {
 	if !m.prefix.IsValid() {
 		return nil
 	}
@@ -106,8 +133,8 @@ func prefixExprs(offset uint32, m match) []expr.Any {
 		op = expr.CmpOpNeq
 	}
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: net.CIDRMask(m.prefix.Bits(), 32), Xor: make([]byte, 4)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: length, Mask: net.CIDRMask(m.prefix.Bits(), int(length)*8), Xor: make([]byte, length)},
 		&expr.Cmp{Op: op, Register: 1, Data: m.prefix.Masked().Addr().AsSlice()},
 	}
 }
@@ -131,7 +158,7 @@ func (t *nfTables) handles(conn *nftables.Conn) (map[string][]uint64, error) {
 }
 
 func (t *nfTables) present(conn *nftables.Conn) (bool, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	tables, err := conn.ListTablesOfFamily(t.family())
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables: %w", err)
 	}
@@ -169,7 +196,7 @@ func (t *nfTables) remove() (bool, error) {
 	}
 	conn.DelTable(t.table())
 	if err := conn.Flush(); err != nil {
-		return false, fmt.Errorf("delete nftables table ip %s: %w; try `nft delete table ip %s`", nfTable, err, nfTable)
+		return false, fmt.Errorf("delete nftables table %s: %w; try `nft delete table %s`", t.name(), err, t.name())
 	}
 	return true, nil
 }

@@ -33,7 +33,8 @@ func RouteTo(to netip.Addr) (KernelRoute, error) {
 	out := KernelRoute{Local: r.Type == unix.RTN_LOCAL, MTU: r.MTU}
 	out.Gateway, _ = netip.AddrFromSlice(r.Gw)
 	out.Gateway = out.Gateway.Unmap()
-	out.Source, _ = netip.AddrFromSlice(r.Src.To4())
+	out.Source, _ = netip.AddrFromSlice(r.Src)
+	out.Source = out.Source.Unmap()
 	l, err := netlink.LinkByIndex(r.LinkIndex)
 	if err != nil {
 		return KernelRoute{}, fmt.Errorf("route to %s: device number %d: %w", to, r.LinkIndex, err)

@@ -31,7 +31,7 @@ func (s *State) Run(ctx context.Context) error {
 	defer tick.Stop()
 
 	events := make(chan struct{}, 1)
-	sock, err := watchSocket()
+	sock, err := watchSocket(s.config.has6())
 	if err != nil {
 		s.log.Warn("no events from the kernel: what is removed comes back at the next period", "period", period, "error", err)
 	} else {
@@ -85,26 +85,36 @@ func (s *State) Run(ctx context.Context) error {
 func (s *State) convergeFirewall() (did []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.undone || s.firewall == nil {
+	if s.undone {
 		return nil, nil
 	}
-	ok, err := s.firewall.intact()
-	if err != nil || ok {
-		return nil, err
+	for _, f := range s.firewalls {
+		ok, err := f.intact()
+		if err != nil {
+			return did, err
+		}
+		if ok {
+			continue
+		}
+		if err := f.apply(); err != nil {
+			return did, err
+		}
+		did = append(did, s.journal.tools()+" rules")
 	}
-	if err := s.firewall.apply(); err != nil {
-		return nil, err
-	}
-	return []string{string(s.journal.Firewall) + " rules"}, nil
+	return did, nil
 }
 
-// watchSocket subscribes to the changes of links, IPv4 addresses and IPv4 routes in this namespace.
-func watchSocket() (*os.File, error) {
+// watchSocket subscribes to the changes of links, IPv4 addresses and IPv4 routes in this namespace, and of those of
+// IPv6 where it matters.
+func watchSocket(six bool) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
 	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV4_ROUTE)
+	if six {
+		groups |= unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV6_ROUTE
+	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)

@@ -71,13 +71,37 @@ func (s *State) tun() (netlink.Link, error) {
 }
 
 func (c SetupConfig) check() error {
-	for name, p := range map[string]netip.Prefix{"Network": c.Network, "Subnet": c.Subnet, "Address": c.Address} {
-		if !p.IsValid() || !p.Addr().Is4() {
-			return fmt.Errorf("set up %q: %s %v is not an IPv4 prefix", c.TUN, name, p)
+	six := half{c.Address6, c.Network6, c.Subnet6}
+	if four := (half{c.Address, c.Network, c.Subnet}); four != (half{}) || six == (half{}) {
+		for name, p := range map[string]netip.Prefix{"Network": c.Network, "Subnet": c.Subnet, "Address": c.Address} {
+			if !p.IsValid() || !p.Addr().Is4() {
+				return fmt.Errorf("set up %q: %s %v is not an IPv4 prefix", c.TUN, name, p)
+			}
+		}
+	}
+	if six != (half{}) {
+		for name, p := range map[string]netip.Prefix{"Network6": c.Network6, "Subnet6": c.Subnet6, "Address6": c.Address6} {
+			if !p.IsValid() || !p.Addr().Is6() || p.Addr().Is4In6() {
+				return fmt.Errorf("set up %q: %s %v is not an IPv6 prefix", c.TUN, name, p)
+			}
+		}
+		if err := c.checkMTU(c.MTU); err != nil {
+			return err
 		}
 	}
 	if c.StateDir == "" {
 		return fmt.Errorf("set up %q: no state directory for the journal; give one with --state-dir", c.TUN)
+	}
+	return nil
+}
+
+// minMTU6 is the smallest MTU of a link that carries IPv6 (RFC 8200, section 5). Below it the kernel takes IPv6 off
+// the device (addrconf_notify in net/ipv6/addrconf.c), addresses, routes and all.
+const minMTU6 = 1280
+
+func (c SetupConfig) checkMTU(mtu int) error {
+	if c.has6() && c.TUN != "" && mtu < minMTU6 {
+		return fmt.Errorf("set up %q: MTU %d is less than the %d that IPv6 needs: raise the underlay's MTU, or set EnableIPv6 to false in the network config", c.TUN, mtu, minMTU6)
 	}
 	return nil
 }
@@ -105,15 +129,11 @@ func (s *State) predecessor(tun netlink.Link) (*journal, error) {
 // undoBeyond undoes what another daemon did for this device, by its journal, and we do not want.
 func (s *State) undoBeyond(other *journal, tun netlink.Link) error {
 	u := undoing{log: s.log}
-	routes, direct, addr, firewall := s.journal.beyond(other)
-	if firewall != "" {
-		u.firewall(firewall, true)
-	}
-	u.routes(func(r netlink.Route) bool {
-		return isDirect(r, direct) || slices.ContainsFunc(routes, func(p plannedRoute) bool { return p.is(r) })
-	})
-	if addr && tun != nil {
-		u.address(tun, other.Addr)
+	more := s.journal.beyond(other)
+	u.firewalls(more, func(bool) bool { return true })
+	u.routes(more.owns)
+	if tun != nil {
+		u.addresses(tun, more)
 	}
 	if err := errors.Join(u.failed...); err != nil {
 		return fmt.Errorf("undo what another daemon did otherwise: %w", err)
@@ -136,8 +156,8 @@ func (s *State) Restore() error {
 		err = s.undoBeyond(theirs, tun)
 	}
 	err = errors.Join(err, s.journal.save())
-	if s.firewall != nil {
-		err = errors.Join(err, s.firewall.apply())
+	for _, f := range s.firewalls {
+		err = errors.Join(err, f.apply())
 	}
 	_, more := s.converge()
 	return errors.Join(err, more)
@@ -149,26 +169,33 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 	if tun != nil {
 		a := tun.Attrs()
 		j.TUN = linkBefore{Name: a.Name, Index: a.Index, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, QueueLen: a.TxQLen}
-		j.Addr = c.Address
-		j.Routes = append(j.Routes, plannedRoute{Prefix: c.Network.Masked()})
+		j.Addr, j.Addr6 = c.Address, c.Address6
+		for _, h := range c.halves() {
+			j.Routes = append(j.Routes, plannedRoute{Prefix: h.network.Masked()})
+		}
+		j.Sysctls = deviceSysctls(c.TUN, c.Network.IsValid(), c.has6())
 	}
-	if c.BlackholeRoute {
-		j.Routes = append(j.Routes, plannedRoute{Prefix: c.Subnet.Masked(), Blackhole: true})
+	for _, h := range c.halves() {
+		if c.BlackholeRoute {
+			j.Routes = append(j.Routes, plannedRoute{Prefix: h.subnet.Masked(), Blackhole: true})
+		}
+		if c.DirectRoutes && h.network.Addr().Is4() {
+			j.Direct = h.network.Masked()
+		} else if c.DirectRoutes {
+			j.Direct6 = h.network.Masked()
+		}
+		forwarding := forwardingSysctls
+		if h.network.Addr().Is6() {
+			forwarding = func() ([]sysctl, []sysctl, error) { return forwarding6Sysctls(c.Underlay) }
+		}
+		main, along, err := forwarding()
+		if err != nil {
+			return nil, err
+		}
+		j.Sysctls, j.Along = append(j.Sysctls, main...), append(j.Along, along...)
 	}
-	if c.DirectRoutes {
-		j.Direct = c.Network.Masked()
-	}
-	main, along, err := forwardingSysctls()
-	if err != nil {
-		return nil, err
-	}
-	if tun != nil {
-		j.Sysctls = deviceSysctls(c.TUN)
-	}
-	j.Sysctls = append(j.Sysctls, main...)
-	j.Along = along
-	if !rulesFor(c).empty() {
-		j.Firewall = chooseFirewall(c.UseNFTables)
+	for _, r := range rulesFor(c) {
+		j.setFirewall(r.six, chooseFirewall(c.UseNFTables, r.six))
 	}
 	return j, nil
 }
@@ -177,36 +204,45 @@ func (s *State) change() error {
 	if _, err := s.converge(); err != nil {
 		return err
 	}
-	r := rulesFor(s.config)
-	if r.empty() {
-		return nil
+	for _, r := range rulesFor(s.config) {
+		if err := s.putIn(r); err != nil {
+			return err
+		}
 	}
-	fw, err := newFirewall(s.journal.Firewall, r)
+	return nil
+}
+
+// putIn makes the firewall have the rules of one family.
+func (s *State) putIn(r rules) error {
+	kind := s.journal.firewall(r.six)
+	fw, err := newFirewall(kind, r)
 	if err == nil {
 		err = fw.apply()
 	}
 	if err == nil {
-		s.firewall = fw
+		s.firewalls = append(s.firewalls, fw)
 		return nil
 	}
 	if s.config.IPMasq {
 		return err
 	}
 	s.firewallErr = err
-	s.log.Warn("no forward rules: if this host's firewall drops forwarded packets, allow the overlay there", "subnet", s.config.Subnet, "error", err)
+	s.log.Warn("no forward rules: if this host's firewall drops forwarded packets, allow the overlay there", "network", r.cluster, "error", err)
 	u := undoing{log: s.log}
-	u.firewall(s.journal.Firewall, false)
+	u.firewall(kind, r.six, false)
 	// A tool that does not work would fail the clean-up as well.
-	s.journal.Firewall = ""
+	s.journal.setFirewall(r.six, "")
 	return s.journal.save()
 }
 
 // Needs says what Run and Undo take.
 func (s *State) Needs() Needs {
-	if s.firewall == nil {
-		return Needs{}
+	var all Needs
+	for _, f := range s.firewalls {
+		n := f.needs()
+		all.Programs, all.RawSocket = all.Programs || n.Programs, all.RawSocket || n.RawSocket
 	}
-	return s.firewall.needs()
+	return all
 }
 
 // Features says what became of the firewall rules, for status.
@@ -218,7 +254,7 @@ func (s *State) Features() []kernel.Feature {
 		case s.firewallErr != nil:
 			return kernel.Feature{Name: name, Reason: s.firewallErr.Error()}
 		}
-		return kernel.Feature{Name: name, On: true, Reason: string(s.journal.Firewall)}
+		return kernel.Feature{Name: name, On: true, Reason: s.journal.tools()}
 	}
 	return []kernel.Feature{say("forward-rules", s.config.ForwardRules), say("masquerade", s.config.IPMasq)}
 }
@@ -263,6 +299,10 @@ func (s *State) convergeSysctls(netlink.Link) (did []string, err error) {
 			did = append(did, fmt.Sprintf("%s = %s", c.Path, c.Set))
 		case c.Path == ipForward:
 			return did, fmt.Errorf("switch forwarding on: %w; run `sysctl -w net.ipv4.ip_forward=1` where /proc/sys is writable", err)
+		case c.Path == ip6Forward:
+			return did, fmt.Errorf("switch forwarding of IPv6 on: %w; run `sysctl -w net.ipv6.conf.all.forwarding=1` where /proc/sys is writable", err)
+		case c.Set == acceptRAThough:
+			return did, fmt.Errorf("keep router advertisements: set %s to %s: %w; without it forwarding would take the IPv6 default route that came by one", c.Path, c.Set, err)
 		case !s.sysctlTold:
 			s.sysctlTold = true
 			s.log.Warn("cannot set a switch of the TUN device; it works without, less well", "tun", s.config.TUN, "switch", c.Path, "error", err)
@@ -295,29 +335,49 @@ func (s *State) convergeLink(tun netlink.Link) (did []string, err error) {
 }
 
 func (s *State) convergeAddress(tun netlink.Link) (did []string, err error) {
-	held, err := addresses()
+	for _, h := range s.config.halves() {
+		done, err := giveAddress(tun, h.address)
+		if err != nil {
+			return did, err
+		}
+		did = append(did, done...)
+	}
+	return did, nil
+}
+
+// giveAddress adds an address that is not there. One of IPv6 gets no duplicate address detection, during which it
+// could not be used, and no route beside that of the network: the kernel would make one for it alone.
+func giveAddress(tun netlink.Link, address netip.Prefix) (did []string, err error) {
+	held, err := addresses(familyOf(address.Addr()))
 	if err != nil {
 		return nil, err
 	}
 	for _, a := range held {
-		if a.LinkIndex == tun.Attrs().Index && prefixOf(a.IPNet) == s.config.Address {
+		if a.LinkIndex == tun.Attrs().Index && prefixOf(a.IPNet) == address {
 			return nil, nil
 		}
 	}
-	if err := netlink.AddrAdd(tun, &netlink.Addr{IPNet: ipNet(s.config.Address)}); err != nil {
-		return nil, fmt.Errorf("give %q the address %s: %w", s.config.TUN, s.config.Address, err)
+	a := &netlink.Addr{IPNet: ipNet(address)}
+	if address.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE // the latter since 3.14 (761aac737eaa)
 	}
-	return []string{"address " + s.config.Address.String()}, nil
+	if err := netlink.AddrAdd(tun, a); err != nil {
+		return nil, fmt.Errorf("give %q the address %s: %w", tun.Attrs().Name, address, err)
+	}
+	return []string{"address " + address.String()}, nil
 }
 
 // convergeLocal makes the kernel take our address for its own. Before 5.14 (94c821c74bf5) it gives every device with
 // a subnet a broadcast route for the subnet's lowest address, too. That is our address, and the device the pods'
 // bridge: when the bridge was there before us, as at every restart, its route would stand before ours and win.
 func (s *State) convergeLocal(tun netlink.Link) (did []string, err error) {
+	if did, err = s.convergeLocal6(); err != nil || !s.config.Address.IsValid() {
+		return did, err
+	}
 	address := net.IP(s.config.Address.Addr().AsSlice())
 	found, err := netlink.RouteGet(address)
 	if err == nil && len(found) > 0 && found[0].Type == unix.RTN_LOCAL {
-		return nil, nil
+		return did, nil
 	}
 	// Added with neither NLM_F_APPEND nor NLM_F_EXCL, which is what the library's function for it does, a route
 	// stands before its equals. It goes with the device.
@@ -328,27 +388,44 @@ func (s *State) convergeLocal(tun netlink.Link) (did []string, err error) {
 	if err := netlink.RouteAddEcmp(r); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("add local route %s on %q: %w", s.config.Address, s.config.TUN, err)
 	}
-	return []string{"local route " + s.config.Address.String()}, nil
+	return append(did, "local route "+s.config.Address.String()), nil
 }
 
 func (s *State) convergeRoutes(tun netlink.Link) (did []string, err error) {
-	main, err := mainRoutes()
+	main, err := mainRoutes(unix.AF_INET)
+	if err == nil && s.config.has6() {
+		var more []netlink.Route
+		more, err = mainRoutes(unix.AF_INET6)
+		main = append(main, more...)
+	}
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range s.journal.Routes {
+		src := s.config.Address.Addr()
+		if p.Prefix.Addr().Is6() {
+			src = s.config.Address6.Addr()
+		}
 		if slices.ContainsFunc(main, func(r netlink.Route) bool { return p.is(r) }) {
 			continue
 		}
-		if err := netlink.RouteAdd(p.route(tun, s.config.Address.Addr())); err != nil {
+		if err := netlink.RouteAdd(p.route(tun, src)); err != nil {
 			if errors.Is(err, unix.EEXIST) {
-				err = fmt.Errorf("%w: another program's route is there (`ip route show %s`); remove it", err, p.Prefix)
+				err = fmt.Errorf("%w: another program's route is there (`ip%s route show %s`); remove it", err, option6(p.Prefix), p.Prefix)
 			}
 			return did, fmt.Errorf("add %s: %w", p, err)
 		}
 		did = append(did, p.String())
 	}
 	return did, nil
+}
+
+// option6 is what ip(8) needs for a prefix of IPv6.
+func option6(p netip.Prefix) string {
+	if p.Addr().Is6() {
+		return " -6"
+	}
+	return ""
 }
 
 func (p plannedRoute) String() string {
