@@ -48,7 +48,7 @@ func streamTCP(from, to *lab.Pod, content io.Reader, limit time.Duration) error 
 	at := netip.AddrPortFrom(to.Addr, 7000)
 	var listener *net.TCPListener
 	if err := to.Do(func() (err error) {
-		listener, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 		return err
 	}); err != nil {
 		return err
@@ -78,7 +78,7 @@ func streamTCP(from, to *lab.Pod, content io.Reader, limit time.Duration) error 
 	g.Go(func() error {
 		var conn net.Conn
 		if err := from.Do(func() (err error) {
-			conn, err = net.DialTimeout("tcp4", at.String(), lab.Patience(10*time.Second))
+			conn, err = net.DialTimeout("tcp", at.String(), lab.Patience(10*time.Second))
 			return err
 		}); err != nil {
 			listener.Close()

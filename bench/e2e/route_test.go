@@ -60,8 +60,8 @@ func TestRouteCommand(t *testing.T) {
 	for to, words := range map[string]string{
 		"10.244.0.9":   "no node of the overlay has a lease for it",
 		"198.18.0.2":   "does not lie in the overlay",
-		"fe80::1":      "is not an IPv4 address",
-		"not-an-adres": "is not an IPv4 address",
+		"fe80::1":      "does not lie in the overlay",
+		"not-an-adres": "is not an address",
 	} {
 		out, err := m.Command(t.Context(), "route", to)
 		if err == nil {

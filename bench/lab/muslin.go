@@ -213,6 +213,10 @@ type Status struct {
 		Port         uint16       `json:"port"`
 		VtepMAC      string       `json:"vtep_mac"`
 		PublicKey    string       `json:"public_key"`
+		PublicIPv6   string       `json:"public_ipv6"`
+		Subnet6      string       `json:"subnet_ipv6"`
+		VtepMAC6     string       `json:"vtep_mac_ipv6"`
+		TUN6         string       `json:"tun_ipv6"`
 		TUN          string       `json:"tun"`
 		LeaseExpires string       `json:"lease_expires"`
 	} `json:"node"`

@@ -143,13 +143,13 @@ func (n *Node) ReadSysctl(path string) (string, error) {
 }
 
 // emptyTable is an nftables table of iptables' making that decides nothing.
-var emptyTable = regexp.MustCompile(`(?m)^table ip (filter|nat) \{\n(\tchain [A-Z]+ \{\n\t\ttype .* policy accept;\n\t\}\n\n?)*\}\n`)
+var emptyTable = regexp.MustCompile(`(?m)^table ip6? (filter|nat) \{\n(\tchain [A-Z]+ \{\n\t\ttype .* policy accept;\n\t\}\n\n?)*\}\n`)
 
 // passing is what the kernel changes by itself: a link's operational state, a bridge's timers.
 var passing = regexp.MustCompile(` state [A-Z]+| [a-z_]+_timer +[0-9.]+`)
 
 // Snapshot is what a daemon could leave in the node's network: links, addresses, neighbours' and routes'
-// tables, rules, firewall, and the sysctls below net/ipv4 that forwarding depends on. Two snapshots of an
+// tables, rules, firewall, and the sysctls that forwarding depends on. Two snapshots of an
 // unchanged node are equal: counters and times are left out, and so are firewall tables without a rule:
 // iptables over nftables leaves its standard chains behind once it was used.
 func (n *Node) Snapshot(ctx context.Context) (string, error) {
@@ -158,6 +158,7 @@ func (n *Node) Snapshot(ctx context.Context) (string, error) {
 		{"ip", "-d", "link", "show"},
 		{"ip", "addr", "show"},
 		{"ip", "-4", "route", "show", "table", "all"},
+		{"ip", "-6", "route", "show"},
 		{"ip", "rule", "show"},
 		{"nft", "--stateless", "list", "ruleset"},
 	} {
@@ -171,7 +172,8 @@ func (n *Node) Snapshot(ctx context.Context) (string, error) {
 		}
 		fmt.Fprintf(&b, "# %s\n%s", commandLine(args), emptyTable.ReplaceAllString(passing.ReplaceAllString(out, ""), ""))
 	}
-	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/default/rp_filter", "net/ipv4/conf/eth0/rp_filter"} {
+	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/default/rp_filter", "net/ipv4/conf/eth0/rp_filter",
+		"net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"} {
 		value, err := n.ReadSysctl(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("snapshot of %s: %w", n.Name, err)

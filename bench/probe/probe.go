@@ -66,7 +66,11 @@ func Start(ctx context.Context, cfg Config) (*Probe, error) {
 	if err != nil {
 		return nil, fmt.Errorf("probe: receive at %s of %s: %w", cfg.Addr, cfg.To.Name, err)
 	}
-	out, err := listen(cfg.From, netip.AddrPort{})
+	any := netip.AddrPort{}
+	if cfg.Addr.Is6() {
+		any = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+	}
+	out, err := listen(cfg.From, any)
 	if err != nil {
 		in.Close()
 		return nil, fmt.Errorf("probe: send from %s: %w", cfg.From.Name, err)
@@ -87,9 +91,13 @@ func start(ctx context.Context, cfg Config, in, out *net.UDPConn, to netip.AddrP
 }
 
 func listen(n *lab.Node, at netip.AddrPort) (*net.UDPConn, error) {
+	network := "udp4"
+	if at.Addr().Is6() {
+		network = "udp6"
+	}
 	var conn *net.UDPConn
 	if err := n.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		conn, err = net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
 		return err
 	}); err != nil {
 		return nil, err
@@ -195,23 +203,30 @@ func (p *Probe) Stop() Result {
 }
 
 // dropped is how many datagrams did not fit into the receiver's buffer: the last column of the socket's line
-// in /proc/net/udp (since Linux 2.6.27).
+// in /proc/net/udp or udp6 (since Linux 2.6.27).
 func (p *Probe) dropped() (int, error) {
+	at := p.in.LocalAddr().(*net.UDPAddr).AddrPort()
+	file, addr := "udp", at.Addr().Unmap().AsSlice()
+	if len(addr) == 16 {
+		file = "udp6"
+	}
+	local := ""
+	for ; len(addr) > 0; addr = addr[4:] {
+		local += fmt.Sprintf("%08X", binary.NativeEndian.Uint32(addr))
+	}
+	local += fmt.Sprintf(":%04X", at.Port())
 	var table []byte
 	if err := p.cfg.To.Do(func() (err error) {
-		table, err = os.ReadFile("/proc/thread-self/net/udp")
+		table, err = os.ReadFile("/proc/thread-self/net/" + file)
 		return err
 	}); err != nil {
 		return 0, err
 	}
-	at := p.in.LocalAddr().(*net.UDPAddr).AddrPort()
-	addr := at.Addr().Unmap().As4()
-	local := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(addr[:]), at.Port())
 	for line := range strings.Lines(string(table)) {
 		// sl local_address rem_address st … drops
 		if f := strings.Fields(line); len(f) > 1 && f[1] == local {
 			return strconv.Atoi(f[len(f)-1])
 		}
 	}
-	return 0, fmt.Errorf("%s is not in /proc/net/udp", at)
+	return 0, fmt.Errorf("%s is not in /proc/net/%s", at, file)
 }

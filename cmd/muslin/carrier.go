@@ -1,14 +1,14 @@
 package main
 
 import (
+	"errors"
 	"net/netip"
-	"os"
 
 	"muslin/encap"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/handover"
+	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
-	"muslin/tunnel/underlay"
 	"muslin/tunnel/wireguard"
 )
 
@@ -41,9 +41,8 @@ type carrier interface {
 	resume() error
 	restore() error
 
-	// offer adds the descriptors to what a successor gets; files are those that outlive the process with systemd.
+	// offer adds the descriptors to what a successor gets, or systemd.
 	offer(*handover.Offer) error
-	files() (queues []*os.File, sockets underlay.Sockets, err error)
 
 	// What status shows.
 	features() []kernel.Feature
@@ -71,7 +70,6 @@ func (absent) pause() error                                           { return n
 func (absent) resume() error                                          { return nil }
 func (absent) restore() error                                         { return nil }
 func (absent) offer(*handover.Offer) error                            { return nil }
-func (absent) files() ([]*os.File, underlay.Sockets, error)           { return nil, underlay.Sockets{}, nil }
 func (absent) features() []kernel.Feature                             { return nil }
 func (absent) counts() (map[string]uint64, uint64)                    { return map[string]uint64{}, 0 }
 func (absent) lastSendError() error                                   { return nil }
@@ -79,3 +77,91 @@ func (absent) sessions() (map[string]wireguard.Session, error)        { return n
 func (absent) shared() string                                         { return "" }
 func (absent) tasks() []task                                          { return nil }
 func (absent) close()                                                 {}
+
+// both carries each address family by itself. The first is IPv4's, whose device and features stand for the two.
+type both struct{ four, six carrier }
+
+func (b both) each(do func(carrier) error) error { return errors.Join(do(b.four), do(b.six)) }
+
+func (b both) name() string { return b.four.name() }
+
+// connect is done for each before the two become one.
+func (b both) connect(*daemon, *node, netip.Prefix, *fib.Table) error { return errors.ErrUnsupported }
+
+func (b both) setTable(t *fib.Table) { b.four.setTable(t); b.six.setTable(t) }
+func (b both) table() *fib.Table     { return b.four.table() }
+
+// setMTU is for each what is its own: see mtuFollower.
+func (b both) setMTU(encap.InnerMTU) {}
+func (b both) pathMTUChanged()       { b.four.pathMTUChanged(); b.six.pathMTUChanged() }
+
+func (b both) persist(d *daemon) { b.four.persist(d); b.six.persist(d) }
+func (b both) keep(stay bool)    { b.four.keep(stay); b.six.keep(stay) }
+
+func (b both) pause() error   { return b.each(carrier.pause) }
+func (b both) resume() error  { return b.each(carrier.resume) }
+func (b both) restore() error { return b.each(carrier.restore) }
+
+func (b both) offer(o *handover.Offer) error {
+	return b.each(func(c carrier) error { return c.offer(o) })
+}
+
+func (b both) features() []kernel.Feature { return b.four.features() }
+
+func (b both) counts() (map[string]uint64, uint64) {
+	drops, unfinished := b.four.counts()
+	more, also := b.six.counts()
+	for reason, n := range more {
+		drops[reason] += n
+	}
+	return drops, unfinished + also
+}
+
+func (b both) lastSendError() error {
+	if err := b.four.lastSendError(); err != nil {
+		return err
+	}
+	return b.six.lastSendError()
+}
+
+func (b both) sessions() (map[string]wireguard.Session, error) { return b.four.sessions() }
+func (b both) shared() string                                  { return b.four.shared() }
+
+func (b both) tasks() []task { return append(b.four.tasks(), b.six.tasks()...) }
+func (b both) close()        { b.four.close(); b.six.close() }
+
+// parts are the carriers of each family.
+func parts(c carrier) []carrier {
+	if b, ok := c.(both); ok {
+		return []carrier{b.four, b.six}
+	}
+	return []carrier{c}
+}
+
+// family is what there is of one address family.
+type family struct {
+	node    *node
+	carrier carrier
+	state   *host.State
+}
+
+// hosts are what was set up in the host, for each family.
+type hosts []*host.State
+
+// Needs is what all of them need.
+func (all hosts) Needs() host.Needs {
+	var needs host.Needs
+	for _, s := range all {
+		n := s.Needs()
+		needs.Programs, needs.RawSocket = needs.Programs || n.Programs, needs.RawSocket || n.RawSocket
+	}
+	return needs
+}
+
+// Restore is that of each.
+func (all hosts) Restore() (err error) {
+	for _, s := range all {
+		err = errors.Join(err, s.Restore())
+	}
+	return err
+}

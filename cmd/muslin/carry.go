@@ -89,10 +89,10 @@ func keepProcessors(queues int) {
 
 // carry opens both sides, takes the lease, and runs everything until ctx ends or something fails. found says
 // that the TUN device of a killed daemon is there.
-func (d *daemon) carry(ctx context.Context, src *source, node *node, previous netip.Prefix, found bool) error {
+func (d *daemon) carry(ctx context.Context, src *source, node *node, previous previousSubnets, found foundDevices) error {
 	c, err := d.openCarrier(ctx, node, found)
 	if err != nil && d.place.isKept() {
-		c, err = d.openWithoutKept(ctx, src, node, previous, err)
+		c, err = d.openWithoutKept(ctx, node, previous, err)
 	}
 	if err != nil {
 		return err
@@ -105,37 +105,71 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous ne
 	if err != nil {
 		return err
 	}
-	subnet := member.subnet
-	if err := c.connect(d, node, subnet, member.peers.Table()); err != nil {
-		return err
+	var families []family
+	var state hosts
+	for i, n := range node.all() {
+		one := parts(c)[i]
+		if err := one.connect(d, n, member.of(n), member.peers.Table()); err != nil {
+			return err
+		}
+		s, err := host.Setup(d.hostConfig(one.name(), member.of(n), src.config, n))
+		if err != nil {
+			return err
+		}
+		families, state = append(families, family{n, one, s}), append(state, s)
+		defer d.undo(s)
 	}
-	state, err := host.Setup(d.hostConfig(c.name(), subnet, src.config, node))
-	if err != nil {
-		return err
-	}
-	defer d.undo(state)
-	router, closeRouter, err := d.openRouter(node, subnet)
+	router, closeRouter, err := d.openRouter(node, member.subnet)
 	if err != nil {
 		return err
 	}
 	defer closeRouter()
 	c.persist(d)
-	file := lease.SubnetFile{Network: src.config.Network, Subnet: subnet, MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
+	file := lease.SubnetFile{Network: src.config.Network, Subnet: member.subnet, Network6: src.config.IPv6Network, Subnet6: member.subnet6,
+		MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
 	prober := d.openProber(c)
 	d.view.set(func(v *viewState) {
-		v.member, v.carrier, v.mtu, v.host, v.router, v.prober = member, c, node.mtu, state, router, prober
+		v.member, v.carrier, v.mtu, v.host, v.router, v.prober = member, c, file.MTU, state, router, prober
 	})
 	d.givePrivilegesUp(state.Needs())
-	mtu := &mtuFollower{d: d, node: node, carrier: c, state: state, file: file}
+	mtu := &mtuFollower{d: d, node: node, families: families, file: file}
 	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, router: router, prober: prober}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
-// openCarrier opens what the backend needs, or takes it over.
-func (d *daemon) openCarrier(ctx context.Context, node *node, found bool) (carrier, error) {
+// foundDevices says of which names the devices of a killed daemon are there.
+type foundDevices map[string]bool
+
+func findDevices(node *node) (foundDevices, error) {
+	found := make(foundDevices)
+	for _, n := range node.all() {
+		there, err := host.Leftover(n.stateDir, n.tun)
+		if err != nil {
+			return nil, err
+		}
+		found[n.tun] = there
+	}
+	return found, nil
+}
+
+// openCarrier opens what the backend needs, or takes it over, for each family.
+func (d *daemon) openCarrier(ctx context.Context, node *node, found foundDevices) (carrier, error) {
+	four, err := d.openFamily(ctx, node, found[node.tun])
+	if err != nil || node.second == nil {
+		return four, err
+	}
+	six, err := d.openFamily(ctx, node.second, found[node.second.tun])
+	if err != nil {
+		four.close()
+		return nil, err
+	}
+	return both{four, six}, nil
+}
+
+func (d *daemon) openFamily(ctx context.Context, node *node, found bool) (carrier, error) {
 	if node.hostGateway() {
 		return absent{}, nil
 	}
@@ -173,30 +207,30 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 	} else {
 		conn, err = underlay.Open(underlay.Config{
 			Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
-			Logger: d.log, Turns: turns, Adopt: d.place.sockets})
+			Logger: d.log, Turns: turns, Adopt: d.place.of(node).sockets})
 	}
 	if err != nil {
 		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}
 	dev, err := d.openTUN(tun.Config{
-		Name: d.opts.flags.tunName, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.tun, Reuse: found})
+		Name: node.tun, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.of(node).tun, Reuse: found})
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &sides{conn: conn, dev: dev}, nil
+	return &sides{conn: conn, dev: dev, six: node.six}, nil
 }
 
 // openWithoutKept is openSides when what systemd has kept of the last daemon could not be taken over.
-func (d *daemon) openWithoutKept(ctx context.Context, src *source, node *node, previous netip.Prefix, why error) (carrier, error) {
+func (d *daemon) openWithoutKept(ctx context.Context, node *node, previous previousSubnets, why error) (carrier, error) {
 	if err := d.giveUpKept(ctx, why); err != nil {
 		return nil, err
 	}
-	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName)
+	found, err := findDevices(node)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.checkConflicts(src, node, previous, found); err != nil {
+	if err := d.checkConflicts(node, previous, found); err != nil {
 		return nil, err
 	}
 	return d.openCarrier(ctx, node, found)
@@ -227,12 +261,10 @@ func (d *daemon) undo(state *host.State) {
 
 func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, node *node) host.SetupConfig {
 	f := d.opts.flags
-	return host.SetupConfig{
+	c := host.SetupConfig{
 		TUN:             tun,
-		Address:         netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen()),
 		MTU:             int(node.mtu),
-		Network:         cfg.Network,
-		Subnet:          subnet,
+		Underlay:        node.iface.Name,
 		DirectRoutes:    node.directRouting,
 		BlackholeRoute:  f.blackhole,
 		ForwardRules:    f.forwardRules,
@@ -240,16 +272,26 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 		MasqRandomFully: !f.noRandom,
 		UseNFTables:     cfg.EnableNFTables,
 		Resync:          d.opts.resync,
-		StateDir:        f.stateDir,
+		StateDir:        node.stateDir,
 		Shared:          d.place.from != nil,
 		Logger:          d.log,
 	}
+	address := netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen())
+	if node.six {
+		c.Address6, c.Network6, c.Subnet6 = address, node.network, subnet
+	} else {
+		c.Address, c.Network, c.Subnet = address, node.network, subnet
+	}
+	return c
 }
 
 // tasks are all that goes on side by side. With another daemon in our place, most wait until it is gone.
 func (r *running) tasks(mtu *mtuFollower) []task {
 	d := r.d
-	r.guards = []*pausable{newPausable(r.state.Run), newPausable(mtu.run)}
+	r.guards = []*pausable{newPausable(mtu.run)}
+	for _, s := range r.state {
+		r.guards = append(r.guards, newPausable(s.Run))
+	}
 	if r.router != nil {
 		r.guards = append(r.guards, newPausable(r.router.Run))
 	}

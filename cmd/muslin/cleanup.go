@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -33,7 +34,10 @@ stay, so that the next "muslin run" is the same node again. It refuses while a d
 				return fmt.Errorf("%w: stop it first, it cleans up after itself", err)
 			}
 			defer lock.Close()
-			done, err := host.Cleanup(stateDir, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+			done, err := host.Cleanup(stateDir, log)
+			more, err6 := host.Cleanup(filepath.Join(stateDir, stateIPv6), log)
+			done, err = append(done, more...), errors.Join(err, err6)
 			if removed, socketErr := removeDeadControl(control, dialControl(control)); removed {
 				done = append(done, "removed the control socket "+control)
 			} else {

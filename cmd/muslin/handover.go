@@ -16,7 +16,6 @@ import (
 	"muslin/lease"
 	"muslin/tunnel/direct"
 	"muslin/tunnel/handover"
-	"muslin/tunnel/host"
 	"muslin/tunnel/pulse"
 )
 
@@ -41,7 +40,7 @@ type running struct {
 	node    *node
 	member  *membership
 	carrier carrier
-	state   *host.State
+	state   hosts
 	router  *direct.Router // nil: none is wanted
 	prober  *pulse.Prober
 
@@ -120,7 +119,7 @@ func (r *running) Offer(h handover.Hello) (o handover.Offer, err error) {
 	if r.src.embedded != nil {
 		o.Parts = append(o.Parts, handover.Store)
 	}
-	a := about{Settings: r.d.settings(r.node, r.member.subnet)}
+	a := about{Settings: r.d.settings(r.node, previousSubnets{r.member.subnet, r.member.subnet6})}
 	if r.member.keeper != nil {
 		a.Memory = r.member.memory(r.src)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
+	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
 )
 
@@ -25,6 +26,12 @@ func keptPlace() place {
 		switch f.Name {
 		case fileTUN:
 			p.tun = append(p.tun, f.File)
+		case fileTUN + fileSix:
+			p.six.tun = append(p.six.tun, f.File)
+		case fileReceive + fileSix:
+			p.six.sockets.Receive = append(p.six.sockets.Receive, f.File)
+		case fileSend + fileSix:
+			p.six.sockets.Send = append(p.six.sockets.Send, f.File)
 		case fileReceive:
 			p.sockets.Receive = append(p.sockets.Receive, f.File)
 		case fileSend:
@@ -76,16 +83,17 @@ func (d *daemon) leaveWithSystemd(c carrier) (takeBack func()) {
 	if !store.Exists() {
 		return func() {}
 	}
-	queues, sockets, err := c.files()
-	counts := make(map[string]int)
-	for name, files := range map[string][]*os.File{fileTUN: queues, fileReceive: sockets.Receive, fileSend: sockets.Send} {
-		counts[name] = len(files)
-		err = errors.Join(err, store.Keep(name, files))
+	var o handover.Offer
+	err := c.offer(&o)
+	counts, files := make(map[string]int), make(map[string][]*os.File)
+	for _, f := range o.Files {
+		counts[f.Name]++
+		files[f.Name] = append(files[f.Name], f.File)
 	}
-	sockets.Close()
-	for _, f := range queues {
-		f.Close()
+	for name, all := range files {
+		err = errors.Join(err, store.Keep(name, all))
 	}
+	o.Close()
 	if err != nil {
 		d.log.Warn("what packets wait in will not outlive a crash", "err", err)
 	}
@@ -101,18 +109,30 @@ func (d *daemon) leaveWithSystemd(c carrier) (takeBack func()) {
 
 // checkConflicts looks for what stands in the daemon's way in this host. found says that the TUN device is there
 // and ours; so is what systemd has kept.
-func (d *daemon) checkConflicts(src *source, node *node, previous netip.Prefix, found bool) error {
+func (d *daemon) checkConflicts(node *node, previous previousSubnets, found foundDevices) error {
+	for _, n := range node.all() {
+		if err := d.checkConflictsOf(n, previous.of(n), found[n.tun]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *daemon) checkConflictsOf(node *node, previous netip.Prefix, found bool) error {
 	plan := host.Plan{
-		Found:    found || d.place.isKept(),
-		Network:  src.config.Network,
-		Previous: previous,
-		VXLAN:    node.backend == lease.BackendVXLAN,
-		VNI:      node.vni.Uint32(),
+		Found: found || d.place.isKept(),
+		VXLAN: node.backend == lease.BackendVXLAN,
+		VNI:   node.vni.Uint32(),
+	}
+	if node.six {
+		plan.Network6, plan.Previous6 = node.network, previous
+	} else {
+		plan.Network, plan.Previous = node.network, previous
 	}
 	if node.hostGateway() {
 		return host.CheckConflicts(plan)
 	}
-	plan.TUN = d.opts.flags.tunName
+	plan.TUN = node.tun
 	if !d.place.isKept() {
 		plan.Listen = netip.AddrPortFrom(node.iface.Addr, node.port)
 	}

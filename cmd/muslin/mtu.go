@@ -15,6 +15,10 @@ const maxOuterMTU encap.OuterMTU = 65535
 
 // innerMTU is what remains of the underlay's MTU for inner packets. Backend.MTU in the network's config
 // stands in for the underlay's, and is to be lower.
+//
+// An overlay of both families has the MTU of IPv6, the smaller one, for both: it is the pods', too, and a kernel's VXLAN
+// device may hand over TCP in superpackets without a word about their segments, which then are taken to be as long as the
+// MTU allows (gso.Superpacket).
 func (n *node) innerMTU(underlay encap.OuterMTU) (encap.InnerMTU, error) {
 	outer := min(underlay, maxOuterMTU)
 	if n.fixedMTU != 0 {
@@ -27,9 +31,13 @@ func (n *node) innerMTU(underlay encap.OuterMTU) (encap.InnerMTU, error) {
 	case n.framing != nil:
 		inner = outer.Inner(n.framing)
 	}
-	if inner < encap.MinInnerMTU {
-		return 0, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: IPv4 needs %d; raise the interface's MTU or the config's Backend.MTU",
-			outer, n.iface.Name, inner, n.backend, encap.MinInnerMTU)
+	name, least := "IPv4", encap.MinInnerMTU
+	if n.six {
+		name, least = "IPv6", encap.MinInnerMTU6
+	}
+	if inner < least {
+		return 0, fmt.Errorf("MTU %d of %s leaves %d bytes inside %s: %s needs %d; raise the interface's MTU or the config's Backend.MTU",
+			outer, n.iface.Name, inner, n.backend, name, least)
 	}
 	return inner, nil
 }
@@ -45,11 +53,10 @@ func (n *node) warnMTU(underlay encap.OuterMTU) string {
 
 // mtuFollower applies a change of the underlay's MTU to everything that was set up by it.
 type mtuFollower struct {
-	d       *daemon
-	node    *node
-	carrier carrier
-	state   *host.State
-	file    lease.SubnetFile // as it was written last
+	d        *daemon
+	node     *node
+	families []family
+	file     lease.SubnetFile // as it was written last
 }
 
 func (f *mtuFollower) run(ctx context.Context) error {
@@ -60,11 +67,14 @@ func (f *mtuFollower) run(ctx context.Context) error {
 // with; what is too long for the new one is answered with ICMP.
 func (f *mtuFollower) changed(outer encap.OuterMTU) {
 	log := f.d.log.With("iface", f.node.iface.Name, "underlay_mtu", outer)
-	f.carrier.pathMTUChanged()
+	for _, one := range f.families {
+		one.carrier.pathMTUChanged()
+	}
 	if warning := f.node.warnMTU(outer); warning != "" {
 		log.Warn("network config: " + warning)
 	}
-	inner, err := f.node.innerMTU(outer)
+	families := f.families
+	inner, err := families[len(families)-1].node.innerMTU(outer) // of IPv6, if there is one
 	if err != nil {
 		log.Error("the underlay's MTU has changed; the overlay's stays as it is", "mtu", f.file.MTU, "err", err)
 		return
@@ -72,10 +82,13 @@ func (f *mtuFollower) changed(outer encap.OuterMTU) {
 	if inner == f.file.MTU {
 		return
 	}
-	f.carrier.setMTU(inner)
-	if f.carrier.name() != "" {
-		if err := f.state.SetMTU(inner); err != nil {
-			log.Error("cannot give the TUN device the new MTU", "mtu", inner, "err", err)
+	for _, one := range families {
+		one.carrier.setMTU(inner)
+		if one.carrier.name() == "" {
+			continue
+		}
+		if err := one.state.SetMTU(inner); err != nil {
+			log.Error("cannot give the TUN device the new MTU", "tun", one.carrier.name(), "mtu", inner, "err", err)
 		}
 	}
 	f.d.view.set(func(v *viewState) { v.mtu = inner })

@@ -16,8 +16,15 @@ import (
 	"muslin/tunnel/wireguard"
 )
 
-// node is what the network's config means on this host.
+// node is what the network's config means on this host, for one address family. Each family has a device, a VTEP and a
+// place in the host of its own, as with flannel.
 type node struct {
+	six    bool  // it is IPv6's
+	second *node // that of IPv6, beside this one of IPv4; nil: the network has IPv4 alone
+
+	tun      string // the device's name; none with host-gw
+	stateDir string // of what this family has changed in the host
+
 	iface   host.Interface
 	network netip.Prefix         // the whole overlay
 	backend string               // lease.BackendVXLAN, …
@@ -39,7 +46,7 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err := cfg.Supported(); err != nil {
 		return nil, err
 	}
-	n := &node{iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI,
+	n := &node{tun: d.opts.flags.tunName, stateDir: d.opts.flags.stateDir, iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI,
 		directRouting: cfg.Backend.DirectRouting || cfg.Backend.Type == lease.BackendHostGW}
 	for _, addr := range []netip.Addr{iface.PublicIP, iface.Addr} {
 		if cfg.Network.Contains(addr) {
@@ -53,7 +60,7 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	switch n.backend {
 	case lease.BackendVXLAN:
 		var err error
-		if n.mac, err = d.vtepMAC(src); err != nil {
+		if n.mac, err = d.vtepMAC(src, "vtep-mac", func(a lease.Attrs) encap.MAC { return a.MAC }); err != nil {
 			return nil, err
 		}
 		n.framing = encap.NewVXLAN(n.vni, n.mac)
@@ -78,7 +85,64 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.EnableIPv6 {
+		if n.second, err = d.newSecond(src, n); err != nil {
+			return nil, err
+		}
+	}
 	return n, nil
+}
+
+// stateIPv6 is the directory in the state directory for what is changed in the host for IPv6.
+const stateIPv6 = "ipv6"
+
+// newSecond is what the config means for IPv6, beside the node of IPv4.
+func (d *daemon) newSecond(src *source, first *node) (*node, error) {
+	opts := d.opts.iface
+	opts.Families = host.BothFamilies
+	iface, err := host.ChooseInterface(opts)
+	if err != nil {
+		return nil, err
+	}
+	if iface.Name != first.iface.Name {
+		return nil, fmt.Errorf("the underlay's interface was %s, and is %s with IPv6: name one with --iface", first.iface.Name, iface.Name)
+	}
+	n := *first
+	n.six, n.second = true, nil
+	n.tun, n.stateDir = d.opts.tunName6, filepath.Join(d.opts.flags.stateDir, stateIPv6)
+	n.iface.Addr, n.iface.PublicIP = iface.Addr6, iface.PublicIPv6
+	n.network = src.config.IPv6Network
+	for _, addr := range []netip.Addr{n.iface.PublicIP, n.iface.Addr} {
+		if n.network.Contains(addr) {
+			return nil, fmt.Errorf("%v, the IPv6 address of this node on the underlay (%s), lies inside the overlay's IPv6Network %v: its datagrams would be routed into the overlay again; give another --public-ipv6 or --iface, or choose another IPv6Network",
+				addr, iface.Name, n.network)
+		}
+	}
+	if n.mac, err = d.vtepMAC(src, "vtep-mac-v6", func(a lease.Attrs) encap.MAC { return a.MAC6 }); err != nil {
+		return nil, err
+	}
+	n.framing = encap.NewVXLAN6(n.vni, n.mac)
+	if n.mtu, err = n.innerMTU(encap.OuterMTU(iface.MTU)); err != nil {
+		return nil, err
+	}
+	first.mtu = n.mtu // see innerMTU
+	return &n, nil
+}
+
+// all are the nodes of each family.
+func (n *node) all() []*node {
+	if n.second == nil {
+		return []*node{n}
+	}
+	return []*node{n, n.second}
+}
+
+// publicIPv6 is zero without IPv6.
+func (n *node) publicIPv6() netip.Addr {
+	if n.second == nil {
+		return netip.Addr{}
+	}
+	return n.second.iface.PublicIP
 }
 
 // hostGateway reports whether the kernel alone carries packets: there is neither TUN device nor socket.
@@ -87,6 +151,9 @@ func (n *node) hostGateway() bool { return n.backend == lease.BackendHostGW }
 // attrs is what we publish in our lease.
 func (n *node) attrs() lease.Attrs {
 	a := lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
+	if six := n.second; six != nil {
+		a.PublicIPv6, a.VNI6, a.MAC6 = six.iface.PublicIP, six.vni, six.mac
+	}
 	if n.encrypts() {
 		a.Key, a.Port = n.key.Public(), n.port
 	}
@@ -111,11 +178,11 @@ func (n *node) checkPeersFile(src *source) error {
 
 // vtepMAC is this node's VtepMAC. It is kept in the state directory, so that peers need no update after
 // a restart. With a peers file it is what the peers' files say.
-func (d *daemon) vtepMAC(src *source) (encap.MAC, error) {
+func (d *daemon) vtepMAC(src *source, name string, leased func(lease.Attrs) encap.MAC) (encap.MAC, error) {
 	if src.static != nil {
-		return src.static.Own().Attrs.MAC, nil
+		return leased(src.static.Own().Attrs), nil
 	}
-	path := filepath.Join(d.opts.flags.stateDir, "vtep-mac")
+	path := filepath.Join(d.opts.flags.stateDir, name)
 	data, err := os.ReadFile(path)
 	switch {
 	case err == nil:

@@ -25,6 +25,7 @@ const (
 	defaultStateDir = "/var/lib/muslin"
 	defaultControl  = "/run/muslin/muslin.sock"
 	defaultTUN      = "muslin0"
+	tunSuffix6      = "-v6" // as flannel's devices have it
 )
 
 // maxQueues is more than any machine gains from: the workers of a queue carry some ten Gb/s.
@@ -81,7 +82,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&r.ifaceRegex, "iface-regex", nil, "`regexp` for the underlay interface's name or address; repeatable, tried after --iface")
 	f.StringVar(&r.canReach, "iface-can-reach", "", "take the underlay interface that this `address` is reached through")
 	f.StringVar(&r.publicIP, "public-ip", "", "`address` that other nodes reach this one at (default: the underlay interface's)")
-	f.StringVar(&r.publicIPv6, "public-ipv6", "", "not supported: this version carries IPv4")
+	f.StringVar(&r.publicIPv6, "public-ipv6", "", "`address` that other nodes reach this one at over IPv6 (default: the underlay interface's)")
 
 	f.StringVar(&r.subnetFile, "subnet-file", lease.DefaultSubnetFile, "`file` that tells container runtimes this node's subnet and MTU")
 	f.IntVar(&r.renewMargin, "subnet-lease-renew-margin", 60, "renew the lease this many `minutes` before it expires, 1 to 1439")
@@ -119,6 +120,7 @@ type options struct {
 	renewMargin time.Duration
 	resync      time.Duration
 	health      netip.AddrPort // zero port: off
+	tunName6    string         // of the TUN device of IPv6
 	wantConfig  []byte         // to be written if the store has none; nil: nothing given
 	log         *slog.Logger
 }
@@ -156,7 +158,10 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 	o.iface.PublicIP, err = optionalIPv4("--public-ip", r.publicIP)
 	check(err)
 	if r.publicIPv6 != "" {
-		check(fmt.Errorf("--public-ipv6 %q: this version carries IPv4 only; leave the flag out", r.publicIPv6))
+		o.iface.PublicIPv6, err = netip.ParseAddr(r.publicIPv6)
+		if err != nil || !o.iface.PublicIPv6.Is6() || o.iface.PublicIPv6.Is4In6() || o.iface.PublicIPv6.IsLinkLocalUnicast() {
+			check(fmt.Errorf("--public-ipv6 %q: not an IPv6 address that names a host beyond its link", r.publicIPv6))
+		}
 	}
 	if r.renewMargin < 1 || r.renewMargin > 1439 {
 		check(fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes, as a lease lasts 1440", r.renewMargin))
@@ -172,6 +177,11 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 		check(fmt.Errorf("--iptables-resync %d: want at least 1 second", r.resync))
 	}
 	o.resync = time.Duration(r.resync) * time.Second
+	if n := r.tunName + tunSuffix6; len(n) > 15 && len(r.tunName) <= 15 {
+		o.tunName6 = r.tunName[:15-len(tunSuffix6)] + tunSuffix6
+	} else {
+		o.tunName6 = n
+	}
 	if n := r.tunName; n == "" || len(n) > 15 || n == "." || n == ".." || strings.ContainsAny(n, "/: \t%") {
 		check(fmt.Errorf("--tun-name %q: an interface name has 1 to 15 characters, none of them a slash, a colon, a space or a percent sign", n))
 	}

@@ -78,7 +78,7 @@ func TestOptionsRefusals(t *testing.T) {
 		{"queues above", "--queues=17", "1 to 16"},
 		{"public ip", "--public-ip=host", `--public-ip "host"`},
 		{"public ip IPv6", "--public-ip=2001:db8::1", "not an IPv4 address"},
-		{"public ipv6", "--public-ipv6=2001:db8::1", "IPv4 only"},
+		{"public ipv6", "--public-ipv6=fe80::1", "not an IPv6 address"},
 		{"margin too small", "--subnet-lease-renew-margin=0", "1 to 1439"},
 		{"margin too large", "--subnet-lease-renew-margin=1440", "1 to 1439"},
 		{"lease life too short", "--subnet-lease-ttl=1s", "2s to 24h"},

@@ -27,9 +27,24 @@ type place struct {
 
 	tun                   []*os.File // one for each queue
 	sockets               underlay.Sockets
+	six                   half     // the same of IPv6
 	control, health, lock *os.File // nil: there is none
 
 	kept []fdstore.File // tun and sockets, if systemd has kept them of a daemon that has ended
+}
+
+// half is what is taken over of one address family.
+type half struct {
+	tun     []*os.File
+	sockets underlay.Sockets
+}
+
+// of is that of a node's family.
+func (p *place) of(n *node) half {
+	if n.six {
+		return p.six
+	}
+	return half{p.tun, p.sockets}
 }
 
 // about is what a daemon says of itself to its successor.
@@ -52,6 +67,8 @@ const (
 	fileControl = "control"
 	fileHealth  = "health"
 	fileLock    = "lock"
+
+	fileSix = "6" // behind the first three: of IPv6
 )
 
 // findPlace asks the running daemon for its place, if that is wanted and one is there. Otherwise it is what systemd
@@ -78,6 +95,8 @@ func (d *daemon) findPlace(ctx context.Context) (place, error) {
 		from:    s,
 		tun:     s.Offer.Named(fileTUN),
 		sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive), Send: s.Offer.Named(fileSend)},
+		six: half{tun: s.Offer.Named(fileTUN + fileSix),
+			sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive + fileSix), Send: s.Offer.Named(fileSend + fileSix)}},
 		control: first(fileControl), health: first(fileHealth), lock: first(fileLock),
 	}
 	if err := json.Unmarshal(s.Offer.About, &p.about); err != nil {
@@ -102,7 +121,18 @@ func (p *place) end(why error) {
 }
 
 // settings are this daemon's.
-func (d *daemon) settings(n *node, subnet netip.Prefix) []setting {
+func (d *daemon) settings(n *node, subnets previousSubnets) []setting {
+	all := d.settingsOf(n, subnets.four)
+	if n.second == nil {
+		return append(all, setting{"IPv6", "none"})
+	}
+	for _, s := range d.settingsOf(n.second, subnets.six) {
+		all = append(all, setting{s.Name + " (IPv6)", s.Value})
+	}
+	return append(all, setting{"IPv6", "yes"})
+}
+
+func (d *daemon) settingsOf(n *node, subnet netip.Prefix) []setting {
 	vni, mac := "none", "none"
 	if n.backend == lease.BackendVXLAN {
 		vni, mac = fmt.Sprint(n.vni.Uint32()), n.mac.String()

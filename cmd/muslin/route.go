@@ -100,10 +100,10 @@ The exit status is 0 if there is a way, and 1 if there is none.`,
 
 func parseRouteAddress(text string) (netip.Addr, error) {
 	to, err := netip.ParseAddr(text)
-	if err != nil || !to.Is4() {
-		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address: give one such as 10.244.3.7", text)
+	if err != nil || to.Zone() != "" {
+		return netip.Addr{}, fmt.Errorf("%q is not an address: give one such as 10.244.3.7", text)
 	}
-	return to, nil
+	return to.Unmap(), nil
 }
 
 const routePath = "/v1/route"
@@ -133,8 +133,13 @@ func (d *daemon) serveRoute(w http.ResponseWriter, r *http.Request) {
 // route answers for a daemon that runs.
 func (v *viewState) route(to netip.Addr) *RouteAnswer {
 	kernel, err := host.RouteTo(to)
+	i := 0
+	if to.Is6() && v.node.second != nil {
+		i = 1
+	}
+	node := v.node.all()[i]
 	q := routeQuestion{
-		to: to, network: v.node.network, subnet: v.member.subnet.Masked(), tun: v.carrier.name(), underlay: v.node.iface.Name,
+		to: to, network: node.network, subnet: v.member.of(node).Masked(), tun: parts(v.carrier)[i].name(), underlay: node.iface.Name,
 		mtu: int(v.mtu), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
 	}
 	if q.peer = v.table().Lookup(to); q.peer != nil {

@@ -215,12 +215,12 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 	if err := d.place.fits(d.settings(node, previous)); err != nil {
 		return err
 	}
-	found, err := host.Leftover(d.opts.flags.stateDir, d.opts.flags.tunName) // of no use to host-gw: Setup clears it away
+	found, err := findDevices(node) // of no use to host-gw: Setup clears it away
 	if err != nil {
 		return err
 	}
 	if d.place.from == nil { // or else the running daemon has made sure
-		if err := d.checkConflicts(src, node, previous, found); err != nil {
+		if err := d.checkConflicts(node, previous, found); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"os"
 
 	"muslin/encap"
 	"muslin/tunnel"
@@ -20,6 +19,7 @@ type sides struct {
 	conn outer
 	dev  device
 	vtep *tunnel.VTEP // once connected
+	six  bool         // of IPv6
 }
 
 // outer is what both kinds of underlay have beside moving datagrams: the one that does just that, and WireGuard's.
@@ -92,23 +92,21 @@ func (s *sides) pause() error   { return s.vtep.Pause() }
 func (s *sides) resume() error  { return s.vtep.Resume() }
 func (s *sides) restore() error { return errors.Join(s.dev.Resume(), s.conn.Resume()) }
 
+// offer leaves out WireGuard's sockets: nobody can go on with them without its sessions.
 func (s *sides) offer(o *handover.Offer) error {
-	queues, sockets, err := s.files()
-	add(o, fileTUN, queues...)
-	add(o, fileReceive, sockets.Receive...)
-	add(o, fileSend, sockets.Send...)
-	return err
-}
-
-// files leaves out WireGuard's sockets: nobody can go on with them without its sessions.
-func (s *sides) files() (queues []*os.File, sockets underlay.Sockets, err error) {
-	if queues, err = s.dev.Files(); err != nil {
-		return queues, sockets, err
+	suffix := ""
+	if s.six {
+		suffix = fileSix
 	}
-	if c := s.sockets(); c != nil {
+	queues, err := s.dev.Files()
+	add(o, fileTUN+suffix, queues...)
+	if c := s.sockets(); c != nil && err == nil {
+		var sockets underlay.Sockets
 		sockets, err = c.Sockets()
+		add(o, fileReceive+suffix, sockets.Receive...)
+		add(o, fileSend+suffix, sockets.Send...)
 	}
-	return queues, sockets, err
+	return err
 }
 
 // sockets and wireGuard are the underlay of the one kind or of the other; nil: it is not that.

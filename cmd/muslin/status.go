@@ -56,6 +56,13 @@ type NodeStatus struct {
 	PublicKey    string     `json:"public_key"` // empty for all but wireguard
 	TUN          string     `json:"tun"`
 	LeaseExpires *time.Time `json:"lease_expires"` // null: a reservation, or a peers file
+
+	// Of IPv6; empty where the network has none.
+	PublicIPv6 string `json:"public_ipv6"`
+	Subnet6    string `json:"subnet_ipv6"`
+	Network6   string `json:"network_ipv6"`
+	VtepMAC6   string `json:"vtep_mac_ipv6"`
+	TUN6       string `json:"tun_ipv6"`
 }
 
 // StoreStatus is the daemon's view of the store.

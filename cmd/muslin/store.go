@@ -101,13 +101,24 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
+	var six netip.Addr
+	if cfg.EnableIPv6 {
+		opts := d.opts.iface
+		opts.Families = host.BothFamilies
+		both, err := host.ChooseInterface(opts)
+		if err != nil {
+			return nil, err
+		}
+		six = both.PublicIPv6
+	}
 	member := new(membership)
 	static, err := lease.NewStatic(lease.StaticConfig{
-		Path: d.opts.flags.peersFile, PublicIP: iface.PublicIP, Network: cfg.Network, OnTable: member.publish, Logger: d.log})
+		Path: d.opts.flags.peersFile, PublicIP: iface.PublicIP, Network: cfg.Network, OnTable: member.publish, Logger: d.log,
+		PublicIPv6: six, Network6: cfg.IPv6Network})
 	if err != nil {
 		return nil, err
 	}
-	member.peers, member.subnet = static, static.Own().Subnet
+	member.peers, member.subnet, member.subnet6 = static, static.Own().Subnet, static.Own().Subnet6
 	d.view.set(func(v *viewState) { v.kind, v.endpoints = "peers-file", []string{d.opts.flags.peersFile} })
 	return &source{kind: "peers-file", static: static, member: member, config: cfg, close: func() {}}, nil
 }
@@ -115,6 +126,7 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 // membership is our place in the network: the lease that we hold, and the peers.
 type membership struct {
 	subnet  netip.Prefix
+	subnet6 netip.Prefix // zero without IPv6
 	peers   peerSource
 	keeper  *lease.Keeper  // nil with a peers file, as the rest
 	watcher *lease.Watcher // is peers
@@ -131,6 +143,14 @@ type peerSource interface {
 	Status() lease.WatchStatus
 }
 
+// of is the subnet of a node's family.
+func (m *membership) of(n *node) netip.Prefix {
+	if n.six {
+		return m.subnet6
+	}
+	return m.subnet
+}
+
 func (m *membership) publish(t *fib.Table) {
 	m.onTable(t)
 	if m.changed != nil {
@@ -141,12 +161,12 @@ func (m *membership) publish(t *fib.Table) {
 // previousSubnet is the subnet that this host had before, whose pod bridge may still be up. Of the leases with
 // our PublicIP that is the one that the subnet file names, else a reserved one, else any; without one it is
 // the subnet file's, or none. What is remembered stands in for a subnet file that is gone, as after a boot.
-func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Interface, remembered *lease.Memory) netip.Prefix {
+func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Interface, remembered *lease.Memory) previousSubnets {
 	switch {
 	case src.static != nil:
-		return src.static.Own().Subnet
+		return previousSubnets{src.static.Own().Subnet, src.static.Own().Subnet6}
 	case src.memory != nil:
-		return src.memory.Subnet()
+		return previousSubnets{src.memory.Subnet(), src.memory.Subnet6()}
 	}
 	entries, _, err := src.store.List(ctx)
 	if err != nil {
@@ -156,9 +176,12 @@ func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Int
 	if err != nil {
 		d.log.Warn("the subnet file of an earlier run cannot be read", "err", err)
 	}
-	before := file.Subnet
-	if !before.IsValid() {
-		before = remembered.Subnet()
+	before := previousSubnets{file.Subnet, file.Subnet6}
+	if !before.four.IsValid() {
+		before.four = remembered.Subnet()
+	}
+	if !before.six.IsValid() {
+		before.six = remembered.Subnet6()
 	}
 	var own lease.Lease
 	for _, e := range entries {
@@ -166,28 +189,43 @@ func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Int
 		if err != nil || l.Attrs.PublicIP != iface.PublicIP {
 			continue
 		}
-		if l.Subnet == before {
-			return l.Subnet
+		if l.Subnet == before.four {
+			own = l
+			break
 		}
 		if !own.Subnet.IsValid() || l.Reserved && !own.Reserved {
 			own = l
 		}
 	}
 	if own.Subnet.IsValid() {
-		return own.Subnet
+		before.four = own.Subnet
+	}
+	if own.Subnet6.IsValid() {
+		before.six = own.Subnet6
 	}
 	return before
 }
 
+// previousSubnets are those that this host had before; each may be zero.
+type previousSubnets struct{ four, six netip.Prefix }
+
+// of is that of a node's family.
+func (p previousSubnets) of(n *node) netip.Prefix {
+	if n.six {
+		return p.six
+	}
+	return p.four
+}
+
 // join takes our subnet.
-func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.Prefix) (*membership, error) {
+func (d *daemon) join(ctx context.Context, src *source, n *node, previous previousSubnets) (*membership, error) {
 	if src.static != nil {
 		return src.member, nil
 	}
 	m := &membership{feed: lease.NewFeed(src.store, d.log)}
 	var err error
 	m.keeper, err = lease.NewKeeper(lease.KeeperConfig{
-		Store: src.store, Feed: m.feed, Network: src.config, Attrs: n.attrs(), Previous: previous,
+		Store: src.store, Feed: m.feed, Network: src.config, Attrs: n.attrs(), Previous: previous.four, Previous6: previous.six,
 		TTL: d.opts.flags.leaseTTL, Margin: d.opts.renewMargin, Logger: d.log,
 		Changed: func(lease.KeepStatus) {
 			if m.changed != nil {
@@ -201,24 +239,25 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous netip.
 	if src.memory != nil {
 		d.log.Info("starting from what is known of the network; the store is asked meanwhile", "subnet", src.memory.Lease.Subnet, "leases", len(src.memory.Leases))
 		m.keeper.Remember(src.memory.Lease, d.place.from == nil)
-		m.subnet, known = src.memory.Lease.Subnet, src.memory.Entries()
+		m.subnet, m.subnet6, known = src.memory.Lease.Subnet, src.memory.Lease.Subnet6, src.memory.Entries()
 	} else {
 		got, err := m.keeper.Acquire(ctx)
 		if err != nil {
 			return nil, err
 		}
-		m.subnet = got.Subnet
+		m.subnet, m.subnet6 = got.Subnet, got.Subnet6
 	}
 	m.watcher = lease.NewWatcher(lease.WatcherConfig{
 		Feed: m.feed,
 		Node: lease.Node{
 			Key:    n.key.Public(),
-			Subnet: m.subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network},
+			Subnet: m.subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network,
+			Subnet6: m.subnet6, PublicIPv6: n.publicIPv6(), Network6: src.config.IPv6Network},
 		Known:   known,
 		OnTable: m.publish,
 		Logger:  d.log,
 	})
 	m.peers = m.watcher
-	m.config = lease.NewConfigWatcher(src.store, src.config, m.subnet, netip.Prefix{}, d.log)
+	m.config = lease.NewConfigWatcher(src.store, src.config, m.subnet, m.subnet6, d.log)
 	return m, nil
 }

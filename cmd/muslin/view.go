@@ -36,8 +36,8 @@ type viewState struct {
 
 	member  *membership
 	carrier carrier
-	mtu     encap.InnerMTU // inner
-	host    *host.State
+	mtu     encap.InnerMTU // inner, of pods
+	host    hosts
 	router  *direct.Router // nil: none is wanted
 	prober  *pulse.Prober
 
@@ -102,6 +102,9 @@ func (n *NodeStatus) fill(node *node) {
 		vni := node.vni.Uint32()
 		n.VNI, n.VtepMAC = &vni, node.mac.String()
 	}
+	if six := node.second; six != nil {
+		n.PublicIPv6, n.Network6, n.VtepMAC6 = addrText(six.iface.PublicIP), prefixText(six.network), six.mac.String()
+	}
 	n.PublicKey = node.key.String()
 }
 
@@ -111,6 +114,9 @@ func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence},
 func (s *Status) fillRunning(v *viewState) {
 	since := v.since.UTC()
 	s.Since = &since
+	if six := v.node.second; six != nil {
+		s.Node.TUN6, s.Node.Subnet6 = six.tun, v.member.subnet6.String()
+	}
 	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.carrier.name(), v.member.subnet.String(), int(v.mtu)
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()
@@ -149,7 +155,7 @@ func (s *Status) fillRunning(v *viewState) {
 		}
 	}
 	s.Features = append(s.Features, v.carrier.features()...)
-	s.Features = append(s.Features, v.host.Features()...)
+	s.Features = append(s.Features, v.host[0].Features()...)
 }
 
 // table is the peers, for a daemon that runs.

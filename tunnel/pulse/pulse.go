@@ -250,6 +250,9 @@ func (p *Prober) turns(peers []*fib.Peer, now time.Time) {
 
 // turn asks a peer, unless it was heard lately; false: there is no request left.
 func (p *Prober) turn(peer *fib.Peer, now time.Time) bool {
+	if !peer.Subnet.Addr().Is4() {
+		return true // the socket speaks ICMP of IPv4
+	}
 	k := key{peer.Subnet, peer.PublicIP}
 	r := p.records[k]
 	heard := lastHeard(peer.Counters)

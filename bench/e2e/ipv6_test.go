@@ -1,0 +1,208 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"muslin/bench/lab"
+	"muslin/bench/labtest"
+	probes "muslin/bench/probe"
+)
+
+const (
+	network6   = "fd00:244::/48"
+	dualConfig = `{"Network":"` + network + `","EnableIPv6":true,"IPv6Network":"` + network6 + `","Backend":{"Type":"vxlan"}}`
+	dualMTU    = 1500 - 70
+)
+
+// underlay6 gives every host an IPv6 address on the switch, fd99::N.
+func underlay6(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	for _, h := range l.Hosts() {
+		runIn(t, h.Node, "ip", "addr", "add", hostAddr6(h).String()+"/64", "dev", "eth0", "nodad")
+	}
+}
+
+func hostAddr6(h *lab.Host) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf("fd99::%d", h.Number))
+}
+
+// pod6 gives a pod an address of its host's IPv6 subnet as well, behind the bridge's, and returns it by that address.
+func pod6(t *testing.T, p *lab.Pod, subnet netip.Prefix) *lab.Pod {
+	t.Helper()
+	gateway := subnet.Addr().Next()
+	addr := gateway.Next()
+	runIn(t, p.Host.Node, "ip", "addr", "add", fmt.Sprintf("%s/%d", gateway, subnet.Bits()), "dev", "cni0", "nodad")
+	runIn(t, p.Node, "ip", "addr", "add", fmt.Sprintf("%s/%d", addr, subnet.Bits()), "dev", "eth0", "nodad")
+	runIn(t, p.Node, "ip", "-6", "route", "add", "default", "via", gateway.String())
+	six := *p
+	six.Addr = addr
+	return &six
+}
+
+func ping6(t *testing.T, from *lab.Pod, to netip.Addr, size int) error {
+	t.Helper()
+	out, err := from.Run(t.Context(), "ping", "-6", "-c", "3", "-i", "0.2", "-W", fmt.Sprint(lab.Patience(2*time.Second).Seconds()), "-M", "do", "-s", fmt.Sprint(size-48), to.String())
+	if err == nil && !strings.Contains(out, " 0% packet loss") {
+		err = fmt.Errorf("%s", out)
+	}
+	return err
+}
+
+// kernel6 is the IPv6 half of a node that is set up as flannel sets it up: flannel-v6.1 beside flannel.1.
+type kernel6 struct {
+	*lab.KernelVXLAN
+	subnet6 netip.Prefix
+	mac6    string
+}
+
+func startKernel6(t *testing.T, h *lab.Host, subnet, subnet6 netip.Prefix, daemons []*lab.Muslin) *kernel6 {
+	t.Helper()
+	v := must(h.SetupKernelVXLAN(t.Context(), 1, 8472, subnet))(t)
+	for _, command := range []string{
+		fmt.Sprintf("ip link add flannel-v6.1 type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", hostAddr6(h)),
+		fmt.Sprintf("ip addr add %s/128 dev flannel-v6.1 nodad", subnet6.Addr()),
+		fmt.Sprintf("ip link set flannel-v6.1 up mtu %d", dualMTU),
+	} {
+		runIn(t, h.Node, strings.Fields(command)...)
+	}
+	if err := h.Sysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
+		t.Fatal(err)
+	}
+	var links []struct {
+		Address string `json:"address"`
+	}
+	if err := json.Unmarshal([]byte(must(h.Run(t.Context(), "ip", "-json", "link", "show", "flannel-v6.1"))(t)), &links); err != nil || len(links) != 1 {
+		t.Fatal(links, err)
+	}
+	for _, m := range daemons {
+		n := status(t, m).Node
+		if err := v.AddPeer(t.Context(), n.Subnet, n.VtepMAC, n.PublicIP); err != nil {
+			t.Fatal(err)
+		}
+		base := netip.MustParsePrefix(n.Subnet6).Addr()
+		for _, command := range []string{
+			fmt.Sprintf("ip neigh add %s lladdr %s nud permanent dev flannel-v6.1", base, n.VtepMAC6),
+			fmt.Sprintf("bridge fdb add %s dst %s dev flannel-v6.1 self permanent", n.VtepMAC6, n.PublicIPv6),
+			fmt.Sprintf("ip -6 route add %s via %s dev flannel-v6.1 onlink", n.Subnet6, base),
+		} {
+			runIn(t, h.Node, strings.Fields(command)...)
+		}
+	}
+	return &kernel6{v, subnet6, links[0].Address}
+}
+
+// put writes its lease, as flannel does.
+func (k *kernel6) put(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	value := fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":%q,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},"BackendV6Data":{"VNI":1,"VtepMAC":%q}}`,
+		k.Host.Addr, hostAddr6(k.Host), k.MAC, k.mac6)
+	labtest.EtcdOn(l.Host(1)).Do(t, "put", prefix+dualKey(k.Subnet, k.subnet6), value)
+}
+
+func dualKey(subnet, subnet6 netip.Prefix) string {
+	return fmt.Sprintf("%s&%s-%d", leaseKey(subnet), subnet6.Addr(), subnet6.Bits())
+}
+
+// A network of both families, of two muslin nodes and one with the kernel's VXLAN devices as flannel makes them:
+//
+//	p1a ── cni0 ─ h1 (muslin) ─┐         ┌─ h3 (flannel.1, flannel-v6.1) ─ cni0 ── p3a
+//	p2a ── cni0 ─ h2 (muslin) ─┴── br0 ──┘
+func TestDualStack(t *testing.T) {
+	t.Parallel()
+	lab.RequireTool(t, "etcdctl", "bridge", "ping")
+	l := newLab(t, 3)
+	underlay6(t, l)
+	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
+	store := startEtcd(t, h1)
+	store.Config(t, dualConfig)
+	before := snapshot(t, h2.Node)
+	flags := []string{"--etcd-endpoints", endpoint(h1)}
+	m1, m2 := startMuslin(t, h1, flags...), startMuslin(t, h2, flags...)
+	waitPeers(t, m1, 2) // one of each family
+	waitPeers(t, m2, 2)
+	n1, n2 := status(t, m1).Node, status(t, m2).Node
+	own6, far6 := netip.MustParsePrefix(n1.Subnet6), netip.MustParsePrefix(n2.Subnet6)
+	want := fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":%q,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},"BackendV6Data":{"VNI":1,"VtepMAC":%q}}`,
+		h1.Addr, hostAddr6(h1), n1.VtepMAC, n1.VtepMAC6)
+	if got := store.Get(t, dualKey(n1.Subnet, own6)); got != want {
+		t.Errorf("our lease is %s, want %s", got, want)
+	}
+	file := string(must(os.ReadFile(m1.SubnetFile))(t))
+	expectWords(t, file, "FLANNEL_IPV6_NETWORK="+network6, fmt.Sprintf("FLANNEL_IPV6_SUBNET=%s/64", own6.Addr().Next()), fmt.Sprintf("FLANNEL_MTU=%d", dualMTU))
+	if n1.TUN6 != "muslin0-v6" || n1.PublicIPv6 != hostAddr6(h1).String() || n1.MTU != dualMTU {
+		t.Errorf("%+v", n1)
+	}
+
+	k := startKernel6(t, h3, unleased(t, m1, m2), netip.MustParsePrefix("fd00:244:0:c8::/64"), []*lab.Muslin{m1, m2})
+	k.put(t, l)
+	waitPeers(t, m1, 4)
+	waitPeers(t, m2, 4)
+	a, b := addPod(t, m1, "a"), addPod(t, m2, "a")
+	c := must(h3.AddPod(t.Context(), "a", lab.PodNetwork{Gateway: netip.PrefixFrom(k.Subnet.Addr().Next(), 24), MTU: dualMTU}))(t)
+	a6, b6, c6 := pod6(t, a, own6), pod6(t, b, far6), pod6(t, c, k.subnet6)
+	for _, way := range [][4]*lab.Pod{{a, b, a6, b6}, {b, a, b6, a6}, {a, c, a6, c6}, {c, b, c6, b6}} {
+		eventuallyPings(t, way[0].Node, way[1].Addr)
+		eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, way[2], way[3].Addr, 1280) })
+		if err := ping6(t, way[2], way[3].Addr, dualMTU); err != nil {
+			t.Error(err)
+		}
+		copyTCP(t, way[0], way[1], bigFile()/4)
+		copyTCP(t, way[2], way[3], bigFile())
+	}
+	// What is too long is answered, and what nobody has.
+	if err := ping6(t, a6, b6.Addr, dualMTU+1); err == nil {
+		t.Error("a packet above the MTU arrived whole")
+	}
+	nobody := netip.MustParseAddr("fd00:244:0:dead::1")
+	out, _ := a6.Run(t.Context(), "ping", "-6", "-c", "1", "-W", "2", nobody.String())
+	expectWords(t, out, "Destination unreachable: No route")
+	if r := route(t, m1, c6.Addr.String()); r.Way != "encapsulated" || r.Device != "muslin0-v6" || r.NextHop != fmt.Sprintf("[%s]:8472", hostAddr6(h3)) || r.MTU != dualMTU || len(r.Notes) != 0 {
+		t.Errorf("%+v", r)
+	}
+	if r := route(t, m1, nobody.String()); r.Way != "none" || r.Device != "" {
+		t.Errorf("%+v", r)
+	}
+	for reason, n := range status(t, m1).Drops {
+		if reason != "tun-overflow" && reason != "link-local" && reason != "no-route" && n != 0 {
+			t.Errorf("%d packets dropped as %s", n, reason)
+		}
+	}
+
+	// Replaced under traffic, killed and cleaned up, and stopped.
+	under := []interface{ Stop() probes.Result }{labtest.StartProbe(t, a, b), labtest.StartProbe(t, a6, b6), labtest.StartProbe(t, b6, a6)}
+	old := m2
+	m2 = launchMuslin(t, h2, append([]string{"--replace"}, flags...)...)
+	expectExit(t, old.Proc, 0)
+	waitPeers(t, m2, 4)
+	time.Sleep(lab.Patience(500 * time.Millisecond))
+	for _, p := range under {
+		if r := p.Stop(); r.Err != nil || r.Lost != 0 || r.Duplicated != 0 || r.Received == 0 {
+			t.Errorf("%s, %v", r, r.Err)
+		}
+	}
+	m2.Kill()
+	m2 = startMuslin(t, h2, flags...)
+	eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, a6, b6.Addr, 1280) })
+	if got := status(t, m2).Node; got.Subnet6 != n2.Subnet6 || got.VtepMAC6 != n2.VtepMAC6 || got.Subnet != n2.Subnet {
+		t.Errorf("after a restart: %+v, was %+v", got, n2)
+	}
+	m2.Kill()
+	runIn(t, h2.Node, "ip", "link", "del", "cni0")
+	runIn(t, h2.Node, "ip", "link", "del", "veth-a")
+	must(h2.Run(t.Context(), labtest.Bin, "cleanup", "--control", m2.Control, "--state-dir", m2.StateDir))(t)
+	expectAsBefore(t, h2.Node, before)
+	m2 = startMuslin(t, h2, flags...)
+	waitPeers(t, m2, 4)
+	if err := m2.Stop(); err != nil {
+		t.Error(err)
+	}
+	expectAsBefore(t, h2.Node, before)
+}
