@@ -111,13 +111,13 @@ func dualKey(subnet, subnet6 netip.Prefix) string {
 	return fmt.Sprintf("%s&%s-%d", leaseKey(subnet), subnet6.Addr(), subnet6.Bits())
 }
 
-// A network of both families, of two muslin nodes and one with the kernel's VXLAN devices as flannel makes them:
+// testDualStack is the row of TestMatrix for a network of both families, and more: two muslin nodes and one with the
+// kernel's VXLAN devices as flannel makes them.
 //
 //	p1a ── cni0 ─ h1 (muslin) ─┐         ┌─ h3 (flannel.1, flannel-v6.1) ─ cni0 ── p3a
 //	p2a ── cni0 ─ h2 (muslin) ─┴── br0 ──┘
-func TestDualStack(t *testing.T) {
-	t.Parallel()
-	lab.RequireTool(t, "etcdctl", "bridge", "ping")
+func testDualStack(t *testing.T, m *matrix, row string) {
+	lab.RequireTool(t, "bridge", "ping")
 	l := newLab(t, 3)
 	underlay6(t, l)
 	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
@@ -157,6 +157,12 @@ func TestDualStack(t *testing.T) {
 		copyTCP(t, way[0], way[1], bigFile()/4)
 		copyTCP(t, way[2], way[3], bigFile())
 	}
+	v6 := &matrixRow{way: "encapsulated"}
+	v6.checkWire(t, h1, a6, b6, h2, route(t, m1, b6.Addr.String()))
+	m.note(row, "muslin ↔ muslin", !t.Failed())
+	v6.checkWire(t, h1, a6, c6, h3, route(t, m1, c6.Addr.String()))
+	m.note(row, "muslin ↔ kernel VXLAN of both families", !t.Failed())
+
 	// What is too long is answered, and what nobody has.
 	if err := ping6(t, a6, b6.Addr, dualMTU+1); err == nil {
 		t.Error("a packet above the MTU arrived whole")

@@ -33,6 +33,11 @@ func TestMatrix(t *testing.T) {
 	m := &matrix{cells: make(map[string]map[string]string)}
 	t.Cleanup(func() { m.write(t) })
 	hasWireGuard := kernelWireGuard(t)
+	const both = "vxlan, IPv4 and IPv6"
+	t.Run(strings.ReplaceAll(both, ", ", "_"), func(t *testing.T) {
+		t.Parallel()
+		testDualStack(t, m, both)
+	})
 	for _, row := range []matrixRow{
 		{name: "vxlan", backend: "vxlan", way: "encapsulated", overhead: 50, with: "kernel VXLAN", join: joinVXLAN},
 		{name: "vxlan with DirectRouting", backend: directBackend, way: "direct", pods: 1500 - 50, with: "kernel VXLAN and routes", join: joinDirect},
@@ -112,9 +117,9 @@ func (row *matrixRow) checkWire(t *testing.T, h *lab.Host, from, to *lab.Pod, fa
 	t.Helper()
 	const n = 5
 	secret := bytes.Repeat([]byte("matrix"), 20)
-	wire := startCapture(t, h.Node, t.TempDir(), "eth0", "udp and src host "+h.Addr.String()+" or dst host "+to.Addr.String())
+	wire := startCapture(t, h.Node, t.TempDir(), "eth0", "udp and (src host "+hostAddr6(h).String()+" or src host "+h.Addr.String()+" or dst host "+to.Addr.String()+")")
 	inbox := listenUDP(t, to.Node, netip.AddrPortFrom(to.Addr, 0))
-	outbox := listenUDP(t, from.Node, netip.AddrPort{})
+	outbox := listenUDP(t, from.Node, netip.AddrPortFrom(from.Addr, 0))
 	at := netip.MustParseAddrPort(inbox.LocalAddr().String())
 	buf := make([]byte, 2000)
 	for range n {
@@ -135,13 +140,15 @@ func (row *matrixRow) checkWire(t *testing.T, h *lab.Host, from, to *lab.Pod, fa
 		direct, outer, clear = 0, 0, 0
 		for _, frame := range frames {
 			p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.NoCopy)
-			ip, _ := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
 			udp, _ := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+			if p.NetworkLayer() == nil || udp == nil {
+				continue
+			}
+			dst, _ := netip.AddrFromSlice(p.NetworkLayer().NetworkFlow().Dst().Raw())
 			switch {
-			case ip == nil || udp == nil:
-			case ip.DstIP.String() == to.Addr.String() && bytes.Equal(udp.Payload, secret):
+			case dst == to.Addr && bytes.Equal(udp.Payload, secret):
 				direct++
-			case fmt.Sprintf("%s:%d", ip.DstIP, udp.DstPort) == said.NextHop && len(udp.Payload) > len(secret):
+			case netip.AddrPortFrom(dst, uint16(udp.DstPort)).String() == said.NextHop && len(udp.Payload) > len(secret):
 				outer++
 			}
 			if bytes.Contains(frame, secret) {
@@ -259,7 +266,5 @@ in the clear.
 "muslin" is a node with a daemon. The other is a node whose kernel is set up as flannel sets it up, by hand: its VXLAN
 device with neighbours and forwarding entries, its routes, or its WireGuard (where the kernel has none, the program
 wireguard-go). flannel's udp backend has no such node, as it is a program; ` + "`make bench`" + ` measures beside it.
-
-IPv4, which is what this version carries.
 
 `

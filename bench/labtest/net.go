@@ -18,7 +18,11 @@ func ListenUDP(t *testing.T, n *lab.Node, at netip.AddrPort, buffer int) *net.UD
 	t.Helper()
 	var conn *net.UDPConn
 	if err := n.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		network := "udp4"
+		if at.Addr().Is6() {
+			network = "udp6"
+		}
+		conn, err = net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
 		return err
 	}); err != nil {
 		t.Fatal(err)
