@@ -73,6 +73,8 @@ func newHosts(t *testing.T) *hosts {
 	h.near.Sh(t, `
 		ip -6 addr add 2001:db8::1/64 dev out0 nodad
 		ip link set out0 up`)
+	h.near.AwaitIPv6(t, nearPod, nearPeer.PublicIP)
+	h.far.AwaitIPv6(t, farPod, farPeer.PublicIP)
 	return h
 }
 
@@ -89,6 +91,7 @@ func (h *hosts) addKernelPeer(t *testing.T) {
 		ip -6 neigh add fd00:1:: lladdr %[2]s dev flannel-v6.1 nud permanent
 		bridge fdb add %[2]s dev flannel-v6.1 dst 2001:db8::1 self permanent
 		ip -6 route add fd00:1::/64 via fd00:1:: dev flannel-v6.1 onlink`, farMAC, nearMAC, overlayPort))
+	h.far.AwaitIPv6(t, farPeer.Subnet.Addr())
 }
 
 // vtep is one of ours on a host.
@@ -182,6 +185,7 @@ func addVTEP(t *testing.T, ns *netnstest.Namespace, features string, framing enc
 		ip -6 addr add %v/128 dev muslin0 nodad
 		ip link set muslin0 mtu %d up
 		ip -6 route add fd00::/16 dev muslin0`, own.Subnet.Addr(), v.MTU()))
+	ns.AwaitIPv6(t, own.Subnet.Addr())
 	return v
 }
 

@@ -5,6 +5,7 @@ package netnstest
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -92,6 +93,15 @@ func (n *Namespace) Do(t testing.TB, f func() error) {
 	n.calls <- func() { done <- f() }
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// AwaitIPv6 waits until this host takes what is sent to some addresses that it was given. The kernel sees to that a moment
+// later, from a queue of its own (addrconf_dad_work in net/ipv6/addrconf.c).
+func (n *Namespace) AwaitIPv6(t testing.TB, addrs ...netip.Addr) {
+	t.Helper()
+	for _, a := range addrs {
+		n.Sh(t, fmt.Sprintf("for i in $(seq 1000); do ip -6 route show table local | grep -q '^local %v ' && exit; sleep 0.01; done; exit 1", a))
 	}
 }
 

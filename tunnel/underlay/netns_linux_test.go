@@ -77,6 +77,8 @@ func newLink6(t testing.TB) *link {
 	l.near.Sh(t, `
 		ip addr add 2001:db8::1/64 dev out0 nodad
 		ip neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev out0 nud permanent`)
+	l.near.AwaitIPv6(t, nearAddr6)
+	l.far.AwaitIPv6(t, farAddr6)
 	return l
 }
 
