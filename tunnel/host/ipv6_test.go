@@ -725,3 +725,31 @@ func TestRouteToIPv6(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// A host that would lose its routers by forwarding does not forward: the switch that keeps them comes first, and
+// has to work. One that only serves comfort need not.
+func TestSwitchesThatMustWork(t *testing.T) {
+	newHost6(t)
+	openTestTUN(t, "muslin0")
+	missing := sysctlRoot + "/ipv6/conf/eth0/no_such_thing"
+	for _, c := range []struct {
+		path, set string
+		fatal     bool
+	}{
+		{missing + "/accept_ra", "2", true},
+		{missing + "/accept_ra", "0", false},
+		{missing + "/rp_filter", "2", false},
+		{missing, "1", false},
+	} {
+		s := &State{config: config6(t.TempDir()), log: orDiscard(nil), journal: &journal{Sysctls: []sysctl{{Path: c.path, Set: c.set}, {Path: ip6Forward, Was: "0", Set: "1"}}}}
+		run(t, "sysctl -qw net.ipv6.conf.all.forwarding=0")
+		_, err := s.convergeSysctls(nil)
+		now, _ := readSysctl(ip6Forward)
+		if (err != nil) != c.fatal || (now == "1") == c.fatal {
+			t.Errorf("%s = %s cannot be set: error %v, forwarding %s", c.path, c.set, err, now)
+		}
+		if c.fatal {
+			contains(t, err.Error(), "router advertisements", c.path)
+		}
+	}
+}

@@ -301,7 +301,7 @@ func (s *State) convergeSysctls(netlink.Link) (did []string, err error) {
 			return did, fmt.Errorf("switch forwarding on: %w; run `sysctl -w net.ipv4.ip_forward=1` where /proc/sys is writable", err)
 		case c.Path == ip6Forward:
 			return did, fmt.Errorf("switch forwarding of IPv6 on: %w; run `sysctl -w net.ipv6.conf.all.forwarding=1` where /proc/sys is writable", err)
-		case c.Set == acceptRAThough:
+		case c.keepsRouters():
 			return did, fmt.Errorf("keep router advertisements: set %s to %s: %w; without it forwarding would take the IPv6 default route that came by one", c.Path, c.Set, err)
 		case !s.sysctlTold:
 			s.sysctlTold = true
