@@ -51,8 +51,8 @@ func (r *roster) judge(l Lease, err error) [families]verdict {
 	return out
 }
 
-// ours is what is compared with a lease's half.
-func (n Node) ours(family int) (half leaseHalf, network, flag string) {
+// ours is what is compared with a lease's half, the family's name, and the flag that gives its address.
+func (n Node) ours(family int) (half leaseHalf, name, flag string) {
 	if family == six {
 		return leaseHalf{n.Subnet6, n.PublicIPv6, n.VNI, encap.MAC{}}, "IPv6", "--public-ipv6"
 	}

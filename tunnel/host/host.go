@@ -12,7 +12,7 @@
 // namespace of the calling thread. It speaks netlink to the kernel and executes nothing but iptables.
 //
 // Why does the daemon refuse to start? conflict.go. Which interface did it choose? iface.go. What did it
-// change? setup.go. What is left after a crash? cleanup.go.
+// change? setup.go, converge.go. What is left after a crash? cleanup.go.
 package host
 
 import (

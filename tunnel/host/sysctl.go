@@ -42,6 +42,11 @@ func (s sysctl) family() string {
 	return family
 }
 
+// keepsRouters reports whether it is what must come before forwarding, lest the host lose its default route.
+func (s sysctl) keepsRouters() bool {
+	return strings.HasSuffix(s.Path, "/accept_ra") && s.Set == acceptRAThough
+}
+
 func readSysctl(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	return strings.TrimSpace(string(b)), err

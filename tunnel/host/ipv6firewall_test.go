@@ -1,0 +1,170 @@
+//go:build linux
+
+package host
+
+import (
+	"encoding/binary"
+	"net"
+	"os"
+	"strings"
+	"testing"
+)
+
+const (
+	wantFilter6 = `-A FORWARD -j HERS
+-A FORWARD -m comment --comment "muslin forward" -j MUSLIN-FWD
+-A MUSLIN-FWD -s 2001:db8:42::/56 -j ACCEPT
+-A MUSLIN-FWD -d 2001:db8:42::/56 -j ACCEPT`
+	wantNAT6 = `-A POSTROUTING -s fd17::/64 -j MASQUERADE
+-A POSTROUTING -m comment --comment "muslin masquerade" -j MUSLIN-POSTRTG
+-A MUSLIN-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN
+-A MUSLIN-POSTRTG -s 2001:db8:42:5::/64 -d 2001:db8:42::/56 -j RETURN
+-A MUSLIN-POSTRTG -s 2001:db8:42::/56 -d 2001:db8:42:5::/64 -j RETURN
+-A MUSLIN-POSTRTG ! -s 2001:db8:42::/56 -d 2001:db8:42:5::/64 -j RETURN
+-A MUSLIN-POSTRTG -s 2001:db8:42::/56 ! -d ff00::/8 -j MASQUERADE --random-fully
+-A MUSLIN-POSTRTG ! -s 2001:db8:42::/56 -d 2001:db8:42::/56 -j MASQUERADE --random-fully`
+	wantTable6 = `table ip6 muslin {
+chain MUSLIN-FWD {
+type filter hook forward priority filter; policy accept;
+ip6 saddr 2001:db8:42::/56 accept
+ip6 daddr 2001:db8:42::/56 accept
+}
+chain MUSLIN-POSTRTG {
+type nat hook postrouting priority srcnat; policy accept;
+meta mark & 0x00004000 == 0x00004000 return
+ip6 saddr 2001:db8:42:5::/64 ip6 daddr 2001:db8:42::/56 return
+ip6 saddr 2001:db8:42::/56 ip6 daddr 2001:db8:42:5::/64 return
+ip6 saddr != 2001:db8:42::/56 ip6 daddr 2001:db8:42:5::/64 return
+ip6 saddr 2001:db8:42::/56 ip6 daddr != ff00::/8 masquerade fully-random
+ip6 saddr != 2001:db8:42::/56 ip6 daddr 2001:db8:42::/56 masquerade fully-random
+}
+}`
+)
+
+// flannel's rules for IPv6 are those for IPv4, but for the multicast addresses.
+func TestRulesOfBothFamilies(t *testing.T) {
+	check := func(command, want string) {
+		t.Helper()
+		var got []string
+		for line := range strings.Lines(run(t, command+" | sed 's/counter packets [0-9]* bytes [0-9]* //'")) {
+			if line = strings.TrimSpace(line); line != "" {
+				got = append(got, line)
+			}
+		}
+		if text := strings.Join(got, "\n"); text != want {
+			t.Errorf("%s:\n%s\nwant\n%s", command, text, want)
+		}
+	}
+	for _, tool := range []struct {
+		nft    bool
+		damage string
+		check  func()
+	}{
+		{false, "ip6tables -F MUSLIN-FWD; ip6tables -t nat -D POSTROUTING 2", func() {
+			check("iptables-save -t filter | grep -- '^-A'", wantFilter)
+			check("ip6tables-save -t filter | grep -- '^-A'", wantFilter6)
+			check("ip6tables-save -t nat | grep -- '^-A'", wantNAT6)
+		}},
+		{true, "nft delete table ip6 muslin", func() {
+			check("nft list table ip muslin", wantTable)
+			check("nft list table ip6 muslin", wantTable6)
+		}},
+	} {
+		newHost6(t)
+		openTestTUN(t, "muslin0")
+		c := config6(t.TempDir())
+		c.UseNFTables = tool.nft
+		s, err := Setup(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tool.check()
+		run(t, tool.damage)
+		if did, err := s.convergeFirewall(); err != nil || len(did) != 1 {
+			t.Errorf("after %q: did %v, %v", tool.damage, did, err)
+		}
+		tool.check()
+		if did, err := s.convergeFirewall(); err != nil || len(did) != 0 {
+			t.Errorf("once more: did %v, %v", did, err)
+		}
+		if err := s.Undo(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The same as TestPacketsAreForwardedAndMasqueraded for IPv6.
+//
+//	TUN 2001:db8:42:9::7 ──► muslin0 ─ host ─ wan0 2001:db8:1::2 ──► wan TUN 2001:db8:9::9
+func TestIPv6IsForwardedAndMasqueraded(t *testing.T) {
+	for _, tool := range bothTools {
+		t.Run(tool.name, func(t *testing.T) {
+			newNamespace(t)
+			inner, world := openTestTUN(t, "muslin0"), openTestTUN(t, "wan0")
+			run(t, "ip link set wan0 up; ip addr add 2001:db8:1::2/64 dev wan0 nodad; ip -6 route add default dev wan0")
+			if !tool.nft { // nftables cannot overrule another table's drop
+				run(t, "ip6tables -P FORWARD DROP")
+			}
+			c := only6(config6(t.TempDir()))
+			c.UseNFTables, c.Underlay = tool.nft, "wan0"
+			s, err := Setup(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := inner.Write(udpPacket6("2001:db8:42:9::7", "2001:db8:9::9")); err != nil {
+				t.Fatal(err)
+			}
+			if src, dst := nextUDP6(t, world); src != "2001:db8:1::2" || dst != "2001:db8:9::9" {
+				t.Errorf("out to the world: %s to %s, want this host's address as source", src, dst)
+			}
+			if _, err := world.Write(udpPacket6("2001:db8:42:5::7", "2001:db8:42:9::7")); err != nil {
+				t.Fatal(err)
+			}
+			if src, dst := nextUDP6(t, inner); src != "2001:db8:42:5::7" || dst != "2001:db8:42:9::7" {
+				t.Errorf("between pods: %s to %s, want the source as it was", src, dst)
+			}
+			if err := s.Undo(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// udpPacket6 is an IPv6 packet with an empty UDP datagram of port 5000 to 5000 (RFC 8200, section 3; the checksum is
+// that of section 8.1).
+func udpPacket6(src, dst string) []byte {
+	p := make([]byte, 48)
+	p[0], p[5], p[6], p[7] = 0x60, 8, 17, 64
+	copy(p[8:], net.ParseIP(src))
+	copy(p[24:], net.ParseIP(dst))
+	binary.BigEndian.PutUint16(p[40:], 5000)
+	binary.BigEndian.PutUint16(p[42:], 5000)
+	binary.BigEndian.PutUint16(p[44:], 8)
+	sum := uint32(8 + 17) // length and next header of the pseudo-header
+	for i := 8; i < 48; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	for sum>>16 > 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	binary.BigEndian.PutUint16(p[46:], ^uint16(sum))
+	return p
+}
+
+// nextUDP6 skips what is not such a datagram: the kernel's own chatter.
+func nextUDP6(t *testing.T, f *os.File) (src, dst string) {
+	t.Helper()
+	if err := f.SetReadDeadline(deadline()); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2000)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			t.Fatalf("read the TUN: %v", err)
+		}
+		if p := buf[:n]; n >= 48 && p[0]>>4 == 6 && p[6] == 17 && binary.BigEndian.Uint16(p[42:]) == 5000 {
+			return net.IP(p[8:24]).String(), net.IP(p[24:40]).String()
+		}
+	}
+}
