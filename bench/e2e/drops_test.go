@@ -84,7 +84,7 @@ func TestEveryDropReason(t *testing.T) {
 	}
 }
 
-// ipv6Drops are those of an overlay that carries IPv6, which no daemon does yet. The tests of tunnel reach them.
+// ipv6Drops are those of an overlay that carries IPv6: testDualStack reaches them.
 var ipv6Drops = []string{"ipv4", "link-local", "inner-ipv4"}
 
 var reasonRow = regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\|")

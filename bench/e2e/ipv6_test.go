@@ -5,8 +5,10 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -176,7 +178,11 @@ func testDualStack(t *testing.T, m *matrix, row string) {
 	if r := route(t, m1, nobody.String()); r.Way != "none" || r.Device != "" {
 		t.Errorf("%+v", r)
 	}
+	k.sendOtherFamily(t, m1, a.Addr)
 	for reason, n := range status(t, m1).Drops {
+		if slices.Contains(ipv6Drops, reason) {
+			continue
+		}
 		if reason != "tun-overflow" && reason != "link-local" && reason != "no-route" && n != 0 {
 			t.Errorf("%d packets dropped as %s", n, reason)
 		}
@@ -211,4 +217,47 @@ func testDualStack(t *testing.T, m *matrix, row string) {
 		t.Error(err)
 	}
 	expectAsBefore(t, h2.Node, before)
+}
+
+// sendOtherFamily has the daemon meet IPv4 where IPv6 is carried: from its own host, and from this peer. What the kernel says
+// to the link by itself it has met before.
+func (k *kernel6) sendOtherFamily(t *testing.T, m *lab.Muslin, pod netip.Addr) {
+	t.Helper()
+	count := func(reason string, want uint64) {
+		t.Helper()
+		eventually(t, lab.Patience(5*time.Second), func() error {
+			if n := status(t, m).Drops[reason]; n < want || reason != "link-local" && n != want {
+				return fmt.Errorf("%d packets dropped as %s, want %d", n, reason, want)
+			}
+			return nil
+		})
+	}
+	count("link-local", 1)
+
+	stray := netip.MustParseAddrPort("203.0.113.9:9")
+	runIn(t, m.Host.Node, "ip", "route", "add", stray.Addr().String(), "dev", "muslin0-v6")
+	out := listenUDP(t, m.Host.Node, netip.AddrPort{})
+	for range 3 {
+		if _, err := out.WriteToUDPAddrPort([]byte("stray"), stray); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count("ipv4", 3)
+	runIn(t, m.Host.Node, "ip", "route", "del", stray.Addr().String(), "dev", "muslin0-v6")
+
+	n := status(t, m).Node
+	dst, err := net.ParseMAC(n.VtepMAC6)
+	src, err2 := net.ParseMAC(k.mac6)
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	inner := innerUDP(t, netip.AddrPortFrom(k.Subnet.Addr().Next(), 9), netip.AddrPortFrom(pod, 9), []byte("of the other family"))
+	datagram := slices.Concat([]byte{8, 0, 0, 0, 0, 0, 1, 0}, dst, src, []byte{0x08, 0x00}, inner)
+	conn := listenUDP(t, k.Host.Node, netip.AddrPortFrom(hostAddr6(k.Host), 0))
+	for range 3 {
+		if _, err := conn.WriteToUDPAddrPort(datagram, netip.MustParseAddrPort(fmt.Sprintf("[%s]:8472", n.PublicIPv6))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count("inner-ipv4", 3)
 }
