@@ -304,8 +304,6 @@ func (b *Backend) warnings() []string {
 // carry and what to do.
 func (c *Config) Supported() error {
 	switch t := c.Backend.Type; {
-	case !c.EnableIPv4:
-		return errors.New("network config: EnableIPv4 is false, but this version carries IPv6 only beside IPv4: set it to true, and give a Network")
 	case c.EnableIPv6 && t != BackendVXLAN:
 		return fmt.Errorf("network config: EnableIPv6 is true, but this version carries IPv6 with vxlan only, and Backend.Type is %q: set EnableIPv6 to false, or use vxlan", clip(t))
 	case c.EnableIPv6 && c.Backend.DirectRouting:

@@ -193,7 +193,7 @@ func TestSupported(t *testing.T) {
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"IPSec","PSK":"x"}}`, `"ipsec" is flannel's, but this version carries vxlan, udp, host-gw and wireguard only`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlam"}}`, `did you mean vxlan?`},
 		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `EnableIPv6 is true`},
-		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `IPv6 only beside IPv4`},
+		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `IPv6 with vxlan only`},
 		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":{"Type":"host-gw"}}`, `IPv6 with vxlan only`},
 		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":{"Type":"vxlan","DirectRouting":true}}`, `direct routes of IPv4 only`},
 	} {

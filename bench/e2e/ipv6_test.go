@@ -68,6 +68,20 @@ type kernel6 struct {
 func startKernel6(t *testing.T, h *lab.Host, subnet, subnet6 netip.Prefix, daemons []*lab.Muslin) *kernel6 {
 	t.Helper()
 	v := must(h.SetupKernelVXLAN(t.Context(), 1, 8472, subnet))(t)
+	mac6 := addKernel6(t, h, subnet6)
+	for _, m := range daemons {
+		n := status(t, m).Node
+		if err := v.AddPeer(t.Context(), n.Subnet, n.VtepMAC, n.PublicIP); err != nil {
+			t.Fatal(err)
+		}
+		addKernelPeer6(t, h, netip.MustParsePrefix(n.Subnet6), n.VtepMAC6, netip.MustParseAddr(n.PublicIPv6))
+	}
+	return &kernel6{v, subnet6, mac6}
+}
+
+// addKernel6 makes the device of IPv6, and returns its MAC.
+func addKernel6(t *testing.T, h *lab.Host, subnet6 netip.Prefix) string {
+	t.Helper()
 	for _, command := range []string{
 		fmt.Sprintf("ip link add flannel-v6.1 type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", hostAddr6(h)),
 		fmt.Sprintf("ip addr add %s/128 dev flannel-v6.1 nodad", subnet6.Addr()),
@@ -84,21 +98,19 @@ func startKernel6(t *testing.T, h *lab.Host, subnet, subnet6 netip.Prefix, daemo
 	if err := json.Unmarshal([]byte(must(h.Run(t.Context(), "ip", "-json", "link", "show", "flannel-v6.1"))(t)), &links); err != nil || len(links) != 1 {
 		t.Fatal(links, err)
 	}
-	for _, m := range daemons {
-		n := status(t, m).Node
-		if err := v.AddPeer(t.Context(), n.Subnet, n.VtepMAC, n.PublicIP); err != nil {
-			t.Fatal(err)
-		}
-		base := netip.MustParsePrefix(n.Subnet6).Addr()
-		for _, command := range []string{
-			fmt.Sprintf("ip neigh add %s lladdr %s nud permanent dev flannel-v6.1", base, n.VtepMAC6),
-			fmt.Sprintf("bridge fdb add %s dst %s dev flannel-v6.1 self permanent", n.VtepMAC6, n.PublicIPv6),
-			fmt.Sprintf("ip -6 route add %s via %s dev flannel-v6.1 onlink", n.Subnet6, base),
-		} {
-			runIn(t, h.Node, strings.Fields(command)...)
-		}
+	return links[0].Address
+}
+
+// addKernelPeer6 is AddPeer for it.
+func addKernelPeer6(t *testing.T, h *lab.Host, subnet netip.Prefix, mac string, publicIP netip.Addr) {
+	t.Helper()
+	for _, command := range []string{
+		fmt.Sprintf("ip neigh add %s lladdr %s nud permanent dev flannel-v6.1", subnet.Addr(), mac),
+		fmt.Sprintf("bridge fdb add %s dst %s dev flannel-v6.1 self permanent", mac, publicIP),
+		fmt.Sprintf("ip -6 route add %s via %s dev flannel-v6.1 onlink", subnet, subnet.Addr()),
+	} {
+		runIn(t, h.Node, strings.Fields(command)...)
 	}
-	return &kernel6{v, subnet6, links[0].Address}
 }
 
 // put writes its lease, as flannel does.
@@ -260,4 +272,91 @@ func (k *kernel6) sendOtherFamily(t *testing.T, m *lab.Muslin, pod netip.Addr) {
 		}
 	}
 	count("inner-ipv4", 3)
+}
+
+// testSixAlone is the row of TestMatrix for an overlay of IPv6 alone, which flannel cannot keep in etcd. Pods have IPv4
+// addresses that lead nowhere. The hosts are as in testDualStack.
+func testSixAlone(t *testing.T, m *matrix, row string) {
+	l := newLab(t, 3)
+	underlay6(t, l)
+	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
+	store := startEtcd(t, h1)
+	store.Config(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"`+network6+`","Backend":{"Type":"vxlan"}}`)
+	before := snapshot(t, h2.Node)
+	flags := []string{"--etcd-endpoints", endpoint(h1)}
+	m1, m2 := startMuslin(t, h1, flags...), startMuslin(t, h2, flags...)
+	waitPeers(t, m1, 1)
+	waitPeers(t, m2, 1)
+	s1, s2 := must(m1.Command(t.Context(), "status", "--output", "json"))(t), must(m2.Command(t.Context(), "status", "--output", "json"))(t)
+	n1, n2 := sixOf(t, s1), sixOf(t, s2)
+	none := netip.Prefix{}
+	want := fmt.Sprintf(`{"PublicIP":"0.0.0.0","PublicIPv6":%q,"BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":%q}}`, hostAddr6(h1), n1.MAC)
+	if got := store.Get(t, "/subnets/0.0.0.0-0&"+strings.ReplaceAll(n1.Subnet.String(), "/", "-")); got != want || n1.Subnet == none {
+		t.Errorf("our lease is %s, want %s", got, want)
+	}
+	if file := string(must(os.ReadFile(m1.SubnetFile))(t)); strings.Contains(file, "FLANNEL_SUBNET") || !strings.Contains(file, "FLANNEL_IPV6_SUBNET="+n1.Subnet.Addr().Next().String()+"/64") {
+		t.Errorf("subnet file:\n%s", file)
+	}
+	pod := func(h *lab.Host, subnet netip.Prefix) *lab.Pod {
+		p := must(h.AddPod(t.Context(), "a", lab.PodNetwork{Gateway: netip.MustParsePrefix(fmt.Sprintf("10.250.%d.1/24", h.Number)), MTU: dualMTU}))(t)
+		return pod6(t, p, subnet)
+	}
+	a, b := pod(h1, n1.Subnet), pod(h2, n2.Subnet)
+	v6 := &matrixRow{way: "encapsulated"}
+	check := func(far *lab.Host, to *lab.Pod) {
+		t.Helper()
+		eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, a, to.Addr, 1280) })
+		for _, way := range [][2]*lab.Pod{{a, to}, {to, a}} {
+			if err := ping6(t, way[0], way[1].Addr, dualMTU); err != nil {
+				t.Error(err)
+			}
+			copyTCP(t, way[0], way[1], bigFile()/4)
+		}
+		v6.checkWire(t, h1, a, to, far, route(t, m1, to.Addr.String()))
+	}
+	check(h2, b)
+	m.note(row, "muslin ↔ muslin", !t.Failed())
+
+	subnet := netip.MustParsePrefix("fd00:244:0:c8::/64")
+	mac := addKernel6(t, h3, subnet)
+	for _, n := range []sixNode{n1, n2} {
+		addKernelPeer6(t, h3, n.Subnet, n.MAC, n.PublicIP)
+	}
+	store.Do(t, "put", prefix+"/subnets/0.0.0.0-0&fd00:244:0:c8::-64", fmt.Sprintf(`{"PublicIP":"0.0.0.0","PublicIPv6":%q,"BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":%q}}`, hostAddr6(h3), mac))
+	waitPeers(t, m1, 2)
+	check(h3, pod(h3, subnet))
+	m.note(row, "muslin ↔ kernel VXLAN", !t.Failed())
+
+	m2.Kill()
+	m2 = startMuslin(t, h2, flags...)
+	if got := sixOf(t, must(m2.Command(t.Context(), "status", "--output", "json"))(t)); got != n2 {
+		t.Errorf("after a restart: %+v, was %+v", got, n2)
+	}
+	eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, a, b.Addr, 1280) })
+	if err := m2.Stop(); err != nil {
+		t.Error(err)
+	}
+	runIn(t, h2.Node, "ip", "link", "del", "cni0")
+	runIn(t, h2.Node, "ip", "link", "del", "veth-a")
+	expectAsBefore(t, h2.Node, before)
+}
+
+// sixNode is what status says of a node of IPv6 alone.
+type sixNode struct {
+	Subnet   netip.Prefix `json:"subnet_ipv6"`
+	PublicIP netip.Addr   `json:"public_ipv6"`
+	MAC      string       `json:"vtep_mac_ipv6"`
+	TUN      string       `json:"tun_ipv6"`
+	Empty    string       `json:"subnet"`
+}
+
+func sixOf(t *testing.T, text string) sixNode {
+	t.Helper()
+	var s struct {
+		Node sixNode `json:"node"`
+	}
+	if err := json.Unmarshal([]byte(text), &s); err != nil || s.Node.Empty != "" || s.Node.TUN != "muslin0" {
+		t.Fatal(err, s, text)
+	}
+	return s.Node
 }

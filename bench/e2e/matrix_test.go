@@ -38,6 +38,11 @@ func TestMatrix(t *testing.T) {
 		t.Parallel()
 		testDualStack(t, m, both)
 	})
+	const alone = "vxlan, IPv6 alone"
+	t.Run(strings.ReplaceAll(alone, ", ", "_"), func(t *testing.T) {
+		t.Parallel()
+		testSixAlone(t, m, alone)
+	})
 	for _, row := range []matrixRow{
 		{name: "vxlan", backend: "vxlan", way: "encapsulated", overhead: 50, with: "kernel VXLAN", join: joinVXLAN},
 		{name: "vxlan with DirectRouting", backend: directBackend, way: "direct", pods: 1500 - 50, with: "kernel VXLAN and routes", join: joinDirect},

@@ -342,6 +342,9 @@ func (d *daemon) logStart() {
 	s := d.status()
 	attrs := []any{"subnet", s.Node.Subnet, "network", s.Node.Network, "public_ip", s.Node.PublicIP, "iface", s.Node.Iface,
 		"backend", s.Node.Backend, "port", s.Node.Port, "mtu", s.Node.MTU, "tun", s.Node.TUN, "version", s.Version, "kernel", s.Kernel}
+	if s.Node.Subnet6 != "" {
+		attrs = append(attrs, "subnet_ipv6", s.Node.Subnet6, "network_ipv6", s.Node.Network6, "public_ipv6", s.Node.PublicIPv6, "tun_ipv6", s.Node.TUN6)
+	}
 	if s.Node.VNI != nil {
 		attrs = append(attrs, "vni", strconv.Itoa(int(*s.Node.VNI)), "vtep", s.Node.VtepMAC)
 	}

@@ -31,7 +31,11 @@ const resumeEvery = time.Second
 // urls are where it listens: on loopback, and on the underlay for the other nodes.
 func (e *embeddedServer) urls() []url.URL {
 	var all []url.URL
-	for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), e.iface.Addr} {
+	outer := e.iface.Addr
+	if !outer.IsValid() {
+		outer = e.iface.Addr6
+	}
+	for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), outer} {
 		all = append(all, url.URL{Scheme: "http", Host: netip.AddrPortFrom(addr, e.d.opts.flags.embeddedPort).String()})
 	}
 	return all

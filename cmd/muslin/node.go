@@ -46,8 +46,16 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err := cfg.Supported(); err != nil {
 		return nil, err
 	}
-	n := &node{tun: d.opts.flags.tunName, stateDir: d.opts.flags.stateDir, iface: iface, network: cfg.Network, backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI,
+	n := &node{tun: d.opts.flags.tunName, stateDir: d.opts.flags.stateDir, iface: iface, network: cfg.Network,
+		backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI, fixedMTU: cfg.Backend.MTU,
 		directRouting: cfg.Backend.DirectRouting || cfg.Backend.Type == lease.BackendHostGW}
+	if !cfg.EnableIPv4 {
+		six, err := d.newSix(src, n, host.IPv6)
+		if err == nil {
+			err = six.checkPeersFile(src)
+		}
+		return six, err
+	}
 	for _, addr := range []netip.Addr{iface.PublicIP, iface.Addr} {
 		if cfg.Network.Contains(addr) {
 			return nil, fmt.Errorf("%v, the address of this node on the underlay (%s), lies inside the overlay's Network %v: its datagrams would be routed into the overlay again; give another --public-ip or --iface, or choose another Network",
@@ -76,7 +84,6 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 				iface.PublicIP, iface.Addr, iface.Name, iface.PublicIP)
 		}
 	}
-	n.fixedMTU = cfg.Backend.MTU
 	if warning := n.warnMTU(encap.OuterMTU(iface.MTU)); warning != "" {
 		cfg.Warnings = append(cfg.Warnings, warning)
 	}
@@ -86,9 +93,11 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		return nil, err
 	}
 	if cfg.EnableIPv6 {
-		if n.second, err = d.newSecond(src, n); err != nil {
+		if n.second, err = d.newSix(src, n, host.BothFamilies); err != nil {
 			return nil, err
 		}
+		n.second.tun, n.second.stateDir = d.opts.tunName6, filepath.Join(d.opts.flags.stateDir, stateIPv6)
+		n.mtu = n.second.mtu // see innerMTU
 	}
 	return n, nil
 }
@@ -96,20 +105,20 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 // stateIPv6 is the directory in the state directory for what is changed in the host for IPv6.
 const stateIPv6 = "ipv6"
 
-// newSecond is what the config means for IPv6, beside the node of IPv4.
-func (d *daemon) newSecond(src *source, first *node) (*node, error) {
+// newSix is what the config means for IPv6, beside a node of IPv4 or in its place.
+func (d *daemon) newSix(src *source, first *node, families host.Families) (*node, error) {
 	opts := d.opts.iface
-	opts.Families = host.BothFamilies
+	opts.Families = families
 	iface, err := host.ChooseInterface(opts)
 	if err != nil {
 		return nil, err
 	}
-	if iface.Name != first.iface.Name {
+	if families == host.BothFamilies && iface.Name != first.iface.Name {
 		return nil, fmt.Errorf("the underlay's interface was %s, and is %s with IPv6: name one with --iface", first.iface.Name, iface.Name)
 	}
 	n := *first
 	n.six, n.second = true, nil
-	n.tun, n.stateDir = d.opts.tunName6, filepath.Join(d.opts.flags.stateDir, stateIPv6)
+	n.iface = iface
 	n.iface.Addr, n.iface.PublicIP = iface.Addr6, iface.PublicIPv6
 	n.network = src.config.IPv6Network
 	for _, addr := range []netip.Addr{n.iface.PublicIP, n.iface.Addr} {
@@ -125,8 +134,23 @@ func (d *daemon) newSecond(src *source, first *node) (*node, error) {
 	if n.mtu, err = n.innerMTU(encap.OuterMTU(iface.MTU)); err != nil {
 		return nil, err
 	}
-	first.mtu = n.mtu // see innerMTU
 	return &n, nil
+}
+
+// ours reports whether a lease with these attributes is this node's.
+func (n *node) ours(a lease.Attrs) bool {
+	if n.six {
+		return !a.PublicIP.IsValid() && a.PublicIPv6 == n.iface.PublicIP
+	}
+	return a.PublicIP == n.iface.PublicIP
+}
+
+// publicIP is zero without IPv4.
+func (n *node) publicIP() netip.Addr {
+	if n.six {
+		return netip.Addr{}
+	}
+	return n.iface.PublicIP
 }
 
 // all are the nodes of each family.
@@ -139,7 +163,10 @@ func (n *node) all() []*node {
 
 // publicIPv6 is zero without IPv6.
 func (n *node) publicIPv6() netip.Addr {
-	if n.second == nil {
+	switch {
+	case n.six:
+		return n.iface.PublicIP
+	case n.second == nil:
 		return netip.Addr{}
 	}
 	return n.second.iface.PublicIP
@@ -150,6 +177,9 @@ func (n *node) hostGateway() bool { return n.backend == lease.BackendHostGW }
 
 // attrs is what we publish in our lease.
 func (n *node) attrs() lease.Attrs {
+	if n.six {
+		return lease.Attrs{PublicIPv6: n.iface.PublicIP, BackendType: n.backend, VNI6: n.vni, MAC6: n.mac}
+	}
 	a := lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
 	if six := n.second; six != nil {
 		a.PublicIPv6, a.VNI6, a.MAC6 = six.iface.PublicIP, six.vni, six.mac
@@ -166,10 +196,14 @@ func (n *node) checkPeersFile(src *source) error {
 		return nil
 	}
 	own := src.static.Own()
-	if !n.network.Contains(own.Subnet.Addr()) {
+	subnet, vni := own.Subnet, own.Attrs.VNI
+	if n.six {
+		subnet, vni = own.Subnet6, own.Attrs.VNI6
+	}
+	if !n.network.Contains(subnet.Addr()) {
 		return fmt.Errorf("peers file: our own lease %s does not lie in the network %v: give the --network that the file was written under", own.Key, n.network)
 	}
-	if own.Attrs.BackendType == n.backend && own.Attrs.VNI == n.vni {
+	if own.Attrs.BackendType == n.backend && vni == n.vni {
 		return nil
 	}
 	return fmt.Errorf("peers file: our own lease %s is %s, but the network's config says %s, VNI %v: give the --backend that the file was written under",

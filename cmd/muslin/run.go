@@ -112,7 +112,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err := privilege.Inherit(privilege.Of(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)); err != nil {
 		d.log.Warn("iptables may be refused by the kernel", "err", err)
 	}
-	iface, err := host.ChooseInterface(d.opts.iface)
+	iface, err := d.chooseInterface()
 	if err != nil {
 		return err
 	}
@@ -144,6 +144,21 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		d.log.Info("stopped before there was a lease")
 	}
 	return nil
+}
+
+// chooseInterface is the underlay's interface by IPv4, or on a host that has none by IPv6. What the network's config wants
+// of the two is not known yet (newNode).
+func (d *daemon) chooseInterface() (host.Interface, error) {
+	iface, err := host.ChooseInterface(d.opts.iface)
+	if err == nil {
+		return iface, nil
+	}
+	opts := d.opts.iface
+	opts.Families = host.IPv6
+	if six, err6 := host.ChooseInterface(opts); err6 == nil {
+		return six, nil
+	}
+	return iface, err
 }
 
 // listen opens what others find this daemon by, and locks out a second one. After an error nothing of it is
@@ -211,7 +226,7 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 	for _, w := range src.config.Warnings {
 		d.log.Warn("network config: " + w)
 	}
-	previous := d.previousSubnet(ctx, src, iface, remembered)
+	previous := d.previousSubnet(ctx, src, node, remembered)
 	if err := d.place.fits(d.settings(node, previous)); err != nil {
 		return err
 	}

@@ -102,9 +102,13 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 		return nil, err
 	}
 	var six netip.Addr
+	four := iface.PublicIP
 	if cfg.EnableIPv6 {
 		opts := d.opts.iface
 		opts.Families = host.BothFamilies
+		if !cfg.EnableIPv4 {
+			opts.Families, four = host.IPv6, netip.Addr{}
+		}
 		both, err := host.ChooseInterface(opts)
 		if err != nil {
 			return nil, err
@@ -113,7 +117,7 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 	}
 	member := new(membership)
 	static, err := lease.NewStatic(lease.StaticConfig{
-		Path: d.opts.flags.peersFile, PublicIP: iface.PublicIP, Network: cfg.Network, OnTable: member.publish, Logger: d.log,
+		Path: d.opts.flags.peersFile, PublicIP: four, Network: cfg.Network, OnTable: member.publish, Logger: d.log,
 		PublicIPv6: six, Network6: cfg.IPv6Network})
 	if err != nil {
 		return nil, err
@@ -161,7 +165,7 @@ func (m *membership) publish(t *fib.Table) {
 // previousSubnet is the subnet that this host had before, whose pod bridge may still be up. Of the leases with
 // our PublicIP that is the one that the subnet file names, else a reserved one, else any; without one it is
 // the subnet file's, or none. What is remembered stands in for a subnet file that is gone, as after a boot.
-func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Interface, remembered *lease.Memory) previousSubnets {
+func (d *daemon) previousSubnet(ctx context.Context, src *source, node *node, remembered *lease.Memory) previousSubnets {
 	switch {
 	case src.static != nil:
 		return previousSubnets{src.static.Own().Subnet, src.static.Own().Subnet6}
@@ -186,14 +190,14 @@ func (d *daemon) previousSubnet(ctx context.Context, src *source, iface host.Int
 	var own lease.Lease
 	for _, e := range entries {
 		l, err := lease.ParseLease(e)
-		if err != nil || l.Attrs.PublicIP != iface.PublicIP {
+		if err != nil || !node.ours(l.Attrs) {
 			continue
 		}
-		if l.Subnet == before.four {
+		if l.Subnet == before.four && l.Subnet6 == before.six {
 			own = l
 			break
 		}
-		if !own.Subnet.IsValid() || l.Reserved && !own.Reserved {
+		if own.Key == "" || l.Reserved && !own.Reserved {
 			own = l
 		}
 	}
@@ -251,7 +255,7 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous previo
 		Feed: m.feed,
 		Node: lease.Node{
 			Key:    n.key.Public(),
-			Subnet: m.subnet, PublicIP: n.iface.PublicIP, Backend: n.backend, VNI: n.vni, Network: src.config.Network,
+			Subnet: m.subnet, PublicIP: n.publicIP(), Backend: n.backend, VNI: n.vni, Network: src.config.Network,
 			Subnet6: m.subnet6, PublicIPv6: n.publicIPv6(), Network6: src.config.IPv6Network},
 		Known:   known,
 		OnTable: m.publish,

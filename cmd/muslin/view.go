@@ -97,12 +97,21 @@ func (d *daemon) status() *Status {
 }
 
 func (n *NodeStatus) fill(node *node) {
-	n.Backend, n.Port, n.MTU, n.Network = node.backend, node.port, int(node.mtu), prefixText(node.network)
+	n.Backend, n.Port, n.MTU = node.backend, node.port, int(node.mtu)
 	if node.backend == lease.BackendVXLAN {
 		vni := node.vni.Uint32()
-		n.VNI, n.VtepMAC = &vni, node.mac.String()
+		n.VNI = &vni
 	}
-	if six := node.second; six != nil {
+	six := node.second
+	if node.six {
+		six, n.PublicIP = node, ""
+	} else {
+		n.Network = prefixText(node.network)
+		if n.VNI != nil {
+			n.VtepMAC = node.mac.String()
+		}
+	}
+	if six != nil {
 		n.PublicIPv6, n.Network6, n.VtepMAC6 = addrText(six.iface.PublicIP), prefixText(six.network), six.mac.String()
 	}
 	n.PublicKey = node.key.String()
@@ -114,10 +123,14 @@ func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence},
 func (s *Status) fillRunning(v *viewState) {
 	since := v.since.UTC()
 	s.Since = &since
-	if six := v.node.second; six != nil {
-		s.Node.TUN6, s.Node.Subnet6 = six.tun, v.member.subnet6.String()
+	s.Node.Subnet, s.Node.Subnet6, s.Node.MTU = prefixText(v.member.subnet), prefixText(v.member.subnet6), int(v.mtu)
+	for i, n := range v.node.all() {
+		if name := parts(v.carrier)[i].name(); n.six {
+			s.Node.TUN6 = name
+		} else {
+			s.Node.TUN = name
+		}
 	}
-	s.Node.TUN, s.Node.Subnet, s.Node.MTU = v.carrier.name(), v.member.subnet.String(), int(v.mtu)
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()
 		if !k.Lease.Reserved && !k.Lease.Expires.IsZero() {
