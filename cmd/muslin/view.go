@@ -150,6 +150,9 @@ func (s *Status) fillRunning(v *viewState) {
 			s.Warnings = append(s.Warnings, warning)
 		}
 	}
+	for _, warning := range v.host.Warnings() {
+		s.warn(warning)
+	}
 	s.Features = append(s.Features, v.sides.features()...)
 	s.Features = append(s.Features, v.host.Features()...)
 }

@@ -12,13 +12,14 @@
 // namespace of the calling thread. It speaks netlink to the kernel and executes nothing but iptables.
 //
 // Why does the daemon refuse to start? conflict.go. Which interface did it choose? iface.go. What did it
-// change? setup.go. What is left after a crash? cleanup.go.
+// change? setup.go. What is left after a crash? cleanup.go. Whose rules drop our packets? obstacle.go.
 package host
 
 import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -46,6 +47,8 @@ type SetupConfig struct {
 	Network netip.Prefix // the whole overlay; one route to the TUN, and "cluster" in the firewall rules
 	Subnet  netip.Prefix // this node's lease; "pod" in the firewall rules
 
+	Outer Outer // what carries the overlay
+
 	DirectRoutes    bool // routes to peers come and go in Network (package direct): Undo and Cleanup remove them
 	BlackholeRoute  bool // a route of last resort for Subnet, so that packets for absent pods do not loop
 	ForwardRules    bool // accept forwarding from and to Network
@@ -57,6 +60,12 @@ type SetupConfig struct {
 	StateDir string        // directory of the journal; made if missing
 	Shared   bool          // a daemon that we are about to replace still runs on what it set up
 	Logger   *slog.Logger  // nil discards
+}
+
+// Outer is the underlay as its firewall sees it.
+type Outer struct {
+	Iface string // "": not known
+	Port  uint16 // the UDP port that peers send to; 0: there is none
 }
 
 // State is what Setup changed in the host. It is safe for concurrent use.
@@ -71,6 +80,8 @@ type State struct {
 	mu         sync.Mutex // held during every change
 	undone     bool
 	sysctlTold bool // a switch that cannot be set was logged
+
+	obstacles atomic.Pointer[[]string] // other owners' chains that drop our packets, as sentences
 }
 
 func orDiscard(l *slog.Logger) *slog.Logger {

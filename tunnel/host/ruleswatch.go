@@ -49,6 +49,9 @@ func (w *rulesWatch) close() {
 	w.reader.Wait()
 }
 
+// told reports whether changes are told of.
+func (w *rulesWatch) told() bool { return w.sock != nil }
+
 // arm has a look follow soon.
 func (w *rulesWatch) arm() {
 	if !w.armed {

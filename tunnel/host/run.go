@@ -63,7 +63,11 @@ func (s *State) Run(ctx context.Context) error {
 		case <-rules.look.C:
 			rules.looked()
 			did, err = s.convergeFirewall()
+			s.lookForObstacles()
 		case <-tick.C:
+			if !rules.told() {
+				s.lookForObstacles()
+			}
 			if did, err = s.converge(); err == nil {
 				var more []string
 				more, err = s.convergeFirewall()
