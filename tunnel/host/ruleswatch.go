@@ -11,11 +11,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
-// rulesPause is how long Run lets the firewall be between two looks at it: a host's rules may be rewritten all the time,
-// and a look with iptables starts four processes.
-const rulesPause = time.Second
+// How often Run looks at the firewall for events, in the long run and at once: a host's rules may be rewritten all the
+// time, and a look with iptables starts four processes; and what rewrites them now does so a few times.
+const (
+	rulesPause = time.Second
+	rulesBurst = 5
+)
 
 // rulesWatch says when to look at the firewall: at the start, and after somebody changed nftables rules, iptables over
 // nftables included.
@@ -26,11 +30,11 @@ type rulesWatch struct {
 	sock   *os.File // nil: the kernel does not tell
 	reader sync.WaitGroup
 	armed  bool
-	last   time.Time // of the last look
+	limit  *rate.Limiter
 }
 
 func newRulesWatch(log *slog.Logger) *rulesWatch {
-	w := &rulesWatch{events: make(chan struct{}, 1), look: time.NewTimer(0), armed: true}
+	w := &rulesWatch{events: make(chan struct{}, 1), look: time.NewTimer(0), armed: true, limit: rate.NewLimiter(rate.Every(rulesPause), rulesBurst)}
 	sock, err := rulesSocket()
 	if err != nil {
 		log.Info("no events of nftables: firewall rules that are removed come back at the next period", "error", err)
@@ -56,11 +60,11 @@ func (w *rulesWatch) told() bool { return w.sock != nil }
 func (w *rulesWatch) arm() {
 	if !w.armed {
 		w.armed = true
-		w.look.Reset(max(settle, rulesPause-time.Since(w.last)))
+		w.look.Reset(max(settle, w.limit.Reserve().Delay()))
 	}
 }
 
-func (w *rulesWatch) looked() { w.armed, w.last = false, time.Now() }
+func (w *rulesWatch) looked() { w.armed = false }
 
 // rulesSocket subscribes to the changes of nftables in this namespace.
 func rulesSocket() (*os.File, error) {
