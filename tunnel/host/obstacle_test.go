@@ -73,6 +73,7 @@ func TestObstacles(t *testing.T) {
 		{name: "iptables, reject", sh: "iptables -A FORWARD -m comment --comment hers -j REJECT --reject-with icmp-host-prohibited", words: []string{"rejects|" + out, "rejects|" + in}},
 		{name: "iptables, ours before it", sh: "iptables -P FORWARD DROP; iptables -N MUSLIN-FWD; iptables -A MUSLIN-FWD -s 10.244.0.0/16 -j ACCEPT; iptables -A MUSLIN-FWD -d 10.244.0.0/16 -j ACCEPT; iptables -A FORWARD -m comment --comment 'muslin forward' -j MUSLIN-FWD"},
 		{name: "iptables, by another way", sh: "iptables -P FORWARD DROP; iptables -A FORWARD -m mark --mark 7 -j ACCEPT; iptables -A FORWARD -j NFQUEUE"},
+		{name: "Docker, allowed by its owner", sh: "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; iptables -A FORWARD -j DOCKER-USER; iptables -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT; iptables -I DOCKER-USER -d 10.244.0.0/16 -j ACCEPT"},
 		{name: "iptables, closed port", sh: "iptables -A INPUT -p udp --dport 53 -j ACCEPT; iptables -A INPUT -p udp -m multiport --dports 1,2 -j LOG; iptables -A INPUT -j DROP", words: []string{"table ip filter, chain INPUT|" + port}},
 		{name: "iptables, open port", sh: "iptables -A INPUT -p udp --dport 8472 -j ACCEPT; iptables -A INPUT -j DROP"},
 	} {
