@@ -9,7 +9,7 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the demo and the tests need beside Go, as Debian packages.
 DEMO_PACKAGES := iproute2 iperf3
-TEST_PACKAGES := $(DEMO_PACKAGES) iputils-ping tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf wireguard-go wireguard-tools gcc libc6-dev
+TEST_PACKAGES := $(DEMO_PACKAGES) iputils-ping tcpdump iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf wireguard-go wireguard-tools gcc libc6-dev dbus-daemon python3-dbus python3-gi
 
 # What the benchmark measures with, and the rivals it measures beside, where `make bench-rivals` installed them.
 BENCH_PACKAGES := $(DEMO_PACKAGES) ethtool sockperf etcd-server wireguard-tools
@@ -45,12 +45,21 @@ deps-demo: ## Install the Debian packages that the demo needs
 # own, so one that this installs does not stay on.
 .PHONY: deps
 deps: ## Install the Debian packages that demo and test need
-	@had=$$(dpkg -s etcd-server 2>/dev/null); $(MAKE) -s deps-test; \
+	@had=$$(dpkg -s etcd-server 2>/dev/null); $(MAKE) -s deps-test deps-firewalld; \
 	  if [ -z "$$had" ] && [ -d /run/systemd/system ]; then $(SUDO) systemctl disable -q --now etcd; fi
 
 .PHONY: deps-test
 deps-test:
 	$(call install,$(TEST_PACKAGES))
+
+# Unpacked, not installed: Debian starts firewalld where it is installed, and it would be this machine's firewall.
+FIREWALLD := $(CURDIR)/build/firewalld
+.PHONY: deps-firewalld
+deps-firewalld: ## Fetch Debian's firewalld for the tests, without installing it
+	@[ -d $(FIREWALLD) ] || { dir=$$(mktemp -d) && chmod 755 $$dir && \
+	  (cd $$dir && set -- firewalld python3-firewall python3-nftables && { apt-get download -q $$@ || { $(SUDO) apt-get update -q && apt-get download -q $$@; }; } && \
+    for deb in *.deb; do dpkg -x $$deb root || exit 1; done) && \
+	  mkdir -p build && mv $$dir/root $(FIREWALLD) && rm -r $$dir; }
 
 .PHONY: demo
 demo: deps-demo build ## Three hosts on this machine: ping and throughput between all pods (needs root)
@@ -77,7 +86,8 @@ test-fuzz: ## Every fuzz target over its seeds and kept corpus
 
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 9m ./bench/e2e
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FIREWALLD=$$([ ! -d $(FIREWALLD) ] || echo $(FIREWALLD)) \
+	  $(GO) test -count=1 -timeout 9m ./bench/e2e
 
 .PHONY: matrix
 matrix: deps-test build ## Every backend between every kind of nodes; writes docs/matrix.md (root)
@@ -118,7 +128,7 @@ define oldkernel
 	@mkdir -p build/oldkernel/$(1)
 	@printf '#!/bin/sh\nexec %s --profile $(1) -- %s "$$@"\n' $(CURDIR)/bin/oldkernel $(CURDIR)/bin/muslin >build/oldkernel/$(1)/muslin
 	@chmod 755 build/oldkernel/$(1)/muslin
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/build/oldkernel/$(1)/muslin MUSLIN_OLDKERNEL=$(1) \
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/build/oldkernel/$(1)/muslin MUSLIN_OLDKERNEL=$(1) MUSLIN_FIREWALLD=none \
 	  $(GO) test -count=1 -timeout 15m ./bench/e2e
 
 endef

@@ -9,4 +9,7 @@
 // On a kernel in QEMU (bench/vm) MUSLIN_SLOW says by what factor the machine is slower, and MUSLIN_NETEM that the
 // kernel's network emulator has to be there. Where bench/oldkernel plays an older kernel for muslin,
 // MUSLIN_OLDKERNEL names it, and lacks says what it has not.
+//
+// MUSLIN_FIREWALLD is where Debian's firewalld was unpacked (`make deps-firewalld`), or none. MUSLIN_DOCKERD names a
+// dockerd to run in the place of what was recorded of one.
 package e2e

@@ -21,6 +21,7 @@ type T interface {
 var packages = map[string]string{
 	"bridge":           "iproute2",
 	"capsh":            "libcap2-bin",
+	"dbus-daemon":      "dbus-daemon",
 	"etcd":             "etcd-server",
 	"etcdctl":          "etcd-client",
 	"ethtool":          "ethtool",

@@ -120,7 +120,7 @@ func (t *tree) settings(g guest) map[string]string {
 		"etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 		"etc/modules":       strings.Join(modules, "\n") + "\n",
 		// CI makes what is missing a failure, and so does MUSLIN_NETEM, rather than a test left out.
-		"etc/muslin-vm": fmt.Sprintf("export CI=true MUSLIN_BIN=/usr/bin/muslin MUSLIN_SLOW=%d MUSLIN_NETEM=required\nLIMIT=%v RUN=%s\n",
+		"etc/muslin-vm": fmt.Sprintf("export CI=true MUSLIN_BIN=/usr/bin/muslin MUSLIN_SLOW=%d MUSLIN_NETEM=required MUSLIN_FIREWALLD=none\nLIMIT=%v RUN=%s\n",
 			g.slow, g.limit, quoted),
 	}
 }

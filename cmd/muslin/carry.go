@@ -264,7 +264,7 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 	c := host.SetupConfig{
 		TUN:             tun,
 		MTU:             int(node.mtu),
-		Underlay:        node.iface.Name,
+		Outer:           host.Outer{Iface: node.iface.Name, Port: node.port},
 		DirectRoutes:    node.directRouting,
 		BlackholeRoute:  f.blackhole,
 		ForwardRules:    f.forwardRules,

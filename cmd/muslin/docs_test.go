@@ -281,7 +281,7 @@ func TestDocsListEverySkipReason(t *testing.T) {
 	for _, row := range tableRows(section(t, readDoc(t, "docs/configuration.md"), "Leases that are not used")) {
 		inDocs = append(inDocs, quoted(row[0])...)
 	}
-	same(t, "skip reason", inDocs, []string{lease.SkipKey, lease.SkipValue, lease.SkipIPv6, lease.SkipOutside,
+	same(t, "skip reason", inDocs, []string{lease.SkipKey, lease.SkipValue, lease.SkipIPv6, lease.SkipIPv4, lease.SkipOutside,
 		lease.SkipBackend, lease.SkipVNI, lease.SkipKeyOurs, lease.SkipPublicIP, lease.SkipReserved, lease.SkipCircular, lease.SkipDouble})
 }
 
@@ -474,7 +474,8 @@ func pages(t *testing.T) map[string]string {
 
 // foreignFlags are flags of other programs that the pages name.
 var foreignFlags = []string{"bip", "mtu", "cap-add", "device", "prefix", "unix-socket", "random-fully", "kube-subnet-mgr",
-	"comment", "now", "containerd", "help", "profile", "endpoints", "cacert", "interactive", "client-cert-auth", "no-password"}
+	"comment", "now", "containerd", "help", "profile", "endpoints", "cacert", "interactive", "client-cert-auth", "no-password",
+	"permanent", "zone", "add-source", "add-port", "reload", "get-zone-of-interface"}
 
 // hiddenFlags are muslin's, and in no --help.
 var hiddenFlags = []string{"subnet-lease-ttl"}

@@ -101,9 +101,13 @@ func printLeases(ctx context.Context, cmd *cobra.Command, store *etcd.Store, ent
 			line.Problem = err.Error()
 		} else {
 			good = append(good, l)
-			line.Subnet, line.PublicIP, line.Backend = prefixText(l.Subnet), l.Attrs.PublicIP.String(), l.Attrs.BackendType
+			line.Subnet, line.PublicIP, line.Backend = prefixText(l.Subnet), addrText(l.Attrs.PublicIP), l.Attrs.BackendType
+			mac := l.Attrs.MAC
+			if !l.Subnet.IsValid() { // of IPv6 alone
+				line.Subnet, line.PublicIP, mac = prefixText(l.Subnet6), addrText(l.Attrs.PublicIPv6), l.Attrs.MAC6
+			}
 			if l.Attrs.BackendType == lease.BackendVXLAN {
-				line.VtepMAC = l.Attrs.MAC.String()
+				line.VtepMAC = mac.String()
 			}
 		}
 		if !e.Reserved {
@@ -259,9 +263,15 @@ func fitsConfig(ctx context.Context, store *etcd.Store, key string) error {
 	if err != nil {
 		return err
 	}
-	subnet, _, err := lease.ParseKey(key)
+	subnet, subnet6, err := lease.ParseKey(key)
 	if err != nil {
 		return err
+	}
+	if cfg.EnableIPv6 {
+		if !cfg.FitsLease(subnet, subnet6) {
+			return fmt.Errorf("%s is no lease of this network: with EnableIPv6 its key is that of a subnet of each family that the network has, as in 10.244.1.0-24&2001:db8:1::-64", key)
+		}
+		return nil
 	}
 	if !cfg.Fits(subnet) {
 		return fmt.Errorf("%v is no subnet of this network: they are /%d, from %v to %v", subnet, cfg.SubnetLen, cfg.SubnetMin, cfg.SubnetMax)

@@ -167,6 +167,11 @@ func (s *Status) fillRunning(v *viewState) {
 			s.Warnings = append(s.Warnings, warning)
 		}
 	}
+	for _, host := range v.host {
+		for _, warning := range host.Warnings() {
+			s.warn(warning)
+		}
+	}
 	s.Features = append(s.Features, v.carrier.features()...)
 	s.Features = append(s.Features, v.host[0].Features()...)
 }

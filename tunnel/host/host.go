@@ -12,13 +12,14 @@
 // namespace of the calling thread. It speaks netlink to the kernel and executes nothing but iptables.
 //
 // Why does the daemon refuse to start? conflict.go. Which interface did it choose? iface.go. What did it
-// change? setup.go, converge.go. What is left after a crash? cleanup.go.
+// change? setup.go, converge.go. What is left after a crash? cleanup.go. Whose rules drop our packets? obstacle.go.
 package host
 
 import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -49,9 +50,8 @@ type SetupConfig struct {
 
 	// The same of IPv6; Address6 is a /128. The three of one family may be zero: the overlay does not carry it.
 	Address6, Network6, Subnet6 netip.Prefix
-	// Underlay is the interface whose router advertisements are to count when the host has begun to forward IPv6.
-	// Others that have a route by one are found.
-	Underlay string
+
+	Outer Outer // what carries the overlay
 
 	DirectRoutes    bool // routes to peers come and go in Network (package direct): Undo and Cleanup remove them
 	BlackholeRoute  bool // a route of last resort for Subnet, so that packets for absent pods do not loop
@@ -66,6 +66,12 @@ type SetupConfig struct {
 	Logger   *slog.Logger  // nil discards
 }
 
+// Outer is the underlay as its firewall sees it.
+type Outer struct {
+	Iface string // "": not known. Its router advertisements are to count when the host has begun to forward IPv6
+	Port  uint16 // the UDP port that peers send to; 0: there is none
+}
+
 // State is what Setup changed in the host. It is safe for concurrent use.
 type State struct {
 	config  SetupConfig
@@ -78,6 +84,8 @@ type State struct {
 	mu         sync.Mutex // held during every change
 	undone     bool
 	sysctlTold bool // a switch that cannot be set was logged
+
+	obstacles atomic.Pointer[[]string] // other owners' chains that drop our packets, as sentences
 }
 
 // half is what Setup makes of one address family.

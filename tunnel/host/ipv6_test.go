@@ -24,7 +24,7 @@ import (
 func config6(stateDir string) SetupConfig {
 	c := config(stateDir)
 	c.Address6, c.Network6, c.Subnet6 = prefix("2001:db8:42:5::/128"), prefix("2001:db8:42::/56"), prefix("2001:db8:42:5::/64")
-	c.Underlay = "eth0"
+	c.Outer.Iface = "eth0"
 	return c
 }
 

@@ -106,7 +106,7 @@ func TestIPv6IsForwardedAndMasqueraded(t *testing.T) {
 				run(t, "ip6tables -P FORWARD DROP")
 			}
 			c := only6(config6(t.TempDir()))
-			c.UseNFTables, c.Underlay = tool.nft, "wan0"
+			c.UseNFTables, c.Outer.Iface = tool.nft, "wan0"
 			s, err := Setup(c)
 			if err != nil {
 				t.Fatal(err)

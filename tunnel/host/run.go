@@ -19,9 +19,9 @@ import (
 // settle is how long Run waits after an event before it looks, so that a burst of them is one look.
 const settle = 100 * time.Millisecond
 
-// Run puts back what something else removes: the TUN's state, address and routes when the kernel tells
-// of it, and those, forwarding and the firewall rules every Resync. It returns nil when ctx ends, and
-// ErrTUNGone when there is nothing left to look after.
+// Run puts back what something else removes: the TUN's state, address and routes and the firewall rules when the
+// kernel tells of it, and those and forwarding every Resync. Of iptables-legacy's rules the kernel tells nothing. Run
+// returns nil when ctx ends, and ErrTUNGone when there is nothing left to look after.
 func (s *State) Run(ctx context.Context) error {
 	period := s.config.Resync
 	if period <= 0 {
@@ -40,6 +40,8 @@ func (s *State) Run(ctx context.Context) error {
 		defer reader.Wait()
 		defer sock.Close()
 	}
+	rules := newRulesWatch(s.log)
+	defer rules.close()
 
 	look := time.NewTimer(0)
 	defer look.Stop()
@@ -55,7 +57,17 @@ func (s *State) Run(ctx context.Context) error {
 			continue
 		case <-look.C:
 			did, err = s.converge()
+		case <-rules.events:
+			rules.arm()
+			continue
+		case <-rules.look.C:
+			rules.looked()
+			did, err = s.convergeFirewall()
+			s.lookForObstacles()
 		case <-tick.C:
+			if !rules.told() {
+				s.lookForObstacles()
+			}
 			if did, err = s.converge(); err == nil {
 				var more []string
 				more, err = s.convergeFirewall()

@@ -184,7 +184,7 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 		}
 		forwarding := forwardingSysctls
 		if h.network.Addr().Is6() {
-			forwarding = func() ([]sysctl, []sysctl, error) { return forwarding6Sysctls(c.Underlay) }
+			forwarding = func() ([]sysctl, []sysctl, error) { return forwarding6Sysctls(c.Outer.Iface) }
 		}
 		main, along, err := forwarding()
 		if err != nil {

@@ -1,0 +1,411 @@
+//go:build linux
+
+package host
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+)
+
+// An accept ends one base chain's evaluation, a drop or reject a packet's life: what another owner's chain on the
+// same hook drops, no rule of ours brings through. Such chains are found by reading the ruleset as the kernel would,
+// with a packet of which only what matters here is known (specimen.go), and named. Nothing is changed.
+//
+// What is found is certain: where a rule asks for what is not known of the packet, both answers are followed, and a
+// chain that might let it pass is not named. What iptables-legacy has is not in nftables and is not seen.
+
+// obstacle is a base chain of another owner that drops what the overlay has to get through.
+type obstacle struct {
+	table  *nftables.Table
+	chain  string // the base chain
+	at     string // the chain in which the verdict fell
+	reject bool   // with an answer to the sender
+	input  bool   // the datagrams of the underlay; else what is forwarded
+	what   string // the packets, where they are forwarded
+}
+
+// obstacles are those of this moment, for packets of IPv4.
+func (c SetupConfig) obstacles() ([]obstacle, error) {
+	if !c.Network.IsValid() {
+		return nil, nil
+	}
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	defer conn.CloseLasting()
+	chains, err := conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	forward, input := c.specimens()
+	w := &walk{conn: conn, rules: make(map[string][]*nftables.Rule), sets: make(map[string][]nftables.SetElement)}
+	var found []obstacle
+	for _, chain := range chains {
+		if f := chain.Table.Family; chain.Hooknum == nil || chain.Type != nftables.ChainTypeFilter ||
+			f != nftables.TableFamilyIPv4 && f != nftables.TableFamilyINet {
+			continue
+		}
+		packets := forward
+		switch *chain.Hooknum {
+		case *nftables.ChainHookForward:
+		case *nftables.ChainHookInput:
+			packets = input
+		default:
+			continue
+		}
+		for i := range packets {
+			o, drops, err := w.base(chain, &packets[i])
+			if err != nil {
+				return nil, err
+			}
+			if !drops {
+				continue
+			}
+			o.input, o.what = *chain.Hooknum == *nftables.ChainHookInput, packets[i].what
+			found = append(found, o)
+		}
+	}
+	return found, nil
+}
+
+// walk reads each chain and set once.
+type walk struct {
+	conn  *nftables.Conn
+	rules map[string][]*nftables.Rule
+	sets  map[string][]nftables.SetElement
+}
+
+// ways is what may become of a packet in a chain.
+type ways int
+
+const (
+	accepted ways = 1 << iota
+	dropped
+	through // it comes out at the end, or returns
+)
+
+// maxDepth is the kernel's limit on jumps (NFT_JUMP_STACK_SIZE).
+const maxDepth = 16
+
+// base reports whether a base chain drops the packet for certain.
+func (w *walk) base(chain *nftables.Chain, s *specimen) (obstacle, bool, error) {
+	o := obstacle{table: chain.Table, chain: chain.Name}
+	out, err := w.follow(&o, chain.Name, s, 0)
+	if err != nil {
+		return o, false, err
+	}
+	if out&through != 0 && chain.Policy != nil && *chain.Policy == nftables.ChainPolicyDrop {
+		out, o.at, o.reject = out&^through|dropped, chain.Name, false
+	}
+	return o, out == dropped, nil
+}
+
+func (w *walk) follow(o *obstacle, chain string, s *specimen, depth int) (ways, error) {
+	if depth > maxDepth {
+		return accepted, nil
+	}
+	rules, err := w.list(o.table, chain)
+	if err != nil {
+		return 0, err
+	}
+	var out ways
+	for _, r := range rules {
+		matches, verdict, reject, err := w.ask(o.table, r, s)
+		if err != nil {
+			return 0, err
+		}
+		if matches == no || verdict == nil {
+			continue
+		}
+		var then ways
+		switch verdict.Kind {
+		case expr.VerdictDrop:
+			then, o.at, o.reject = dropped, chain, reject
+		case expr.VerdictContinue, expr.VerdictBreak:
+			continue
+		case expr.VerdictReturn:
+			then = through
+		case expr.VerdictJump, expr.VerdictGoto:
+			if then, err = w.follow(o, verdict.Chain, s, depth+1); err != nil {
+				return 0, err
+			}
+			if verdict.Kind == expr.VerdictJump && then&through != 0 {
+				out |= then &^ through
+				continue
+			}
+		default: // queued to a program, stolen: it may come back
+			then = accepted
+		}
+		if out |= then; matches == yes {
+			return out, nil
+		}
+	}
+	return out | through, nil
+}
+
+func (w *walk) list(table *nftables.Table, chain string) ([]*nftables.Rule, error) {
+	key := fmt.Sprint(table.Family, " ", table.Name, " ", chain)
+	if r, ok := w.rules[key]; ok {
+		return r, nil
+	}
+	r, err := w.conn.GetRules(table, &nftables.Chain{Name: chain})
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chain %s: %w", chain, err)
+	}
+	w.rules[key] = r
+	return r, nil
+}
+
+// ask reports whether a rule matches, and its verdict; nil: it has none.
+func (w *walk) ask(table *nftables.Table, r *nftables.Rule, s *specimen) (matches tri, verdict *expr.Verdict, reject bool, err error) {
+	matches = yes
+	registers := make(map[uint32]value)
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			if !e.SourceRegister {
+				registers[e.Register] = s.meta(e.Key)
+			}
+		case *expr.Ct:
+			if !e.SourceRegister {
+				registers[e.Register] = s.conntrack(e.Key)
+			}
+		case *expr.Payload:
+			if e.OperationType == expr.PayloadLoad {
+				registers[e.DestRegister] = s.part(e.Base, e.Offset, e.Len)
+			}
+		case *expr.Bitwise:
+			registers[e.DestRegister] = registers[e.SourceRegister].masked(e.Mask, e.Xor)
+		case *expr.Cmp:
+			matches = matches.and(registers[e.Register].compare(e.Op, e.Data))
+		case *expr.Range:
+			in := registers[e.Register].within(e.FromData, e.ToData)
+			if e.Op == expr.CmpOpNeq {
+				in = in.not()
+			}
+			matches = matches.and(in)
+		case *expr.Lookup:
+			found, mapped, err := w.lookUp(table, e, registers[e.SourceRegister])
+			if err != nil {
+				return no, nil, false, err
+			}
+			matches = matches.and(found)
+			if mapped != nil {
+				verdict = mapped
+			}
+		case *expr.Match:
+			matches = matches.and(s.xtables(e))
+		case *expr.Target:
+			switch e.Name {
+			case "REJECT":
+				verdict, reject = &expr.Verdict{Kind: expr.VerdictDrop}, true
+			case "LOG", "NFLOG", "MARK", "CONNMARK", "TCPMSS", "CT", "NOTRACK", "AUDIT", "TRACE", "CLASSIFY":
+			default:
+				verdict = &expr.Verdict{Kind: expr.VerdictQueue}
+			}
+		case *expr.Reject:
+			verdict, reject = &expr.Verdict{Kind: expr.VerdictDrop}, true
+		case *expr.Verdict:
+			verdict = e
+		case *expr.Queue:
+			verdict = &expr.Verdict{Kind: expr.VerdictQueue}
+		case *expr.Counter, *expr.Log, *expr.Notrack, *expr.Objref:
+		case *expr.Immediate:
+			registers[e.Register] = known(e.Data)
+		default: // limits and what else decides by more than a packet
+			matches = matches.and(maybe)
+		}
+		if matches == no {
+			return no, nil, false, nil
+		}
+	}
+	return matches, verdict, reject, nil
+}
+
+// lookUp asks a set or, for a verdict, a map.
+func (w *walk) lookUp(table *nftables.Table, e *expr.Lookup, v value) (tri, *expr.Verdict, error) {
+	key := fmt.Sprint(table.Family, " ", table.Name, " ", e.SetName)
+	elements, ok := w.sets[key]
+	if !ok {
+		var err error
+		if elements, err = w.conn.GetSetElements(&nftables.Set{Table: table, Name: e.SetName}); err != nil {
+			return no, nil, fmt.Errorf("list nftables set %s: %w", e.SetName, err)
+		}
+		w.sets[key] = elements
+	}
+	found, which := search(elements, v)
+	if e.Invert {
+		found = found.not()
+	}
+	switch {
+	case !e.IsDestRegSet:
+		return found, nil, nil
+	case found == no:
+		return no, nil, nil
+	case found == yes && which != nil && which.VerdictData != nil:
+		return yes, which.VerdictData, nil
+	}
+	return maybe, &expr.Verdict{Kind: expr.VerdictQueue}, nil // any of its verdicts
+}
+
+// search looks for a value among the elements of a set. An interval begins at one element and ends before another,
+// which stand in no order that can be relied on.
+func search(elements []nftables.SetElement, v value) (tri, *nftables.SetElement) {
+	answer := no
+	intervals := slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return e.IntervalEnd })
+	for i := range elements {
+		e := &elements[i]
+		if e.IntervalEnd {
+			continue
+		}
+		var hit tri
+		switch end := intervalEnd(elements, e.Key); {
+		case e.KeyEnd != nil: // of a concatenation
+			hit = maybe
+		case end != nil:
+			hit = v.within(e.Key, end).and(v.compare(expr.CmpOpLt, end))
+		case intervals: // up to the highest
+			hit = v.compare(expr.CmpOpGte, e.Key)
+		default:
+			hit = v.equals(e.Key)
+		}
+		if hit == yes {
+			return yes, e
+		}
+		answer = max(answer, hit)
+	}
+	return answer, nil
+}
+
+// intervalEnd is the lowest end above a key; nil: there is none.
+func intervalEnd(elements []nftables.SetElement, key []byte) []byte {
+	var end []byte
+	for _, e := range elements {
+		if k := string(e.Key); e.IntervalEnd && k > string(key) && (end == nil || k < string(end)) {
+			end = e.Key
+		}
+	}
+	return end
+}
+
+// xtables asks a match of iptables over nftables.
+func (s *specimen) xtables(m *expr.Match) tri {
+	switch info := m.Info.(type) {
+	case *xt.ConntrackMtinfo1:
+		return conntrackState(info.MatchFlags, info.InvertFlags, uint16(info.StateMask))
+	case *xt.ConntrackMtinfo2:
+		return conntrackState(info.MatchFlags, info.InvertFlags, info.StateMask)
+	case *xt.ConntrackMtinfo3:
+		return conntrackState(info.MatchFlags, info.InvertFlags, info.StateMask)
+	case *xt.Udp:
+		return s.xtPorts(info)
+	}
+	if m.Name == "comment" {
+		return yes
+	}
+	return maybe
+}
+
+func conntrackState(flags, inverted, mask uint16) tri {
+	if flags&^uint16(xt.ConntrackStateAlias) != uint16(xt.ConntrackState) {
+		return maybe
+	}
+	answer := no
+	if mask&ctStateNew != 0 {
+		answer = yes
+	}
+	if inverted&uint16(xt.ConntrackState) != 0 {
+		answer = answer.not()
+	}
+	return answer
+}
+
+func (s *specimen) xtPorts(u *xt.Udp) tri {
+	port := func(offset uint32, span [2]uint16, inverted bool) tri {
+		bytes := func(n uint16) []byte { return []byte{byte(n >> 8), byte(n)} }
+		in := s.part(expr.PayloadBaseTransportHeader, offset, 2).within(bytes(span[0]), bytes(span[1]))
+		if inverted {
+			return in.not()
+		}
+		return in
+	}
+	return port(0, u.SrcPorts, u.InvFlags&xt.UdpInvSrcPorts != 0).and(port(2, u.DstPorts, u.InvFlags&xt.UdpInvDestPorts != 0))
+}
+
+// sentence names the chain, what it does and the command that mends it.
+func (o obstacle) sentence(c SetupConfig) string {
+	family := "ip"
+	if o.table.Family == nftables.TableFamilyINet {
+		family = "inet"
+	}
+	does := "drops"
+	if o.reject {
+		does = "rejects"
+	}
+	owner, at := "another program's firewall", o.chain
+	firewalld := o.table.Name == "firewalld"
+	if firewalld {
+		owner = "firewalld"
+	}
+	if o.at != o.chain {
+		at += ", by " + o.at
+	}
+	what := fmt.Sprintf("packets %s, and no rule of ours can overrule it", o.what)
+	mend := fmt.Sprintf("accept %s there, as source and as destination", c.Network)
+	if firewalld {
+		mend = fmt.Sprintf("run \"firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload\"", c.Network)
+	}
+	if o.input {
+		what = fmt.Sprintf("the other nodes' datagrams to UDP port %d", c.Outer.Port)
+		mend = fmt.Sprintf("accept UDP port %d there", c.Outer.Port)
+		if firewalld {
+			zone := ""
+			if name, ok := strings.CutPrefix(o.at, "filter_IN_"); ok {
+				zone = "--zone=" + name + " "
+			}
+			mend = fmt.Sprintf("run \"firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload\"", zone, c.Outer.Port)
+		}
+	}
+	return fmt.Sprintf("%s (nftables table %s %s, chain %s) %s %s: %s", owner, family, o.table.Name, at, does, what, mend)
+}
+
+// lookForObstacles logs what is new among the chains that drop our packets, and keeps it for Warnings.
+func (s *State) lookForObstacles() {
+	s.mu.Lock()
+	c := s.config
+	s.mu.Unlock()
+	found, err := c.obstacles()
+	if err != nil {
+		// Without nftables there are none; a ruleset that changes under the look is looked at again.
+		s.log.Debug("cannot look for other owners' firewall chains", "error", err)
+		return
+	}
+	var now []string
+	for _, o := range found {
+		now = append(now, o.sentence(c))
+	}
+	before := s.Warnings()
+	for _, sentence := range now {
+		if !slices.Contains(before, sentence) {
+			s.log.Warn(sentence, "tun", c.TUN)
+		}
+	}
+	if len(now) == 0 && len(before) > 0 {
+		s.log.Info("no other owner's firewall chain drops the overlay's packets any more", "tun", c.TUN)
+	}
+	s.obstacles.Store(&now)
+}
+
+// Warnings are sentences about other owners' firewall chains that drop what the overlay has to get through.
+func (s *State) Warnings() []string {
+	if p := s.obstacles.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
