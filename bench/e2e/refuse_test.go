@@ -184,7 +184,7 @@ var refusals = []refusal{
 		words: []string{"ipip", "vxlan, udp, host-gw and wireguard"},
 	},
 	{
-		name: "IPv6 network", tools: []string{"etcd"},
+		name: "IPv6 network on a host without an address of it", tools: []string{"etcd"},
 		setup: withConfig(`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}`),
 		flags: flags(),
 		words: []string{"IPv6"},
