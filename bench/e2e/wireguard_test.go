@@ -215,6 +215,10 @@ func testWireGuard(t *testing.T, flag string, foreignKernel bool) {
 	if got := status(t, m2).Node; got.PublicKey != s2.Node.PublicKey || got.Subnet != s2.Node.Subnet {
 		t.Errorf("after a restart: %+v", got)
 	}
+	// Killed, and started to do it the other way: as this process, or as this kernel.
+	m2.Kill()
+	m2 = startMuslin(t, h2, "--etcd-endpoints", endpoint(h1), map[string]string{"--wireguard=kernel": "--wireguard=userspace", "--wireguard=userspace": "--wireguard=auto"}[flag])
+	eventuallyPings(t, a.Node, b.Addr)
 	if err := m2.Stop(); err != nil {
 		t.Error(err)
 	}

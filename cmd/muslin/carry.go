@@ -178,6 +178,12 @@ func (d *daemon) openFamily(ctx context.Context, node *node, found bool) (carrie
 			return k, err
 		}
 	}
+	if found && host.TypeOf(node.tun) == host.TypeWireGuard { // which holds the port
+		if err := host.DeleteLeftover(node.tun); err != nil {
+			return nil, fmt.Errorf("delete the WireGuard device %q: %w; run `muslin cleanup`", node.tun, err)
+		}
+		found = false
+	}
 	return d.openSides(ctx, node, found)
 }
 

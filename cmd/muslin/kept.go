@@ -133,7 +133,8 @@ func (d *daemon) checkConflictsOf(node *node, previous netip.Prefix, found bool)
 		return host.CheckConflicts(plan)
 	}
 	plan.TUN = node.tun
-	if !d.place.isKept() {
+	holdsPort := found && host.TypeOf(node.tun) == host.TypeWireGuard // the kernel's device, of a killed daemon
+	if !d.place.isKept() && !holdsPort {
 		plan.Listen = netip.AddrPortFrom(node.iface.Addr, node.port)
 	}
 	return host.CheckConflicts(plan)
