@@ -3,7 +3,6 @@ package lease
 import (
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,7 +74,7 @@ func (b *Backend) parseWireGuard(in *object) (err error) {
 
 // presharedKey is PSK. What is wrong with it is said without it.
 func (in *object) presharedKey() (k PresharedKey, err error) {
-	wrong := errors.New("PSK is not a preshared key: want 44 characters of base64, 32 bytes, as `wg genpsk` prints")
+	wrong := fmt.Errorf("%s is not a preshared key: want 44 characters of base64, 32 bytes, as `wg genpsk` prints", "PSK")
 	raw := in.raw("PSK")
 	if raw == nil {
 		return k, nil

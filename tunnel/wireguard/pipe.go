@@ -78,10 +78,10 @@ func (p *pipe) init(mtu encap.InnerMTU) {
 // under way; for that the TUN device has to be paused already, where a batch may wait.
 func (p *pipe) pause() {
 	p.set(true)
-	p.reading.Lock()
-	p.reading.Unlock()
-	p.writing.Lock()
-	p.writing.Unlock()
+	for _, under := range []*sync.Mutex{&p.reading, &p.writing} {
+		under.Lock() // once whoever has it is done
+		defer under.Unlock()
+	}
 }
 
 func (p *pipe) resume() { p.set(false) }
