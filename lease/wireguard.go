@@ -3,6 +3,7 @@ package lease
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,14 +68,14 @@ func (b *Backend) parseWireGuard(in *object) (err error) {
 	case b.Mode == "":
 		b.Mode = ModeSeparate
 	case !slices.Contains(modes, b.Mode):
-		return fmt.Errorf("Mode %q is not known: use %s", clip(b.Mode), list(modes, "or"))
+		return fmt.Errorf("%s %q is not known: use %s", "Mode", clip(b.Mode), list(modes, "or"))
 	}
 	return nil
 }
 
 // presharedKey is PSK. What is wrong with it is said without it.
 func (in *object) presharedKey() (k PresharedKey, err error) {
-	wrong := fmt.Errorf("%s is not a preshared key: want 44 characters of base64, 32 bytes, as `wg genpsk` prints", "PSK")
+	wrong := errors.New("PSK is not a preshared key: want 44 characters of base64, 32 bytes, as `wg genpsk` prints")
 	raw := in.raw("PSK")
 	if raw == nil {
 		return k, nil
