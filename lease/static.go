@@ -69,7 +69,7 @@ func NewStatic(cfg StaticConfig) (*Static, error) {
 	s.content = content
 	node := Node{
 		Subnet: s.own.Subnet, PublicIP: cfg.PublicIP, Network: cfg.Network,
-		Backend: s.own.Attrs.BackendType, VNI: s.own.Attrs.VNI,
+		Backend: s.own.Attrs.BackendType, VNI: s.own.Attrs.VNI, Key: s.own.Attrs.Key,
 	}
 	if cfg.PublicIPv6.IsValid() {
 		node.Subnet6, node.PublicIPv6, node.Network6 = s.own.Subnet6, cfg.PublicIPv6, cfg.Network6

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -101,8 +102,9 @@ func (in *object) presharedKey() (k PresharedKey, err error) {
 // is one.
 func HideSecret(config string) (text string, secret bool) {
 	o, err := decodeObject([]byte(config))
-	if err != nil {
-		return config, false
+	if err != nil { // what looks like one
+		text = likeSecret.ReplaceAllString(config, `"PSK":"PSK"`)
+		return text, text != config
 	}
 	raw := o.raw("Backend")
 	if raw == nil {
@@ -119,6 +121,9 @@ func HideSecret(config string) (text string, secret bool) {
 	}
 	return config, secret
 }
+
+// likeSecret is a preshared key in what is no JSON, which may have been cut short.
+var likeSecret = regexp.MustCompile(`(?i)"PSK"\s*:\s*"[^"]*"?`)
 
 // brief is a config's beginning, without its secret.
 func brief(config []byte) string {

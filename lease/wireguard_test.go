@@ -134,6 +134,12 @@ func TestPresharedKeyIsHidden(t *testing.T) {
 			t.Errorf("%s: %s, %v", plain, text, secret)
 		}
 	}
+	broken := strings.TrimSuffix(config, "}")
+	for _, text := range []string{broken, broken[:len(broken)-5]} {
+		if got, secret := HideSecret(text); !secret || strings.Contains(got, keyTwo[:20]) {
+			t.Errorf("%s, %v", got, secret)
+		}
+	}
 	c, err := ParseConfig([]byte(config))
 	if err != nil {
 		t.Fatal(err)

@@ -66,7 +66,7 @@ func (d *daemon) queueCount(features kernel.Features, node *node) (int, error) {
 		}
 		wanted = 1
 	}
-	if n, settled, err := d.place.queues(wanted); settled || err != nil {
+	if n, settled, err := d.place.queues(node, wanted); settled || err != nil {
 		return n, err
 	}
 	switch {

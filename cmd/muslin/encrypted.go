@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel"
@@ -110,6 +112,7 @@ type kernelWireGuard struct {
 	*wireguard.Kernel
 	device string
 	peers  atomic.Pointer[fib.Table]
+	waits  atomic.Bool // the device is another daemon's still
 }
 
 // openKernelWireGuard makes the device, or takes over the one that is there; nil: the engine in this process is to do
@@ -120,8 +123,17 @@ func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 		return nil, nil
 	}
 	name := d.opts.flags.tunName
+	if len(d.place.of(node).tun) > 0 && wanted == wireguardAuto {
+		return nil, nil // the daemon whose place this is does it itself
+	}
 	if found && host.TypeOf(name) != host.TypeWireGuard {
-		// A TUN device, of a daemon that worked otherwise.
+		// A TUN device, of a daemon that did it itself.
+		switch has, err := wireguard.KernelHas(); {
+		case err != nil:
+			return nil, err
+		case !has && wanted == wireguardAuto:
+			return nil, nil
+		}
 		if err := host.DeleteLeftover(name); err != nil {
 			return nil, fmt.Errorf("delete the TUN device %q: %w; run `muslin cleanup`", name, err)
 		}
@@ -132,9 +144,13 @@ func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 	})
 	switch {
 	case err == nil:
-		return &kernelWireGuard{Kernel: k, device: name}, nil
-	case !errors.Is(err, wireguard.ErrNoKernel):
+		c := &kernelWireGuard{Kernel: k, device: name}
+		c.waits.Store(d.place.from != nil)
+		return c, nil
+	case errors.Is(err, unix.EADDRINUSE):
 		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
+	case !errors.Is(err, wireguard.ErrNoKernel):
+		return nil, err
 	case wanted == wireguardKernel:
 		return nil, fmt.Errorf("--wireguard=kernel: %w: load or install its module (wireguard, since Linux 5.6), or leave the flag out to have muslin do it", err)
 	}
@@ -143,18 +159,30 @@ func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 
 func (k *kernelWireGuard) name() string { return k.device }
 
-func (k *kernelWireGuard) connect(d *daemon, _ *node, _ netip.Prefix, peers *fib.Table) error {
-	if d.place.from != nil { // whose peers are right; ours come with the first change
-		k.peers.Store(peers)
-		return nil
-	}
+func (k *kernelWireGuard) connect(_ *daemon, _ *node, _ netip.Prefix, peers *fib.Table) error {
 	k.setTable(peers)
 	return nil
 }
 
 func (k *kernelWireGuard) setTable(t *fib.Table) {
-	k.SetPeers(t)
+	if !k.waits.Load() {
+		k.SetPeers(t)
+	}
 	k.peers.Store(t)
+}
+
+// resume makes the peers ours. Nothing was paused: packets go on meanwhile.
+func (k *kernelWireGuard) resume() error {
+	if k.waits.Swap(false) {
+		k.SetPeers(k.peers.Load())
+	}
+	return nil
+}
+
+// restore has the peers be ours again, after another process has changed them.
+func (k *kernelWireGuard) restore() error {
+	k.Renew(k.peers.Load())
+	return nil
 }
 
 func (k *kernelWireGuard) table() *fib.Table { return k.peers.Load() }

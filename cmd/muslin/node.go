@@ -49,6 +49,10 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	n := &node{tun: d.opts.flags.tunName, stateDir: d.opts.flags.stateDir, iface: iface, network: cfg.Network,
 		backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI, fixedMTU: cfg.Backend.MTU,
 		directRouting: cfg.Backend.DirectRouting || cfg.Backend.Type == lease.BackendHostGW}
+	if cfg.EnableIPv4 && !iface.Addr.IsValid() {
+		_, err := host.ChooseInterface(d.opts.iface) // why it was chosen by IPv6
+		return nil, err
+	}
 	if !cfg.EnableIPv4 {
 		six, err := d.newSix(src, n, host.IPv6)
 		if err == nil {

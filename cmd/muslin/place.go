@@ -122,7 +122,7 @@ func (p *place) end(why error) {
 
 // settings are this daemon's.
 func (d *daemon) settings(n *node, subnets previousSubnets) []setting {
-	all := d.settingsOf(n, subnets.four)
+	all := d.settingsOf(n, subnets.of(n))
 	if n.second == nil {
 		return append(all, setting{"IPv6", "none"})
 	}
@@ -168,8 +168,8 @@ func (p *place) fits(ours []setting) error {
 }
 
 // queues is how many queues the place has, if that is settled.
-func (p *place) queues(wanted int) (n int, settled bool, err error) {
-	n = len(p.tun)
+func (p *place) queues(node *node, wanted int) (n int, settled bool, err error) {
+	n = len(p.of(node).tun)
 	if n > 0 && wanted != 0 && wanted != n {
 		return 0, false, fmt.Errorf("--queues %d: the TUN device has %d, which is settled when it is made: leave the flag out, or stop the running daemon and start this one without --replace", wanted, n)
 	}

@@ -102,6 +102,10 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 		return nil, err
 	}
 	var six netip.Addr
+	if cfg.EnableIPv4 && !iface.Addr.IsValid() {
+		_, err := host.ChooseInterface(d.opts.iface)
+		return nil, err
+	}
 	four := iface.PublicIP
 	if cfg.EnableIPv6 {
 		opts := d.opts.iface

@@ -97,6 +97,7 @@ func (d *daemon) status() *Status {
 }
 
 func (n *NodeStatus) fill(node *node) {
+	n.Iface = node.iface.Name
 	n.Backend, n.Port, n.MTU = node.backend, node.port, int(node.mtu)
 	if node.backend == lease.BackendVXLAN {
 		vni := node.vni.Uint32()

@@ -118,6 +118,10 @@ func (s *State) predecessor(tun netlink.Link) (*journal, error) {
 		s.log.Warn("forgetting host changes of an earlier daemon in another network namespace", "tun", old.TUN.Name)
 		return nil, old.remove()
 	}
+	if old.Boot != bootID() { // which has undone it all; a set-up of this boot may be the other family's
+		s.log.Info("forgot the journal of host changes from before the last boot", "tun", old.TUN.Name)
+		return nil, old.remove()
+	}
 	if _, err := Cleanup(s.config.StateDir, s.log); err != nil {
 		return nil, fmt.Errorf("clear away what an earlier daemon left: %w", err)
 	}

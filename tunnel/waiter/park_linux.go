@@ -14,7 +14,7 @@ import (
 // (tunnel.Engine), those would wait for a thread of the runtime to find them.
 //
 // Not the descriptor itself is with the netpoller, for the reasons above, but an epoll set around it, in which it is armed
-// for one event whenever somebody waits.
+// while somebody waits.
 type parker struct {
 	set  *os.File
 	conn syscall.RawConn
@@ -68,13 +68,20 @@ func (p *parker) wait(fds *[3]unix.PollFd) error {
 // ready arms the descriptor, and then looks whether the wait is over: an event between the two ends it as well.
 func (p *parker) ready(set uintptr) bool {
 	f := p.file
-	if err := unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, f.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(f.fd)}); err != nil {
-		p.error = os.NewSyscallError("epoll_ctl", err)
+	if p.error = p.arm(set, unix.EPOLLIN); p.error != nil {
 		return true
 	}
 	over, err := f.poll(unix.POLLIN, 0, p.fds)
+	if over {
+		err = errors.Join(err, p.arm(set, 0))
+	}
 	p.error = err
 	return over
+}
+
+func (p *parker) arm(set uintptr, events uint32) error {
+	err := unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, p.file.fd, &unix.EpollEvent{Events: events, Fd: int32(p.file.fd)})
+	return os.NewSyscallError("epoll_ctl", err)
 }
 
 func (p *parker) close() error {

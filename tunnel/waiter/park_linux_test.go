@@ -150,6 +150,9 @@ func TestParkEnds(t *testing.T) {
 }
 
 func TestParkDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
 	f, other := parked(t)
 	go func() {
 		for {

@@ -92,6 +92,25 @@ func (k *Kernel) makeLink() error {
 	return nil
 }
 
+// KernelHas reports whether this kernel has WireGuard: whether it makes such a device, which goes at once.
+func KernelHas() (bool, error) {
+	k := &Kernel{cfg: KernelConfig{Name: fmt.Sprintf("wg-try-%d", os.Getpid()%1_000_000)}}
+	switch err := k.makeLink(); {
+	case errors.Is(err, ErrNoKernel):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, k.Close()
+}
+
+// Renew is SetPeers after another process has changed the device.
+func (k *Kernel) Renew(t *fib.Table) {
+	k.once.Do(func() {})
+	k.takeStock()
+	k.SetPeers(t)
+}
+
 // SetPeers has the device's peers be the table's. The first call removes those that an earlier process has left.
 func (k *Kernel) SetPeers(t *fib.Table) {
 	k.once.Do(k.takeStock)

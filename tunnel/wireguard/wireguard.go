@@ -13,11 +13,13 @@ package wireguard
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -53,6 +55,8 @@ type Underlay struct {
 	pipe pipe // between the VTEP and dev
 
 	state sync.Mutex // held to take the engine up or down
+	isUp  bool
+	owed  bool // it is to come up, and another process has the port
 	members
 
 	greet chan struct{} // holds one token when the engine has come up
@@ -150,17 +154,53 @@ func (u *Underlay) SendOverflow() uint64 { return 0 }
 func (u *Underlay) Pause() error {
 	u.state.Lock()
 	defer u.state.Unlock()
+	u.isUp, u.owed = false, false
 	u.pipe.pause() // first, so that nothing of a batch is lost in it
 	return u.dev.Down()
 }
 
-// Resume implements tunnel.Underlay. The engine listens, and makes a session with every peer (Run).
+// Resume implements tunnel.Underlay. The engine listens, and makes a session with every peer (Run). Where another process
+// has the port, as one that was to succeed this one and hangs, that is an error, and it comes up when the port is free.
 func (u *Underlay) Resume() error {
 	u.state.Lock()
 	defer u.state.Unlock()
-	if err := u.dev.Up(); err != nil {
+	err := u.up()
+	u.owed = errors.Is(err, syscall.EADDRINUSE)
+	if u.owed {
+		time.AfterFunc(upRetry, u.retry)
+	}
+	return err
+}
+
+const upRetry = 100 * time.Millisecond
+
+func (u *Underlay) retry() {
+	u.state.Lock()
+	defer u.state.Unlock()
+	if !u.owed {
+		return
+	}
+	if u.up() == nil {
+		u.owed = false
+		u.cfg.Logger.Info("WireGuard has its port again", "port", u.cfg.Port)
+		return
+	}
+	time.AfterFunc(upRetry, u.retry)
+}
+
+// up says the port again: where it could not be had, the engine has forgotten it.
+func (u *Underlay) up() error {
+	if u.isUp {
+		return nil
+	}
+	err := u.dev.IpcSet(fmt.Sprintf("listen_port=%d\n", u.cfg.Port))
+	if err == nil {
+		err = u.dev.Up()
+	}
+	if err != nil {
 		return err
 	}
+	u.isUp = true
 	u.pipe.resume()
 	select {
 	case u.greet <- struct{}{}:
@@ -171,6 +211,9 @@ func (u *Underlay) Resume() error {
 
 // Close implements tunnel.Underlay.
 func (u *Underlay) Close() error {
+	u.state.Lock()
+	u.owed = false
+	u.state.Unlock()
 	u.pipe.end() // first, as in Pause
 	u.dev.Close()
 	return nil

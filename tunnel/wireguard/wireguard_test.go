@@ -331,6 +331,45 @@ func TestPortTaken(t *testing.T) {
 	}
 }
 
+// A node that goes on while another process still has its port does so when that is gone.
+func TestResumeWaitsForItsPort(t *testing.T) {
+	a, b := open(t, 1, nil), open(t, 2, nil)
+	meet(a, b)
+	if err := b.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	hung := openWith(t, 2, b.cfg.Key, nil)
+	if err := b.Resume(); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("%v", err)
+	}
+	time.Sleep(2 * upRetry)
+	if err := hung.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for begun, id := time.Now(), uint32(0); len(b.in) == 0; id++ {
+		a.send(t, packet(1, 2, 100, id))
+		time.Sleep(10 * time.Millisecond)
+		if time.Since(begun) > 20*time.Second {
+			t.Fatal("it hears nothing")
+		}
+	}
+
+	// Paused meanwhile it stays so.
+	if err := b.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	hung = openWith(t, 2, b.cfg.Key, nil)
+	if err := b.Resume(); err == nil {
+		t.Error("two have the port")
+	}
+	if err := b.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	hung.Close()
+	time.Sleep(2 * upRetry)
+	openWith(t, 2, b.cfg.Key, nil) // has the port
+}
+
 // The engine's peers are the table's: by key, with what is behind it, where the lease says.
 func TestPeersFollowTheTable(t *testing.T) {
 	var log bytes.Buffer

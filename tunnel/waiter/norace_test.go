@@ -1,0 +1,5 @@
+//go:build !race
+
+package waiter
+
+const raceEnabled = false
