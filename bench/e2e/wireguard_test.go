@@ -229,6 +229,24 @@ func testWireGuard(t *testing.T, flag string, foreignKernel bool) {
 	runIn(t, h2.Node, "ip", "link", "del", "cni0")
 	runIn(t, h2.Node, "ip", "link", "del", "veth-a")
 	expectAsBefore(t, h2.Node, before)
+	if flag != "--wireguard=kernel" {
+		return
+	}
+	// What a daemon leaves that is killed before it has a lease: a device of the kernel's, and no journal.
+	leave := func() {
+		runIn(t, h2.Node, "ip", "link", "add", "muslin0", "type", "wireguard")
+		runIn(t, h2.Node, "ip", "link", "set", "muslin0", "alias", "muslin "+m2.StateDir)
+	}
+	leave()
+	out := must(h2.Run(t.Context(), labtest.Bin, "cleanup", "--control", m2.Control, "--state-dir", m2.StateDir))(t)
+	expectWords(t, out, "muslin0")
+	expectAsBefore(t, h2.Node, before)
+	leave()
+	m2 = startMuslin(t, h2, flag, "--etcd-endpoints", endpoint(h1))
+	if err := m2.Stop(); err != nil {
+		t.Error(err)
+	}
+	expectAsBefore(t, h2.Node, before)
 }
 
 // waitPeersSlowly waits for a peer to go whose lease was deleted while it was alive.

@@ -139,7 +139,7 @@ func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 		}
 	}
 	k, err := wireguard.OpenKernel(wireguard.KernelConfig{
-		Name: name, Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: int(node.mtu),
+		Name: name, Alias: host.Mark(node.stateDir), Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: int(node.mtu),
 		Adopt: d.place.from != nil, Logger: d.log,
 	})
 	switch {

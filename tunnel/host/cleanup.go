@@ -79,9 +79,9 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 		return ours
 	})
 	if j == nil {
-		u.orphans(func(tun netlink.Link) bool { return led[tun.Attrs().Index] })
+		u.orphans(func(tun netlink.Link) bool { return led[tun.Attrs().Index] || isMarked(tun, stateDir) })
 	} else {
-		u.orphans(j.isOf)
+		u.orphans(func(tun netlink.Link) bool { return j.isOf(tun) || isMarked(tun, stateDir) })
 		u.sysctls(j)
 		u.anycast(j.Addr6)
 		if len(u.failed) == 0 {

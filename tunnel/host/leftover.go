@@ -13,12 +13,15 @@ import (
 // was killed: the journal there is about this very device, and no process holds it. Such a device can be
 // attached to, and Setup takes over what leads to it.
 func Leftover(stateDir, tun string) (bool, error) {
-	j, err := readJournal(stateDir)
-	if err != nil || j == nil {
+	l, err := link(tun)
+	if err != nil || l == nil {
 		return false, err
 	}
-	l, err := link(tun)
-	if err != nil || l == nil || !j.isOf(l) {
+	if isMarked(l, stateDir) {
+		return true, nil
+	}
+	j, err := readJournal(stateDir)
+	if err != nil || j == nil || !j.isOf(l) {
 		return false, err
 	}
 	_, held := attachedBy(l)
@@ -42,6 +45,14 @@ func TypeOf(name string) string {
 
 // isDevice reports whether it is of a type that the overlay's device may have.
 func isDevice(l netlink.Link) bool { return typeOf(l) == TypeTUN || typeOf(l) == TypeWireGuard }
+
+// Mark is an alias for a device that outlives its process from the beginning, as a kernel's WireGuard does, before there is
+// a journal of it: it says whose it is (`ip link show`).
+func Mark(stateDir string) string { return "muslin " + stateDir }
+
+func isMarked(l netlink.Link, stateDir string) bool {
+	return typeOf(l) == TypeWireGuard && l.Attrs().Alias == Mark(stateDir)
+}
 
 // DeleteLeftover deletes such a device, which is not as it is wanted.
 func DeleteLeftover(tun string) error {

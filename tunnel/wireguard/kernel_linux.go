@@ -28,6 +28,7 @@ const linkType = "wireguard"
 // KernelConfig is what a Kernel needs.
 type KernelConfig struct {
 	Name      string // of the device
+	Alias     string // that it is given
 	Key       PrivateKey
 	PSK       lease.PresharedKey // zero: none
 	Port      uint16             // to listen on; of a peer that names none, too
@@ -73,8 +74,14 @@ func OpenKernel(cfg KernelConfig) (*Kernel, error) {
 func (k *Kernel) makeLink() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = k.cfg.Name, k.cfg.MTU
-	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	made := &netlink.Wireguard{LinkAttrs: attrs}
+	err := netlink.LinkAdd(made)
 	switch {
+	case err == nil && k.cfg.Alias != "":
+		if err := netlink.LinkSetAlias(made, k.cfg.Alias); err != nil {
+			return errors.Join(fmt.Errorf("name the WireGuard device %q: %w", k.cfg.Name, err), netlink.LinkDel(made))
+		}
+		return nil
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EOPNOTSUPP):
