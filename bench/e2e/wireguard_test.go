@@ -516,11 +516,11 @@ func TestWireGuardOfNoKernel(t *testing.T) {
 	if kernelWireGuard(t) {
 		t.Skip("this kernel has WireGuard")
 	}
-	l := newLab(t, 1)
+	l := newLab(t, 2)
 	h := l.Host(1)
 	before := snapshot(t, h.Node)
 	m := launchMuslin(t, h, "--embedded-etcd", "--network", network, "--backend", "wireguard", "--wireguard=kernel")
 	expectWords(t, expectExit(t, m.Proc, 1), "--wireguard=kernel: this kernel has no WireGuard")
 	expectAsBefore(t, h.Node, before)
-	startMuslin(t, h, "--embedded-etcd", "--network", network, "--backend", "wireguard")
+	startMuslin(t, l.Host(2), "--embedded-etcd", "--network", network, "--backend", "wireguard")
 }

@@ -79,6 +79,8 @@ var otherRows = []row{
 		call: setOption(unix.SOL_SOCKET, unix.SO_ZEROCOPY), errno: unix.ENOPROTOOPT},
 	{name: "UDP_SEGMENT", since: version{4, 18}, source: "bec1f6f69736",
 		call: setOption(unix.IPPROTO_UDP, unix.UDP_SEGMENT), errno: unix.ENOPROTOOPT},
+	{name: "UDP_SEGMENT, read back", since: version{4, 18}, source: "bec1f6f69736",
+		call: getOption(unix.IPPROTO_UDP, unix.UDP_SEGMENT), errno: unix.ENOPROTOOPT},
 	{name: "UDP_GRO, set", since: version{5, 0}, source: "e20cf8d3f1f7",
 		call: setOption(unix.IPPROTO_UDP, unix.UDP_GRO), errno: unix.ENOPROTOOPT},
 	{name: "UDP_GRO, read back", since: version{5, 12}, source: "98184612aca0",

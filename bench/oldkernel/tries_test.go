@@ -64,6 +64,7 @@ var tries = map[string]func() string{
 	"UDP_SEGMENT":              setting(unix.IPPROTO_UDP, unix.UDP_SEGMENT),
 	"UDP_GRO, set":             setting(unix.IPPROTO_UDP, unix.UDP_GRO),
 	"UDP_GRO, read back":       getting(unix.IPPROTO_UDP, unix.UDP_GRO),
+	"UDP_SEGMENT, read back":   getting(unix.IPPROTO_UDP, unix.UDP_SEGMENT),
 	"IPPROTO_MPTCP":            func() string { return outcome(openSocket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)) },
 	"NETLINK_CAP_ACK":          netlinkSetting(unix.NETLINK_CAP_ACK),
 	"NETLINK_EXT_ACK":          netlinkSetting(unix.NETLINK_EXT_ACK),
