@@ -60,11 +60,8 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		}
 		return six, err
 	}
-	for _, addr := range []netip.Addr{iface.PublicIP, iface.Addr} {
-		if cfg.Network.Contains(addr) {
-			return nil, fmt.Errorf("%v, the address of this node on the underlay (%s), lies inside the overlay's Network %v: its datagrams would be routed into the overlay again; give another --public-ip or --iface, or choose another Network",
-				addr, iface.Name, cfg.Network)
-		}
+	if err := n.checkOutside(); err != nil {
+		return nil, err
 	}
 	if err := n.checkPeersFile(src); err != nil {
 		return nil, err
@@ -125,11 +122,8 @@ func (d *daemon) newSix(src *source, first *node, families host.Families) (*node
 	n.iface = iface
 	n.iface.Addr, n.iface.PublicIP = iface.Addr6, iface.PublicIPv6
 	n.network = src.config.IPv6Network
-	for _, addr := range []netip.Addr{n.iface.PublicIP, n.iface.Addr} {
-		if n.network.Contains(addr) {
-			return nil, fmt.Errorf("%v, the IPv6 address of this node on the underlay (%s), lies inside the overlay's IPv6Network %v: its datagrams would be routed into the overlay again; give another --public-ipv6 or --iface, or choose another IPv6Network",
-				addr, iface.Name, n.network)
-		}
+	if err := n.checkOutside(); err != nil {
+		return nil, err
 	}
 	if n.mac, err = d.vtepMAC(src, "vtep-mac-v6", func(a lease.Attrs) encap.MAC { return a.MAC6 }); err != nil {
 		return nil, err
@@ -192,6 +186,21 @@ func (n *node) attrs() lease.Attrs {
 		a.Key, a.Port = n.key.Public(), n.port
 	}
 	return a
+}
+
+// checkOutside makes sure that the node's own addresses on the underlay lie outside the overlay.
+func (n *node) checkOutside() error {
+	address, network, flag := "address", "Network", "--public-ip"
+	if n.six {
+		address, network, flag = "IPv6 address", "IPv6Network", "--public-ipv6"
+	}
+	for _, addr := range []netip.Addr{n.iface.PublicIP, n.iface.Addr} {
+		if n.network.Contains(addr) {
+			return fmt.Errorf("%v, the %s of this node on the underlay (%s), lies inside the overlay's %s %v: its datagrams would be routed into the overlay again; give another %s or --iface, or choose another %s",
+				addr, address, n.iface.Name, network, n.network, flag, network)
+		}
+	}
+	return nil
 }
 
 // checkPeersFile makes sure that a peers file describes us as the network's config does.
