@@ -121,7 +121,20 @@ func (a Attrs) Equal(b Attrs) bool {
 	}
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
 		a.VNI == b.VNI && a.MAC == b.MAC && a.VNI6 == b.VNI6 && a.MAC6 == b.MAC6 && a.Key == b.Key && a.Port == b.Port &&
-		bytes.Equal(a.BackendData, b.BackendData) && bytes.Equal(a.BackendV6Data, b.BackendV6Data)
+		sameRaw(a.BackendData, b.BackendData) && sameRaw(a.BackendV6Data, b.BackendV6Data)
+}
+
+// sameRaw reports whether encoding/json would write both alike: it drops white space and writes < > & as \u003c and so on.
+func sameRaw(a, b json.RawMessage) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	if a == nil || b == nil {
+		return false
+	}
+	wireA, errA := json.Marshal(a)
+	wireB, errB := json.Marshal(b)
+	return errA == nil && errB == nil && bytes.Equal(wireA, wireB)
 }
 
 // String is for logs and errors: "192.0.2.2 (vxlan, VNI 1, be:e3:93:3d:62:d0)", and of a node with both families
