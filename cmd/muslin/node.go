@@ -66,24 +66,8 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err := n.checkPeersFile(src); err != nil {
 		return nil, err
 	}
-	switch n.backend {
-	case lease.BackendVXLAN:
-		var err error
-		if n.mac, err = d.vtepMAC(src, "vtep-mac", func(a lease.Attrs) encap.MAC { return a.MAC }); err != nil {
-			return nil, err
-		}
-		n.framing = encap.NewVXLAN(n.vni, n.mac)
-	case lease.BackendUDP:
-		n.framing = encap.UDP{}
-	case lease.BackendWireGuard:
-		if err := d.newEncrypted(src, n); err != nil {
-			return nil, err
-		}
-	case lease.BackendHostGW:
-		if iface.PublicIP != iface.Addr {
-			return nil, fmt.Errorf("host-gw: the PublicIP %v is not the address %v that %s has: peers' routes lead to the PublicIP itself, so it cannot be a NAT gateway's; leave --public-ip out, or give --iface %v if that is another address of this host",
-				iface.PublicIP, iface.Addr, iface.Name, iface.PublicIP)
-		}
+	if err := d.chooseFraming(src, n); err != nil {
+		return nil, err
 	}
 	if warning := n.warnMTU(encap.OuterMTU(iface.MTU)); warning != "" {
 		cfg.Warnings = append(cfg.Warnings, warning)
@@ -125,14 +109,50 @@ func (d *daemon) newSix(src *source, first *node, families host.Families) (*node
 	if err := n.checkOutside(); err != nil {
 		return nil, err
 	}
-	if n.mac, err = d.vtepMAC(src, "vtep-mac-v6", func(a lease.Attrs) encap.MAC { return a.MAC6 }); err != nil {
+	if err := d.chooseFraming(src, &n); err != nil {
 		return nil, err
 	}
-	n.framing = encap.NewVXLAN6(n.vni, n.mac)
 	if n.mtu, err = n.innerMTU(encap.OuterMTU(iface.MTU)); err != nil {
 		return nil, err
 	}
 	return &n, nil
+}
+
+// chooseFraming is what the backend puts around a packet of the node's family, and what it takes to do so.
+func (d *daemon) chooseFraming(src *source, n *node) (err error) {
+	switch n.backend {
+	case lease.BackendVXLAN:
+		if n.six {
+			n.mac, err = d.vtepMAC(src, "vtep-mac-v6", func(a lease.Attrs) encap.MAC { return a.MAC6 })
+			n.framing = encap.NewVXLAN6(n.vni, n.mac)
+		} else {
+			n.mac, err = d.vtepMAC(src, "vtep-mac", func(a lease.Attrs) encap.MAC { return a.MAC })
+			n.framing = encap.NewVXLAN(n.vni, n.mac)
+		}
+		return err
+	case lease.BackendUDP:
+		n.framing = encap.UDP{Inner: n.family()}
+	case lease.BackendWireGuard:
+		return d.newEncrypted(src, n)
+	case lease.BackendHostGW:
+		if n.iface.PublicIP != n.iface.Addr {
+			name, flag := "PublicIP", "--public-ip"
+			if n.six {
+				name, flag = "PublicIPv6", "--public-ipv6"
+			}
+			return fmt.Errorf("host-gw: the %s %v is not the address %v that %s has: peers' routes lead to the %[1]s itself, so it cannot be a NAT gateway's; leave %[5]s out, or give --iface %[2]v if that is another address of this host",
+				name, n.iface.PublicIP, n.iface.Addr, n.iface.Name, flag)
+		}
+	}
+	return nil
+}
+
+// family is that of the node's packets, inner and outer.
+func (n *node) family() encap.Family {
+	if n.six {
+		return encap.IPv6
+	}
+	return encap.IPv4
 }
 
 // ours reports whether a lease with these attributes is this node's.
