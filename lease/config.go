@@ -304,10 +304,8 @@ func (b *Backend) warnings() []string {
 // carry and what to do.
 func (c *Config) Supported() error {
 	switch t := c.Backend.Type; {
-	case c.EnableIPv6 && t != BackendVXLAN:
-		return fmt.Errorf("network config: EnableIPv6 is true, but this version carries IPv6 with vxlan only, and Backend.Type is %q: set EnableIPv6 to false, or use vxlan", clip(t))
-	case c.EnableIPv6 && c.Backend.DirectRouting:
-		return errors.New("network config: EnableIPv6 and Backend.DirectRouting are both true, but this version has direct routes of IPv4 only: set one of them to false")
+	case c.EnableIPv6 && t == BackendWireGuard:
+		return errors.New("network config: EnableIPv6 is true, but this version carries IPv4 alone with wireguard: set EnableIPv6 to false, or use vxlan, udp or host-gw")
 	case t == BackendWireGuard && c.Backend.Mode == ModeIPv6:
 		return errors.New(`network config: Backend.Mode "ipv6" sends over IPv6, but this version does over IPv4 only: use "auto", "ipv4" or "separate"`)
 	case carries(t):

@@ -192,10 +192,7 @@ func TestSupported(t *testing.T) {
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"ipip"}}`, `"ipip" is flannel's`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"IPSec","PSK":"x"}}`, `"ipsec" is flannel's, but this version carries vxlan, udp, host-gw and wireguard only`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Type":"vxlam"}}`, `did you mean vxlan?`},
-		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `EnableIPv6 is true`},
-		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"2001:db8::/56"}`, `IPv6 with vxlan only`},
-		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":{"Type":"host-gw"}}`, `IPv6 with vxlan only`},
-		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":{"Type":"vxlan","DirectRouting":true}}`, `direct routes of IPv4 only`},
+		{`{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":{"Type":"wireguard"}}`, `IPv4 alone with wireguard: set EnableIPv6 to false, or use vxlan, udp or host-gw`},
 	} {
 		c, err := ParseConfig([]byte(test.in))
 		if err != nil {
@@ -204,6 +201,16 @@ func TestSupported(t *testing.T) {
 		}
 		if err := c.Supported(); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want %q", test.in, err, test.want)
+		}
+	}
+	for _, backend := range []string{`{"Type":"vxlan"}`, `{"Type":"vxlan","DirectRouting":true}`, `{"Type":"udp"}`, `{"Type":"host-gw"}`} {
+		for _, four := range []string{`"Network":"10.0.0.0/16"`, `"EnableIPv4":false`} {
+			in := `{` + four + `,"EnableIPv6":true,"IPv6Network":"2001:db8::/56","Backend":` + backend + `}`
+			if c, err := ParseConfig([]byte(in)); err != nil {
+				t.Errorf("%s: %v", in, err)
+			} else if err := c.Supported(); err != nil {
+				t.Errorf("%s: %v", in, err)
+			}
 		}
 	}
 }

@@ -119,11 +119,11 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 		families, state = append(families, family{n, one, s}), append(state, s)
 		defer d.undo(s)
 	}
-	router, closeRouter, err := d.openRouter(node, member.subnet)
+	routers, closeRouters, err := d.openRouters(node, member)
 	if err != nil {
 		return err
 	}
-	defer closeRouter()
+	defer closeRouters()
 	c.persist(d)
 	file := lease.SubnetFile{Network: src.config.Network, Subnet: member.subnet, Network6: src.config.IPv6Network, Subnet6: member.subnet6,
 		MTU: node.mtu, IPMasq: d.opts.flags.ipMasq}
@@ -132,11 +132,11 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	}
 	prober := d.openProber(c)
 	d.view.set(func(v *viewState) {
-		v.member, v.carrier, v.mtu, v.host, v.router, v.prober = member, c, file.MTU, state, router, prober
+		v.member, v.carrier, v.mtu, v.host, v.routers, v.prober = member, c, file.MTU, state, routers, prober
 	})
 	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, families: families, file: file}
-	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, router: router, prober: prober}
+	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
@@ -298,8 +298,8 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	for _, s := range r.state {
 		r.guards = append(r.guards, newPausable(s.Run))
 	}
-	if r.router != nil {
-		r.guards = append(r.guards, newPausable(r.router.Run))
+	for _, router := range r.routers.all() {
+		r.guards = append(r.guards, newPausable(router.Run))
 	}
 	all := append(r.carrier.tasks(), r.member.peers.Run, r.prober.Run)
 	if r.member.keeper != nil {

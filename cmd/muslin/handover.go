@@ -14,7 +14,6 @@ import (
 
 	"muslin/cmd/muslin/fdstore"
 	"muslin/lease"
-	"muslin/tunnel/direct"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/pulse"
 )
@@ -41,7 +40,7 @@ type running struct {
 	member  *membership
 	carrier carrier
 	state   hosts
-	router  *direct.Router // nil: none is wanted
+	routers routers
 	prober  *pulse.Prober
 
 	askedBy int // user of the process that wants our place

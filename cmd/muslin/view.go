@@ -8,7 +8,6 @@ import (
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/lease/etcd"
-	"muslin/tunnel/direct"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
@@ -38,7 +37,7 @@ type viewState struct {
 	carrier carrier
 	mtu     encap.InnerMTU // inner, of pods
 	host    hosts
-	router  *direct.Router // nil: none is wanted
+	routers routers
 	prober  *pulse.Prober
 
 	kept    reasons // capabilities, once the others were given up

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"muslin/tunnel/direct"
 	"muslin/tunnel/fib"
@@ -10,12 +11,51 @@ import (
 	"muslin/tunnel/way"
 )
 
-// openRouter opens what keeps the direct routes to peers, for close to close; nil where the network's config does
-// not ask for them.
-func (d *daemon) openRouter(node *node, subnet netip.Prefix) (r *direct.Router, close func() error, err error) {
-	if !node.directRouting {
-		return nil, func() error { return nil }, nil
+// routers keep the direct routes to peers of each family; each is nil without that family, and where the network's config
+// does not ask for such routes.
+type routers struct{ four, six *direct.Router }
+
+// of is that of a peer's family.
+func (r routers) of(p *fib.Peer) *direct.Router {
+	if p.Subnet.Addr().Is4() {
+		return r.four
 	}
+	return r.six
+}
+
+// all are those that there are.
+func (r routers) all() []*direct.Router {
+	return slices.DeleteFunc([]*direct.Router{r.four, r.six}, func(r *direct.Router) bool { return r == nil })
+}
+
+// openRouters opens what keeps the direct routes to peers, for close to close.
+func (d *daemon) openRouters(node *node, member *membership) (all routers, close func(), err error) {
+	var tables []*direct.Table
+	close = func() {
+		for _, t := range tables {
+			t.Close()
+		}
+	}
+	if !node.directRouting {
+		return all, close, nil
+	}
+	for _, n := range node.all() {
+		r, table, err := d.openRouter(n, member.of(n))
+		if err != nil {
+			close()
+			return routers{}, nil, err
+		}
+		tables = append(tables, table)
+		if n.six {
+			all.six = r
+		} else {
+			all.four = r
+		}
+	}
+	return all, close, nil
+}
+
+func (d *daemon) openRouter(node *node, subnet netip.Prefix) (*direct.Router, *direct.Table, error) {
 	cfg := direct.TableConfig{Protocol: host.RouteProtocol, Network: node.network, Iface: node.iface.Name}
 	if !node.hostGateway() { // where there is no TUN device, nothing has that address
 		cfg.Source = subnet.Addr()
@@ -25,30 +65,31 @@ func (d *daemon) openRouter(node *node, subnet netip.Prefix) (r *direct.Router, 
 		return nil, nil, err
 	}
 	return direct.New(direct.Config{
-		Kernel: table, Iface: node.iface.Name, Subnet: subnet, Routing: true, Alone: node.hostGateway(), Resync: d.opts.resync, Logger: d.log,
-	}), table.Close, nil
+		Kernel: table, Iface: node.iface.Name, Subnet: subnet, Routing: true, Alone: node.hostGateway(), Resync: d.opts.resync,
+		Logger: d.log.With("network", node.network),
+	}), table, nil
 }
 
 // setTable puts a new table of peers to use: first where packets are encapsulated, which always works.
 func (r *running) setTable(t *fib.Table) {
 	r.carrier.setTable(t)
-	if r.router != nil {
-		r.router.SetTable(t)
+	for _, router := range r.routers.all() {
+		router.SetTable(t)
 	}
 }
 
 // choice is the way to a peer and what decided.
 func (v *viewState) choice(p *fib.Peer) way.Choice {
-	if v.router == nil {
-		return way.Choose(way.Facts{PublicIP: p.PublicIP, Encrypted: v.node.encrypts()})
+	if r := v.routers.of(p); r != nil {
+		return r.Choice(p)
 	}
-	return v.router.Choice(p)
+	return way.Choose(way.Facts{PublicIP: p.PublicIP, Encrypted: v.node.encrypts()})
 }
 
 // warnStrict is a sentence about the kernel's check of senders where it could drop what peers send directly; empty:
-// it could not.
+// it could not. Of IPv6 the kernel has no such check.
 func (n *node) warnStrict() string {
-	if !n.directRouting || n.hostGateway() { // where there is but one way
+	if !n.directRouting || n.hostGateway() || n.six { // where there is but one way
 		return ""
 	}
 	name := host.StrictReversePath(n.iface.Name)

@@ -6,6 +6,9 @@
 // direct route where there is one and the overlay's route to the TUN device where there is none. So a peer changes
 // its way from one packet to the next, and a route that is missing costs speed and no packet.
 //
+// A Router has one address family: a node of both has two, and a peer of both may be reached directly by the one and not by
+// the other.
+//
 // It touches only routes with our protocol number, inside the overlay's network, that have a gateway. It does not
 // undo them at its end: a successor goes on with them, or package host removes them.
 package direct
@@ -59,7 +62,7 @@ type Kernel interface {
 type Config struct {
 	Kernel  Kernel
 	Iface   string        // the underlay's interface
-	Subnet  netip.Prefix  // this node's own
+	Subnet  netip.Prefix  // this node's own; peers of the other address family are left alone
 	Resync  time.Duration // how often to look when no event told to
 	Routing bool          // direct routes are wanted: Backend.DirectRouting, or host-gw
 	Alone   bool          // host-gw: a peer without a direct route is not reached at all

@@ -286,3 +286,35 @@ func TestLeftOut(t *testing.T) {
 		s.want("10.244.2.0/24 via 192.0.2.2, 10.244.3.0/24 via 192.0.2.3")
 	})
 }
+
+// Each address family has a router of its own, which leaves the other's peers and routes alone.
+func TestOneFamily(t *testing.T) {
+	six := Config{Routing: true, Subnet: netip.MustParsePrefix("fd00:244:0:1::/64")}
+	pairs := []string{"10.244.2.0/24", "192.0.2.2", "10.244.3.0/24", "192.0.2.3", "fd00:244:0:2::/64", "2001:db8::2", "fd00:244:0:3::/64", "2001:db8::3"}
+	inBubble(t, nil, func(s *scene) {
+		s.set(pairs...)
+		s.want("10.244.2.0/24 via 192.0.2.2, 10.244.3.0/24 via 192.0.2.3")
+	})
+	inBubbleWith(t, six, func(k *fakeKernel) {
+		k.hops[netip.MustParseAddr("192.0.2.2")] = way.Hop{Iface: "eth0", Gateway: netip.MustParseAddr("192.0.2.254")}
+	}, func(s *scene) {
+		s.set(pairs...)
+		s.want("fd00:244:0:2::/64 via 2001:db8::2, fd00:244:0:3::/64 via 2001:db8::3")
+		if asked, _, added, _ := s.kernel.counts(); asked != 2 || added != 2 {
+			t.Errorf("asked about %d, added %d", asked, added)
+		}
+		s.wantRule("fd00:244:0:2::/64", "2001:db8::2", way.RuleOnLink)
+
+		// One that gets a gateway goes its own way.
+		s.kernel.change(Underlay, func() {
+			s.kernel.hops[netip.MustParseAddr("2001:db8::2")] = way.Hop{Iface: "eth0", Gateway: netip.MustParseAddr("fe80::1")}
+		})
+		after(time.Second)
+		s.want("fd00:244:0:3::/64 via 2001:db8::3")
+		s.wantRule("fd00:244:0:2::/64", "2001:db8::2", way.RuleGateway)
+		s.wantRule("fd00:244:0:3::/64", "2001:db8::3", way.RuleOnLink)
+
+		s.set(pairs[:6]...)
+		s.want("")
+	})
+}

@@ -167,7 +167,10 @@ func inBubbleWith(t *testing.T, cfg Config, prepare func(*fakeKernel), test func
 		if prepare != nil {
 			prepare(s.kernel)
 		}
-		cfg.Kernel, cfg.Iface, cfg.Subnet, cfg.Resync = s.kernel, "eth0", netip.MustParsePrefix("10.244.1.0/24"), resync
+		if !cfg.Subnet.IsValid() {
+			cfg.Subnet = netip.MustParsePrefix("10.244.1.0/24")
+		}
+		cfg.Kernel, cfg.Iface, cfg.Resync = s.kernel, "eth0", resync
 		cfg.Logger = slog.New(slog.NewTextHandler(&s.log, nil))
 		s.router = New(cfg)
 		ctx, cancel := context.WithCancel(t.Context())

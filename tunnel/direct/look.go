@@ -97,6 +97,9 @@ func (r *Router) follow(t *fib.Table) (stray []Route) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i, p := range t.Peers() {
+		if !r.keeps(p) {
+			continue
+		}
 		e := r.entries[p.Subnet]
 		if e == nil {
 			e = new(entry)
@@ -119,6 +122,9 @@ func (r *Router) follow(t *fib.Table) (stray []Route) {
 	}
 	return stray
 }
+
+// keeps reports whether a peer is of our address family.
+func (r *Router) keeps(p *fib.Peer) bool { return p.Subnet.Addr().Is4() == r.cfg.Subnet.Addr().Is4() }
 
 // heldBy is a subnet that lies inside that of peer i, another peer's or ours; zero: none does. In the table's order
 // a subnet is followed by those that lie in it.

@@ -19,17 +19,18 @@ import (
 type Table struct {
 	cfg    TableConfig
 	handle *netlink.Handle
+	asks   *netlink.Handle // for Hops; the same but with IPv6
 }
 
 // TableConfig says which routes are ours.
 type TableConfig struct {
 	Protocol int          // number that marks them
-	Network  netip.Prefix // the overlay, in which they lie
+	Network  netip.Prefix // the overlay, in which they lie; they are of its address family
 	Iface    string       // the underlay's interface, by which new ones lead
 	Source   netip.Addr   // that this host's own packets have by them, as by the overlay's route to the TUN device; zero: as the kernel chooses
 }
 
-// Open opens a netlink socket, for Close to close.
+// Open opens what it asks the kernel by, for Close to close.
 func Open(cfg TableConfig) (*Table, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -38,12 +39,22 @@ func Open(cfg TableConfig) (*Table, error) {
 	// Since 4.20 (e8ba330ac0c5) the kernel looks at a list's filter itself. Before, it gives all routes, and the
 	// library leaves out the others.
 	_ = h.SetStrictCheck(true)
-	return &Table{cfg, h}, nil
+	t := &Table{cfg: cfg, handle: h, asks: h}
+	if t.six() {
+		// With that check the kernel takes no question of IPv6's that has RTM_F_LOOKUP_TABLE (inet6_rtm_valid_getroute_req in
+		// net/ipv6/route.c), as the library's have.
+		if t.asks, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			h.Close()
+			return nil, fmt.Errorf("open a netlink socket for direct routes: %w", err)
+		}
+	}
+	return t, nil
 }
 
 // Close implements io.Closer.
 func (t *Table) Close() error {
 	t.handle.Close()
+	t.asks.Close()
 	return nil
 }
 
@@ -64,7 +75,7 @@ func (t *Table) Hops(to []netip.Addr) ([]way.Hop, error) {
 	names := make(map[int]string)
 	hops := make([]way.Hop, len(to))
 	for i, addr := range to {
-		found, err := t.handle.RouteGet(net.IP(addr.AsSlice()))
+		found, err := t.asks.RouteGet(net.IP(addr.AsSlice()))
 		switch no := syscall.Errno(0); {
 		case errors.As(err, &no) && noWay(no):
 			hops[i] = way.Hop{Err: no.Error()}
@@ -82,7 +93,8 @@ func (t *Table) Hops(to []netip.Addr) ([]way.Hop, error) {
 }
 
 // noWay reports whether an error is the kernel's answer that there is no way: no route, an unreachable one, a
-// prohibiting one, a blackhole (fib_props in net/ipv4/fib_semantics.c).
+// prohibiting one, a blackhole (fib_props in net/ipv4/fib_semantics.c; those of IPv6 are the same, ip6_rt_type_to_error
+// in net/ipv6/route.c).
 func noWay(no syscall.Errno) bool {
 	return no == unix.ENETUNREACH || no == unix.EHOSTUNREACH || no == unix.EACCES || no == unix.EINVAL
 }
@@ -111,12 +123,31 @@ func (t *Table) hop(r *netlink.Route, names map[int]string) (h way.Hop, err erro
 	return h, nil
 }
 
+// six reports whether it is about IPv6.
+func (t *Table) six() bool { return t.cfg.Network.Addr().Is6() }
+
+func (t *Table) family() int {
+	if t.six() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// metric is that of our routes: what the kernel gives a route for which none is asked for, as flannel does. Of IPv6 that is
+// IP6_RT_PRIO_USER (linux/ipv6_route.h), and a route with a lower one comes first.
+func (t *Table) metric() int {
+	if t.six() {
+		return 1024
+	}
+	return 0
+}
+
 // Routes implements Kernel.
 func (t *Table) Routes() ([]Route, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: netlink.RouteProtocol(t.cfg.Protocol)}
 	for try := 0; ; try++ {
 		var out []Route
-		err := t.handle.RouteListFilteredIter(unix.AF_INET, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL, func(r netlink.Route) bool {
+		err := t.handle.RouteListFilteredIter(t.family(), filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL, func(r netlink.Route) bool {
 			if route, ok := t.ours(&r); ok {
 				out = append(out, route)
 			}
@@ -134,13 +165,14 @@ func (t *Table) Routes() ([]Route, error) {
 
 func (t *Table) ours(r *netlink.Route) (Route, bool) {
 	// The library's filter ends at the first criterion that applies.
-	if r.Table != unix.RT_TABLE_MAIN || int(r.Protocol) != t.cfg.Protocol || r.Type != unix.RTN_UNICAST || r.Dst == nil || r.Priority != 0 {
+	if r.Table != unix.RT_TABLE_MAIN || int(r.Protocol) != t.cfg.Protocol || r.Type != unix.RTN_UNICAST || r.Dst == nil || r.Priority != t.metric() {
 		return Route{}, false
 	}
-	via, _ := netip.AddrFromSlice(r.Gw.To4())
-	to, _ := netip.AddrFromSlice(r.Dst.IP.To4())
+	via, _ := netip.AddrFromSlice(r.Gw)
+	to, _ := netip.AddrFromSlice(r.Dst.IP)
+	via, to = via.Unmap(), to.Unmap()
 	bits, _ := r.Dst.Mask.Size()
-	if !via.IsValid() || !to.IsValid() || bits <= t.cfg.Network.Bits() || !t.cfg.Network.Contains(to) {
+	if !via.IsValid() || via.Is6() != t.six() || bits <= t.cfg.Network.Bits() || !t.cfg.Network.Contains(to) {
 		return Route{}, false
 	}
 	return Route{Subnet: netip.PrefixFrom(to, bits), Via: via, Iface: r.LinkIndex}, true
@@ -151,7 +183,11 @@ func (t *Table) Add(r Route) error {
 	err := t.handle.RouteAdd(t.route(r))
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("another program's route is there (`ip route show %s`); remove it", r.Subnet)
+		command := "ip"
+		if t.six() {
+			command = "ip -6"
+		}
+		return fmt.Errorf("another program's route is there (`%s route show %s`); remove it", command, r.Subnet)
 	case err != nil:
 		return fmt.Errorf("add route %s via %s: %w", r.Subnet, r.Via, err)
 	}
@@ -172,14 +208,26 @@ func (t *Table) Remove(r Route) error {
 
 func (t *Table) route(r Route) *netlink.Route {
 	return &netlink.Route{
-		Dst: &net.IPNet{IP: net.IP(r.Subnet.Addr().AsSlice()), Mask: net.CIDRMask(r.Subnet.Bits(), 32)},
+		Dst: &net.IPNet{IP: net.IP(r.Subnet.Addr().AsSlice()), Mask: net.CIDRMask(r.Subnet.Bits(), r.Subnet.Addr().BitLen())},
 		Gw:  net.IP(r.Via.AsSlice()), LinkIndex: r.Iface, Src: t.cfg.Source.AsSlice(),
-		Protocol: netlink.RouteProtocol(t.cfg.Protocol), Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN,
+		Protocol: netlink.RouteProtocol(t.cfg.Protocol), Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN, Priority: t.metric(),
 	}
 }
 
-// rtmgrpIPv4Rule is the group of changes of policy rules (linux/rtnetlink.h), which package unix leaves out.
-const rtmgrpIPv4Rule = 0x80
+// rtmgrpIPv4Rule and rtmgrpIPv6Rule are the groups of changes of policy rules (RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE in
+// linux/rtnetlink.h), which package unix leaves out.
+const (
+	rtmgrpIPv4Rule = 1 << (8 - 1)
+	rtmgrpIPv6Rule = 1 << (19 - 1)
+)
+
+// groups are those of what may change the way to a PublicIP.
+func (t *Table) groups() uint32 {
+	if t.six() {
+		return unix.RTMGRP_LINK | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV6_ROUTE | rtmgrpIPv6Rule
+	}
+	return unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV4_ROUTE | rtmgrpIPv4Rule
+}
 
 // Watch implements Kernel.
 func (t *Table) Watch(changed func(Change)) (stop func(), err error) {
@@ -187,8 +235,7 @@ func (t *Table) Watch(changed func(Change)) (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV4_ROUTE | rtmgrpIPv4Rule)
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: t.groups()}); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to changes of links, addresses, routes and rules: %w", err)
 	}
