@@ -130,7 +130,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
-	prober := d.openProber(c)
+	prober := d.openProber(node, c)
 	d.view.set(func(v *viewState) {
 		v.member, v.carrier, v.mtu, v.host, v.routers, v.prober = member, c, file.MTU, state, routers, prober
 	})
@@ -244,15 +244,24 @@ func (d *daemon) openWithoutKept(ctx context.Context, node *node, previous previ
 
 // openProber opens what asks the peers whether they are alive. It is no reason not to start. With host-gw nobody is
 // asked: no node has an address of its own in its subnet.
-func (d *daemon) openProber(c carrier) *pulse.Prober {
+func (d *daemon) openProber(node *node, c carrier) *pulse.Prober {
 	if c.name() == "" {
 		return pulse.New(pulse.Config{Logger: d.log})
 	}
-	conn, err := pulse.Open()
-	if err != nil {
-		d.log.Warn("of peers that nothing is heard of it will not be known whether they are alive", "err", err)
+	cfg := pulse.Config{Table: c.table, Logger: d.log}
+	for _, n := range node.all() {
+		open, to := pulse.Open, &cfg.Conn
+		if n.six {
+			open, to = pulse.Open6, &cfg.Conn6
+		}
+		conn, err := open()
+		if err != nil {
+			d.log.Warn("of peers that nothing is heard of it will not be known whether they are alive", "network", n.network, "err", err)
+			continue
+		}
+		*to = conn
 	}
-	return pulse.New(pulse.Config{Conn: conn, Table: c.table, Logger: d.log})
+	return pulse.New(cfg)
 }
 
 // undo puts the host back as it was, unless another daemon runs there or is to go on with it.

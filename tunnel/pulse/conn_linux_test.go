@@ -13,7 +13,7 @@ import (
 )
 
 func TestEchoRequest(t *testing.T) {
-	b := echoRequest(0x1234, 0xfffe)
+	b := echoRequest(icmpEchoRequest, 0x1234, 0xfffe)
 	if len(b) != 64 || b[0] != 8 || b[1] != 0 || binary.BigEndian.Uint32(b[4:]) != 0x1234fffe {
 		t.Errorf("% x", b)
 	}
@@ -24,7 +24,12 @@ func TestEchoRequest(t *testing.T) {
 
 // The kernel at the other end of loopback answers, and the socket gets its replies and not our requests.
 func TestSocket(t *testing.T) {
-	conn, err := Open()
+	t.Run("IPv4", func(t *testing.T) { testSocket(t, Open, netip.MustParseAddr("127.0.0.1")) })
+	t.Run("IPv6", func(t *testing.T) { testSocket(t, Open6, netip.IPv6Loopback()) })
+}
+
+func testSocket(t *testing.T, open func() (Conn, error), to netip.Addr) {
+	conn, err := open()
 	if errors.Is(err, os.ErrPermission) {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)
@@ -36,7 +41,6 @@ func TestSocket(t *testing.T) {
 	}
 	watchdog := time.AfterFunc(10*time.Second, func() { conn.Close() })
 	defer watchdog.Stop()
-	to := netip.MustParseAddr("127.0.0.1")
 	id := uint16(os.Getpid())
 	for seq := range uint16(3) {
 		if err := conn.Send(to, id, seq); err != nil {

@@ -2,13 +2,15 @@
 // address of each peer's subnet, which is its TUN device's with muslin and its flannel.VNI's with flannel: both
 // answer. A peer that packets came from lately is not asked.
 //
+// A node of both address families is two peers, each with a way of its own, and each is up or down by itself.
+//
 // The room knows three states: a peer is up, down, or not known to be either. It decides nothing and changes
 // nothing: no route, no packet depends on it. An answer counts like a packet for a peer whose lease has vanished
 // (fib.Counters). It never touches the data path: it reads the table and the peers' counters, and its packets take the
 // way of all others.
 //
 // What it costs is bounded, whatever the number of peers: perSecond requests a second at most, of 84 bytes on
-// the overlay. With many silent peers it takes longer until each has had its turn.
+// the overlay, 104 of IPv6. With many silent peers it takes longer until each has had its turn.
 package pulse
 
 import (
@@ -77,7 +79,8 @@ type Conn interface {
 
 // Config is what a Prober needs.
 type Config struct {
-	Conn   Conn // closed when Run ends; nil: no peer is asked, and only one that is heard is known to be up
+	Conn   Conn // of IPv4, closed when Run ends; nil: no peer is asked, and only one that is heard is known to be up
+	Conn6  Conn // the same of IPv6
 	Table  func() *fib.Table
 	Logger *slog.Logger
 }
@@ -147,24 +150,37 @@ func lastHeard(c *fib.Counters) time.Time {
 	return time.Time{}
 }
 
+// conn is that of an address's family.
+func (p *Prober) conn(a netip.Addr) Conn {
+	if a.Is4() {
+		return p.cfg.Conn
+	}
+	return p.cfg.Conn6
+}
+
 // Run asks until ctx ends; then it returns nil. Without a Conn it does nothing.
 func (p *Prober) Run(ctx context.Context) error {
-	if p.cfg.Conn == nil {
+	conns := slices.DeleteFunc([]Conn{p.cfg.Conn, p.cfg.Conn6}, func(c Conn) bool { return c == nil })
+	if len(conns) == 0 {
 		<-ctx.Done()
 		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(p.receive)
+	for _, c := range conns {
+		g.Go(func() error { return p.receive(c) })
+	}
 	g.Go(func() error {
-		defer p.cfg.Conn.Close() // ends receive
+		for _, c := range conns {
+			defer c.Close() // ends receive
+		}
 		return p.ask(ctx)
 	})
 	return g.Wait()
 }
 
-func (p *Prober) receive() error {
+func (p *Prober) receive(c Conn) error {
 	for {
-		from, id, seq, err := p.cfg.Conn.Receive()
+		from, id, seq, err := c.Receive()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -177,11 +193,18 @@ func (p *Prober) receive() error {
 	}
 }
 
-// answer takes a reply: only one to the last request counts.
+// answer takes a reply: only one to the last request counts. The lowest address of a subnet of IPv6 is every router's there
+// (RFC 4291, section 2.6.1), and a node that takes a request for one to that may answer by another address of the subnet.
 func (p *Prober) answer(from netip.Addr, seq uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if r := p.asked[from]; r != nil && r.seq == seq {
+	r := p.asked[from]
+	if r == nil && !from.Is4() {
+		if peer := p.cfg.Table().Lookup(from); peer != nil {
+			r = p.asked[peer.Subnet.Addr()]
+		}
+	}
+	if r != nil && r.seq == seq {
 		r.answered = time.Now()
 		r.counters.Answered.Store(r.answered.UnixNano())
 		p.alive(r)
@@ -250,8 +273,8 @@ func (p *Prober) turns(peers []*fib.Peer, now time.Time) {
 
 // turn asks a peer, unless it was heard lately; false: there is no request left.
 func (p *Prober) turn(peer *fib.Peer, now time.Time) bool {
-	if !peer.Subnet.Addr().Is4() {
-		return true // the socket speaks ICMP of IPv4
+	if p.conn(peer.Subnet.Addr()) == nil {
+		return true
 	}
 	k := key{peer.Subnet, peer.PublicIP}
 	r := p.records[k]
@@ -296,7 +319,8 @@ func (p *Prober) request(r *record, now time.Time) {
 	p.seq++
 	r.seq, r.sent = p.seq, now
 	p.asked[r.key.subnet.Addr()] = r
-	_ = p.cfg.Conn.Send(r.key.subnet.Addr(), p.id, r.seq)
+	to := r.key.subnet.Addr()
+	_ = p.conn(to).Send(to, p.id, r.seq)
 }
 
 func (p *Prober) alive(r *record) {

@@ -31,6 +31,10 @@ type reply struct {
 	id, seq uint16
 }
 
+func newOverlay() *overlay {
+	return &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int), replies: make(chan reply, 1000)}
+}
+
 func (o *overlay) Send(to netip.Addr, id, seq uint16) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -87,6 +91,7 @@ type world struct {
 	*testing.T
 	*overlay
 	*Prober
+	six   *overlay // the same of IPv6
 	peers []*fib.Peer
 	log   bytes.Buffer
 
@@ -104,13 +109,13 @@ func (w *world) setTable(peers []*fib.Peer) {
 func among(t *testing.T, peers int, do func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{T: t, overlay: &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int), replies: make(chan reply, 1000)}}
+		w := &world{T: t, overlay: newOverlay(), six: newOverlay()}
 		for n := range peers {
 			w.peers = append(w.peers, peer(n))
 		}
 		w.setTable(w.peers)
 		w.Prober = New(Config{
-			Conn: w.overlay,
+			Conn: w.overlay, Conn6: w.six,
 			Table: func() *fib.Table {
 				w.mu.Lock()
 				defer w.mu.Unlock()
@@ -245,6 +250,63 @@ func TestStrangeReplies(t *testing.T) {
 					t.Errorf("%+v", h)
 				}
 			})
+		})
+	}
+}
+
+// peer6 is peer of IPv6.
+func peer6(n int) *fib.Peer {
+	return &fib.Peer{
+		Subnet:   netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 4: byte(n >> 8), 5: byte(n)}), 64),
+		PublicIP: netip.AddrFrom16([16]byte{0xfd, 0x99, 14: byte(n >> 8), 15: byte(n)}),
+		Counters: new(fib.Counters),
+	}
+}
+
+// Each address family of a node is asked by itself, and is down by itself.
+func TestBothFamilies(t *testing.T) {
+	among(t, 2, func(w *world) {
+		a, b, a6, b6 := w.peers[0], w.peers[1], peer6(0), peer6(1)
+		w.setTable([]*fib.Peer{a, b, a6, b6})
+		w.silence(true, a)
+		w.six.silence(true, b6)
+		w.pass(fresh + 5*time.Second)
+		w.want("IPv6 of the one", a6, Up, time.Time{})
+		w.want("IPv4 of the other", b, Up, time.Time{})
+		for _, p := range []*fib.Peer{a, b6} {
+			if h := w.Health(p); h.State != Down {
+				t.Errorf("%s: %+v, want down", p.Subnet, h)
+			}
+		}
+		if a6.Counters.Answered.Load() == 0 || b6.Counters.Answered.Load() != 0 {
+			t.Error("the counters do not say who has answered")
+		}
+		if w.requests(a6)+w.requests(b6)+w.six.requests(a)+w.six.requests(b) != 0 {
+			t.Error("asked by the other family's socket")
+		}
+		w.six.silence(false, b6)
+		w.pass(fresh + time.Second)
+		w.want("back", b6, Up, time.Time{})
+		w.pass(logEvery)
+		if !strings.Contains(w.log.String(), "10.0.0.0/24 at 198.18.0.0, fd00:0:1::/64 at fd99::1") {
+			t.Errorf("the log:\n%s", w.log.String())
+		}
+	})
+}
+
+// A router of the subnet answers for its lowest address by one of its own: that counts, and what comes from elsewhere
+// does not.
+func TestAnycastReply(t *testing.T) {
+	for from, state := range map[string]State{"fd00:0:1::1": Up, "fd00:0:2::1": Down, "fd99::1": Down} {
+		among(t, 0, func(w *world) {
+			w.six.mu.Lock()
+			w.six.forge = func(r reply) []reply { return []reply{{netip.MustParseAddr(from), r.id, r.seq}} }
+			w.six.mu.Unlock()
+			w.setTable([]*fib.Peer{peer6(1)})
+			w.pass(fresh + 5*time.Second)
+			if h := w.Health(peer6(1)); h.State != state {
+				t.Errorf("answers from %s: %+v, want state %d", from, h, state)
+			}
 		})
 	}
 }
