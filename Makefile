@@ -74,11 +74,11 @@ UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
 test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=0 $(GO) test -count=1 $(UNIT)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=0 $(GO) test -p 4 -count=1 $(UNIT)
 
 .PHONY: test-race
 test-race: ## The same under the race detector
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=1 $(GO) test -count=1 -race $(UNIT)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=1 $(GO) test -p 4 -count=1 -race $(UNIT)
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target over its seeds and kept corpus

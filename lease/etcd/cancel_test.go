@@ -15,6 +15,7 @@ import (
 
 // A start that is given up, at whatever moment, must not hold up the process's end.
 func TestEmbeddedStartCancelled(t *testing.T) {
+	t.Parallel()
 	cancelled, slow := 0, 0
 	for delay := 20 * time.Millisecond; delay <= 1500*time.Millisecond; delay = delay * 5 / 4 {
 		ctx, cancel := context.WithTimeout(t.Context(), delay)

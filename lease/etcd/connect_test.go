@@ -117,46 +117,60 @@ func check(t *testing.T, cfg etcd.Config, kind error, words ...string) {
 }
 
 func TestCheckConnectionTLS(t *testing.T) {
+	t.Parallel()
 	right, wrong := newAuthority(t, "right"), newAuthority(t, "wrong")
 	cert, key := right.issue("server", "127.0.0.1")
 	server := startReal(t, "https", "--cert-file", cert, "--key-file", key)
 	ep := []string{server.url}
-	t.Run("right CA alone", func(t *testing.T) { check(t, etcd.Config{Endpoints: ep, CAFile: right.file}, nil) })
+	t.Run("right CA alone", func(t *testing.T) {
+		t.Parallel()
+		check(t, etcd.Config{Endpoints: ep, CAFile: right.file}, nil)
+	})
 	t.Run("untrusted CA", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: ep, CAFile: wrong.file}, etcd.ErrTLS, "authority that is not trusted", "--etcd-cafile")
 	})
 	t.Run("no CA", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: ep}, etcd.ErrTLS, "authority that is not trusted", "--etcd-cafile")
 	})
 	t.Run("http to a TLS server", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: []string{strings.Replace(server.url, "https", "http", 1)}}, etcd.ErrTLS, "write https://")
 	})
 	otherCert, otherKey := right.issue("elsewhere", "192.0.2.1")
 	elsewhere := startReal(t, "https", "--cert-file", otherCert, "--key-file", otherKey)
 	t.Run("certificate of another host", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: []string{elsewhere.url}, CAFile: right.file}, etcd.ErrTLS, "192.0.2.1", "use a name")
 	})
 	mutual := startReal(t, "https", "--cert-file", cert, "--key-file", key, "--client-cert-auth", "--trusted-ca-file", right.file)
 	clientCert, clientKey := right.issue("client", "127.0.0.1")
 	badCert, badKey := wrong.issue("client", "127.0.0.1")
-	ep = []string{mutual.url}
+	closed := []string{mutual.url}
 	t.Run("client certificate", func(t *testing.T) {
-		check(t, etcd.Config{Endpoints: ep, CAFile: right.file, CertFile: clientCert, KeyFile: clientKey}, nil)
+		t.Parallel()
+		check(t, etcd.Config{Endpoints: closed, CAFile: right.file, CertFile: clientCert, KeyFile: clientKey}, nil)
 	})
 	t.Run("client certificate missing", func(t *testing.T) {
-		check(t, etcd.Config{Endpoints: ep, CAFile: right.file}, etcd.ErrTLS, "--etcd-certfile")
+		t.Parallel()
+		check(t, etcd.Config{Endpoints: closed, CAFile: right.file}, etcd.ErrTLS, "--etcd-certfile")
 	})
 	t.Run("client certificate of another CA", func(t *testing.T) {
-		check(t, etcd.Config{Endpoints: ep, CAFile: right.file, CertFile: badCert, KeyFile: badKey}, etcd.ErrTLS, "--etcd-certfile")
+		t.Parallel()
+		check(t, etcd.Config{Endpoints: closed, CAFile: right.file, CertFile: badCert, KeyFile: badKey}, etcd.ErrTLS, "--etcd-certfile")
 	})
 	plain := startReal(t, "http")
 	t.Run("https to a plain server", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: []string{strings.Replace(plain.url, "http", "https", 1)}, CAFile: right.file}, etcd.ErrTLS, "does not speak TLS")
 	})
 	t.Run("nobody there", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: []string{"http://" + freePort(t)}}, lease.ErrUnavailable, "connection refused", "is etcd running")
 	})
 	t.Run("one of two", func(t *testing.T) {
+		t.Parallel()
 		check(t, etcd.Config{Endpoints: []string{"http://" + freePort(t), plain.url}}, nil)
 	})
 }

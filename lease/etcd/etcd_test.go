@@ -172,10 +172,12 @@ func harness(url string) func(*testing.T) storetest.Harness {
 }
 
 func TestRealServerConforms(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, harness(startReal(t, "http").url))
 }
 
 func TestEmbeddedServerConforms(t *testing.T) {
+	t.Parallel()
 	e := startEmbedded(t, etcd.EmbeddedConfig{Dir: t.TempDir(), ClientURLs: clientURL(t)})
 	storetest.Run(t, harness(e.ClientURLs()[0]))
 }
@@ -224,6 +226,7 @@ func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, 
 const network = `{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.20.0","Backend":{"Type":"vxlan"}}`
 
 func TestEmbeddedSurvivesRestartAtAnotherAddress(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "etcd")
 	ctx := t.Context()
 	first := startEmbedded(t, etcd.EmbeddedConfig{Dir: dir, ClientURLs: clientURL(t)})
@@ -335,6 +338,7 @@ func TestEmbeddedRefusesSmallDisk(t *testing.T) {
 
 // A full disk must end the server, not the process: this test's process is the daemon's stand-in.
 func TestEmbeddedOutlivesFullDisk(t *testing.T) {
+	t.Parallel()
 	dir := smallDisk(t, "160m")
 	var log logged
 	e := startEmbedded(t, etcd.EmbeddedConfig{Dir: filepath.Join(dir, "etcd"), ClientURLs: clientURL(t), SkipSpaceCheck: true, Logger: log.logger()})

@@ -36,6 +36,7 @@ func copyFile(t *testing.T, from, to string) {
 // Every certificate is replaced, the CA's too, and the server trusts the new CA alone. The client, which has
 // read the old ones, goes on.
 func TestRenewedCertificates(t *testing.T) {
+	t.Parallel()
 	before, after := newAuthority(t, "before"), newAuthority(t, "after")
 	cert, key := before.issue("server", "127.0.0.1")
 	clientCert, clientKey := before.issue("client", "127.0.0.1")
@@ -88,6 +89,7 @@ func withUsers(t *testing.T, server *realServer) {
 // A login that the server has forgotten, for its age or because the server is another process, is made again
 // within the request that meets it.
 func TestForgottenLogin(t *testing.T) {
+	t.Parallel()
 	const life = time.Second
 	server := startReal(t, "http", "--auth-token-ttl", "1")
 	withUsers(t, server)

@@ -230,6 +230,7 @@ func (p *peers) get() string {
 
 // The server is killed and comes back, with its data and then without.
 func TestServerGoesAndComesBack(t *testing.T) {
+	t.Parallel()
 	server := startReal(t, "http")
 	var log logged
 	// As with flannel's default endpoints, nobody listens at the first.
@@ -305,6 +306,7 @@ func TestServerGoesAndComesBack(t *testing.T) {
 
 // The server compacts while nobody watches.
 func TestCompactionIsListedAgain(t *testing.T) {
+	t.Parallel()
 	server := startReal(t, "http")
 	raw := rawClient(t, server.url)
 	s := dial(t, etcd.Config{Endpoints: []string{server.url}})
