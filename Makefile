@@ -87,7 +87,7 @@ test-fuzz: ## Every fuzz target over its seeds and kept corpus
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FIREWALLD=$$([ ! -d $(FIREWALLD) ] || echo $(FIREWALLD)) \
-	  $(GO) test -count=1 -timeout 9m ./bench/e2e
+	  $(GO) test -parallel 4 -count=1 -timeout 9m ./bench/e2e
 
 .PHONY: matrix
 matrix: deps-test build ## Every backend between every kind of nodes; writes docs/matrix.md (root)

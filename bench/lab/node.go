@@ -146,7 +146,7 @@ func (n *Node) ReadSysctl(path string) (string, error) {
 var emptyTable = regexp.MustCompile(`(?m)^table ip6? (filter|nat) \{\n(\tchain [A-Z]+ \{\n\t\ttype .* policy accept;\n\t\}\n\n?)*\}\n`)
 
 // passing is what the kernel changes by itself: a link's operational state, a bridge's timers.
-var passing = regexp.MustCompile(` state [A-Z]+| [a-z_]+_timer +[0-9.]+`)
+var passing = regexp.MustCompile(` state [A-Z]+| [a-z_]+_timer +[0-9.]+|NO-CARRIER,`)
 
 // Snapshot is what a daemon could leave in the node's network: links, addresses, neighbours' and routes'
 // tables, rules, firewall, and the sysctls that forwarding depends on. Two snapshots of an
