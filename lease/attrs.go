@@ -49,13 +49,15 @@ type Attrs struct {
 	VNI, VNI6 encap.VNI
 	MAC, MAC6 encap.MAC
 
-	// Key and Port are those of a wireguard lease, and zero otherwise. Port 0 is the reader's own.
-	Key  fib.PublicKey
-	Port uint16
+	// Key and Port are those of a wireguard lease, and zero otherwise: Key6 and Port6 the IPv6 half's, whose key mostly is
+	// the same. Port 0 is the reader's own. A key that is zero says that there is no such half.
+	Key, Key6   fib.PublicKey
+	Port, Port6 uint16
 
 	// BackendData and BackendV6Data are kept as found, nil when left out. MarshalJSON makes a vxlan
-	// lease's from VNI and MAC, and from VNI6 and MAC6, and a wireguard lease's from Key and Port. A BackendV6Data of
-	// vxlan is here only if it could not be read: who has IPv4 alone, as a flannel node may, does not look at it.
+	// lease's from VNI and MAC, and from VNI6 and MAC6, and a wireguard lease's from Key and Port, and from Key6 and Port6.
+	// A BackendV6Data of either is here only if it could not be read: who has IPv4 alone, as a flannel node may, does not
+	// look at it.
 	BackendData   json.RawMessage
 	BackendV6Data json.RawMessage
 }
@@ -103,7 +105,12 @@ func (a Attrs) MarshalJSON() ([]byte, error) {
 			w.BackendV6Data, err = json.Marshal(wireVXLAN{VNI: a.VNI6.Uint32(), VtepMAC: a.MAC6.String()})
 		}
 	case BackendWireGuard:
-		w.BackendData, err = json.Marshal(wireWireGuard{PublicKey: a.Key.String(), Port: a.Port})
+		if !a.sixOnly() {
+			w.BackendData, err = json.Marshal(wireWireGuard{PublicKey: a.Key.String(), Port: a.Port})
+		}
+		if err == nil && !a.Key6.IsZero() {
+			w.BackendV6Data, err = json.Marshal(wireWireGuard{PublicKey: a.Key6.String(), Port: a.Port6})
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -120,7 +127,7 @@ func (a Attrs) Equal(b Attrs) bool {
 		a.BackendData, b.BackendData = nil, nil
 	}
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
-		a.VNI == b.VNI && a.MAC == b.MAC && a.VNI6 == b.VNI6 && a.MAC6 == b.MAC6 && a.Key == b.Key && a.Port == b.Port &&
+		a.VNI == b.VNI && a.MAC == b.MAC && a.VNI6 == b.VNI6 && a.MAC6 == b.MAC6 && a.Key == b.Key && a.Port == b.Port && a.Key6 == b.Key6 && a.Port6 == b.Port6 &&
 		sameRaw(a.BackendData, b.BackendData) && sameRaw(a.BackendV6Data, b.BackendV6Data)
 }
 
@@ -162,6 +169,16 @@ func (a Attrs) String() string {
 		}
 		return fmt.Sprintf("%s (vxlan, VNI %s, %s and %s)", ip, a.VNI, a.MAC, a.MAC6)
 	case BackendWireGuard:
+		switch {
+		case a.Key6.IsZero():
+			return fmt.Sprintf("%s (wireguard, port %d, %s)", ip, a.Port, a.Key)
+		case a.Key.IsZero():
+			return fmt.Sprintf("%s (wireguard, port %d, %s)", ip, a.Port6, a.Key6)
+		case a.Key6 != a.Key:
+			return fmt.Sprintf("%s (wireguard, port %d and %d, %s and %s)", ip, a.Port, a.Port6, a.Key, a.Key6)
+		case a.Port6 != a.Port:
+			return fmt.Sprintf("%s (wireguard, port %d and %d, %s)", ip, a.Port, a.Port6, a.Key)
+		}
 		return fmt.Sprintf("%s (wireguard, port %d, %s)", ip, a.Port, a.Key)
 	case "":
 		return ip
@@ -221,15 +238,27 @@ func decodeAttrs(value []byte) (Attrs, error) {
 	case BackendVXLAN:
 		return a, a.decodeVXLAN()
 	case BackendWireGuard:
-		a.Key, a.Port, err = decodeWireGuardData(a.BackendData)
-	default:
-		return a, nil
+		return a, a.decodeWireGuard()
 	}
-	if err != nil {
-		return a, fmt.Errorf("BackendData: %w", err)
+	return a, nil
+}
+
+// decodeWireGuard is as decodeVXLAN.
+func (a *Attrs) decodeWireGuard() (err error) {
+	if !a.sixOnly() {
+		if a.Key, a.Port, err = decodeWireGuardData(a.BackendData); err != nil {
+			return fmt.Errorf("BackendData: %w", err)
+		}
 	}
 	a.BackendData = nil
-	return a, nil
+	if a.sixOnly() || a.BackendV6Data != nil {
+		if a.Key6, a.Port6, err = decodeWireGuardData(a.BackendV6Data); err == nil {
+			a.BackendV6Data = nil
+		} else if a.sixOnly() {
+			return fmt.Errorf("BackendV6Data: %w", err)
+		}
+	}
+	return nil
 }
 
 func decodeWireGuardData(raw json.RawMessage) (fib.PublicKey, uint16, error) {

@@ -304,10 +304,12 @@ func (b *Backend) warnings() []string {
 // carry and what to do.
 func (c *Config) Supported() error {
 	switch t := c.Backend.Type; {
-	case c.EnableIPv6 && t == BackendWireGuard:
-		return errors.New("network config: EnableIPv6 is true, but this version carries IPv4 alone with wireguard: set EnableIPv6 to false, or use vxlan, udp or host-gw")
-	case t == BackendWireGuard && c.Backend.Mode == ModeIPv6:
-		return errors.New(`network config: Backend.Mode "ipv6" sends over IPv6, but this version does over IPv4 only: use "auto", "ipv4" or "separate"`)
+	case t == BackendWireGuard && c.Backend.Mode == ModeIPv6 && !c.EnableIPv6:
+		return errors.New(`network config: Backend.Mode "ipv6" goes over IPv6, but EnableIPv6 is false, so that nodes lease no IPv6 address: set it to true, or use "separate", "auto" or "ipv4"`)
+	case t == BackendWireGuard && c.Backend.Mode == ModeIPv4 && !c.EnableIPv4:
+		return errors.New(`network config: Backend.Mode "ipv4" goes over IPv4, but EnableIPv4 is false, so that nodes lease no IPv4 address: set it to true, or use "separate", "auto" or "ipv6"`)
+	case t == BackendWireGuard && c.Backend.Mode == ModeSeparate && c.EnableIPv4 && c.EnableIPv6 && c.Backend.Port == c.Backend.PortV6:
+		return fmt.Errorf("network config: Backend.ListenPort and Backend.ListenPortV6 are both %d, but each family has a tunnel of its own, which needs a port of its own: give another ListenPortV6, or use Mode \"auto\", \"ipv4\" or \"ipv6\"", c.Backend.Port)
 	case carries(t):
 		return nil
 	case slices.Contains(backendTypes, t):

@@ -15,6 +15,7 @@ var skipMeans = map[string]string{
 	SkipPublicIP: "a lease with this node's PublicIP but another subnet: an old one of ours, or another host's",
 	SkipKeyOurs:  "a host with this node's WireGuard key: one of the two was made from the other's image; delete the file of the key there",
 	SkipReserved: "a reservation that no node has taken up yet",
+	SkipEndpoint: "a node without an address of the family that the network's Backend.Mode goes over: give it one, or choose another Mode",
 	SkipCircular: "a PublicIP inside the overlay: that node must be started with a --public-ip of the underlay",
 	SkipDouble:   "the same subnet under another key, which is newer",
 }

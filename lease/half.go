@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"muslin/encap"
+	"muslin/tunnel/fib"
 )
 
 // The address families, as indices. A lease has a half in one or in both; each has a subnet, an address, and a VTEP
@@ -36,13 +37,54 @@ type leaseHalf struct {
 	address netip.Addr
 	vni     encap.VNI
 	mac     encap.MAC
+	key     fib.PublicKey
+	port    uint16
 }
 
 func (l Lease) half(family int) leaseHalf {
 	if family == six {
-		return leaseHalf{l.Subnet6, l.Attrs.PublicIPv6, l.Attrs.VNI6, l.Attrs.MAC6}
+		return leaseHalf{l.Subnet6, l.Attrs.PublicIPv6, l.Attrs.VNI6, l.Attrs.MAC6, l.Attrs.Key6, l.Attrs.Port6}
 	}
-	return leaseHalf{l.Subnet, l.Attrs.PublicIP, l.Attrs.VNI, l.Attrs.MAC}
+	return leaseHalf{l.Subnet, l.Attrs.PublicIP, l.Attrs.VNI, l.Attrs.MAC, l.Attrs.Key, l.Attrs.Port}
+}
+
+// half is a lease's as this node uses it: where one WireGuard tunnel carries both families, both halves have the key and
+// the address of that tunnel.
+func (n Node) half(l Lease, family int) leaseHalf {
+	h := l.half(family)
+	if n.Backend != BackendWireGuard || n.Mode == "" || n.Mode == ModeSeparate {
+		return h
+	}
+	a := l.Attrs
+	h.key, h.port = a.Key6, a.Port6 // where the two differ, flannel's nodes take this one
+	if h.key.IsZero() {
+		h.key, h.port = a.Key, a.Port
+	}
+	switch n.Mode {
+	case ModeIPv4:
+		h.address = a.PublicIP
+	case ModeIPv6:
+		h.address = a.PublicIPv6
+	default:
+		h.address = n.likelier(a)
+	}
+	return h
+}
+
+// likelier is the address by which a node is more likely to be reached, as flannel judges it: by IPv4 if its address there
+// is a public one, or else by IPv6 if both nodes' there are.
+func (n Node) likelier(a Attrs) netip.Addr {
+	switch {
+	case !a.PublicIP.IsValid(), !n.PublicIP.IsValid() && a.PublicIPv6.IsValid():
+		return a.PublicIPv6
+	case !a.PublicIPv6.IsValid(), !n.PublicIPv6.IsValid():
+		return a.PublicIP
+	case !a.PublicIP.IsPrivate():
+		return a.PublicIP
+	case !a.PublicIPv6.IsPrivate() && !n.PublicIPv6.IsPrivate():
+		return a.PublicIPv6
+	}
+	return a.PublicIP
 }
 
 // halves are the subnets of one lease, of IPv4 and of IPv6; zero for what it has not.

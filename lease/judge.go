@@ -2,6 +2,7 @@ package lease
 
 import (
 	"log/slog"
+	"net/netip"
 
 	"muslin/encap"
 )
@@ -18,6 +19,7 @@ const (
 	SkipKeyOurs  = "own-key"         // of a host that has our WireGuard key
 	SkipPublicIP = "own-public-ip"   // has our PublicIP, but another subnet
 	SkipReserved = "reserved"        // but for udp: a reservation that no node has taken up yet
+	SkipEndpoint = "no-endpoint"     // has no address of the family that Backend.Mode goes over
 	SkipCircular = "circular"        // its PublicIP lies inside the overlay
 	SkipDouble   = "same-subnet"     // the same subnet under another key, which is newer
 )
@@ -51,17 +53,27 @@ func (r *roster) judge(l Lease, err error) [families]verdict {
 	return out
 }
 
-// ours is what is compared with a lease's half, the family's name, and the flag that gives its address.
-func (n Node) ours(family int) (half leaseHalf, name, flag string) {
+// ours is what is compared with a lease's half, and the family's name.
+func (n Node) ours(family int) (half leaseHalf, name string) {
 	if family == six {
-		return leaseHalf{n.Subnet6, n.PublicIPv6, n.VNI, encap.MAC{}}, "IPv6", "--public-ipv6"
+		return leaseHalf{subnet: n.Subnet6, vni: n.VNI}, "IPv6"
 	}
-	return leaseHalf{n.Subnet, n.PublicIP, n.VNI, encap.MAC{}}, "IPv4", "--public-ip"
+	return leaseHalf{subnet: n.Subnet, vni: n.VNI}, "IPv4"
+}
+
+// at is what an outer address is compared with: ours of its family, the overlay's network there, and the flag that gives
+// the address.
+func (n Node) at(outer netip.Addr) (address netip.Addr, network netip.Prefix, flag string) {
+	if outer.Is6() {
+		return n.PublicIPv6, n.Network6, "--public-ipv6"
+	}
+	return n.PublicIP, n.Network, "--public-ip"
 }
 
 func (r *roster) judgeHalf(l Lease, err error, family int) verdict {
-	ours, name, flag := r.node.ours(family)
-	theirs, network, backend := l.half(family), r.node.Network, r.node.Backend
+	ours, name := r.node.ours(family)
+	theirs, network, backend := r.node.half(l, family), r.node.Network, r.node.Backend
+	ownAddress, around, flag := r.node.at(theirs.address)
 	if family == six {
 		network = r.node.Network6
 	}
@@ -76,12 +88,12 @@ func (r *roster) judgeHalf(l Lease, err error, family int) verdict {
 		return r.missing(l, family)
 	case network.IsValid() && (theirs.subnet.Bits() < network.Bits() || !network.Contains(theirs.subnet.Addr())):
 		return verdict{SkipOutside, slog.LevelWarn, "a lease lies outside the network: skipped", []any{"subnet", theirs.subnet, "network", network}}
-	case network.IsValid() && network.Contains(theirs.address):
+	case around.IsValid() && around.Contains(theirs.address):
 		return verdict{SkipCircular, slog.LevelError, "a lease's PublicIP lies inside the overlay: skipped, since its datagrams would be routed into the overlay again, and again; start that node with a " + flag + " of the underlay",
-			[]any{"subnet", theirs.subnet, "public_ip", theirs.address, "network", network}}
-	case theirs.address.IsValid() && theirs.address == ours.address:
+			[]any{"subnet", theirs.subnet, "public_ip", theirs.address, "network", around}}
+	case theirs.address.IsValid() && theirs.address == ownAddress:
 		return verdict{SkipPublicIP, slog.LevelError, "a lease for another subnet has our PublicIP: skipped; if another host uses that address, give one of the two its own with " + flag,
-			[]any{"subnet", theirs.subnet, "public_ip", ours.address}}
+			[]any{"subnet", theirs.subnet, "public_ip", ownAddress}}
 	case backend == BackendUDP && isNode(theirs.address):
 		return verdict{} // a flannel udp node accepts every lease
 	case l.Reserved && l.Attrs.BackendType == BackendUDP && backend != BackendUDP:
@@ -89,15 +101,21 @@ func (r *roster) judgeHalf(l Lease, err error, family int) verdict {
 		return verdict{SkipReserved, slog.LevelDebug, "a reserved subnet is not in use yet", []any{"subnet", theirs.subnet}}
 	case l.Attrs.BackendType != backend && backend != BackendUDP:
 		return verdict{SkipBackend, slog.LevelWarn, "a lease is of another backend: no traffic with that node", []any{"peer", theirs.address, "backend", clip(l.Attrs.BackendType), "ours", backend}}
+	case !isNode(theirs.address) && (r.node.Mode == ModeIPv4 || r.node.Mode == ModeIPv6):
+		return verdict{SkipEndpoint, slog.LevelError, "a lease has no address of the family that Backend.Mode goes over: no traffic with that node; give it one, or choose another Mode for the network",
+			[]any{"subnet", theirs.subnet, "mode", r.node.Mode, "peer", l.Attrs.String()}}
 	case !isNode(theirs.address):
 		return verdict{SkipValue, slog.LevelWarn, "a lease has an " + name + " subnet, but no address by which its node is reached over " + name + ": that half is skipped", []any{"subnet", theirs.subnet, "public_ip", theirs.address}}
 	case backend == BackendVXLAN && theirs.mac == encap.MAC{}:
 		_, _, err := decodeVXLANData(l.Attrs.BackendV6Data)
 		return verdict{SkipValue, slog.LevelWarn, "the " + name + " half of a lease cannot be read: that half is skipped", []any{"subnet", theirs.subnet, "err", err}}
+	case backend == BackendWireGuard && theirs.key.IsZero():
+		_, _, err := decodeWireGuardData(l.Attrs.BackendV6Data)
+		return verdict{SkipValue, slog.LevelWarn, "the " + name + " half of a lease cannot be read: that half is skipped", []any{"subnet", theirs.subnet, "err", err}}
 	case theirs.vni != ours.vni:
 		return verdict{SkipVNI, slog.LevelError, "a lease is of another VNI: no traffic with that node until both agree",
 			[]any{"peer", theirs.address, "vni", theirs.vni, "ours", ours.vni}}
-	case !r.node.Key.IsZero() && l.Attrs.Key == r.node.Key:
+	case !r.node.Key.IsZero() && theirs.key == r.node.Key:
 		return verdict{SkipKeyOurs, slog.LevelError, "another host has our WireGuard key: no traffic with it; if it was made from this one's image, delete the file of the key there and start its daemon again",
 			[]any{"subnet", theirs.subnet, "peer", theirs.address}}
 	}

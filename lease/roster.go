@@ -22,6 +22,7 @@ type Node struct {
 	Backend              string        // its type
 	VNI                  encap.VNI     // vxlan, of both families
 	Key                  fib.PublicKey // wireguard
+	Mode                 string        // wireguard: see ModeSeparate, which is also meant by ""
 }
 
 // roster turns entries into a table, change by change: what a lease costs does not grow with how many there
@@ -345,7 +346,7 @@ func (r *roster) holders() []place {
 }
 
 func (r *roster) peer(p place) *fib.Peer {
-	l := p.lease.half(p.family)
+	l := r.node.half(p.lease, p.family)
 	key := counterKey{l.subnet, l.address}
 	c, ok := r.counters[key]
 	if !ok {
@@ -353,7 +354,7 @@ func (r *roster) peer(p place) *fib.Peer {
 		r.counters[key] = c
 	}
 	return &fib.Peer{Subnet: l.subnet, PublicIP: l.address, Backend: p.lease.Attrs.BackendType, MAC: l.mac,
-		Key: p.lease.Attrs.Key, Port: p.lease.Attrs.Port, Counters: c}
+		Key: l.key, Port: l.port, Counters: c}
 }
 
 // forget drops the counters of peers that are gone, once there are many.

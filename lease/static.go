@@ -27,6 +27,7 @@ type StaticConfig struct {
 	OnTable  func(*fib.Table) // at each change, from Run's goroutine
 	Logger   *slog.Logger     // nil means slog.Default
 
+	Mode       string       // of a wireguard network: see ModeSeparate, which is also meant by ""
 	PublicIPv6 netip.Addr   // ours; zero: the IPv6 halves of leases are not used. Without a PublicIP it picks our lease
 	Network6   netip.Prefix // the overlay's of IPv6
 }
@@ -69,13 +70,13 @@ func NewStatic(cfg StaticConfig) (*Static, error) {
 	s.content = content
 	node := Node{
 		Subnet: s.own.Subnet, PublicIP: cfg.PublicIP, Network: cfg.Network,
-		Backend: s.own.Attrs.BackendType, VNI: s.own.Attrs.VNI, Key: s.own.Attrs.Key,
+		Backend: s.own.Attrs.BackendType, VNI: s.own.Attrs.VNI, Key: s.own.Attrs.Key, Mode: cfg.Mode,
 	}
 	if cfg.PublicIPv6.IsValid() {
 		node.Subnet6, node.PublicIPv6, node.Network6 = s.own.Subnet6, cfg.PublicIPv6, cfg.Network6
 	}
 	if !cfg.PublicIP.IsValid() {
-		node.Subnet, node.VNI = netip.Prefix{}, s.own.Attrs.VNI6
+		node.Subnet, node.VNI, node.Key = netip.Prefix{}, s.own.Attrs.VNI6, s.own.Attrs.Key6
 	}
 	s.roster = newRoster(node, cfg.Logger)
 	s.roster.replace(entries)

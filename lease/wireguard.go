@@ -17,7 +17,7 @@ import (
 // same.
 const (
 	ModeSeparate = "separate" // a device for each family, over its own; the default
-	ModeAuto     = "auto"     // one device, over the family that is more likely to work
+	ModeAuto     = "auto"     // one device, over the family that is more likely to work (Node.likelier)
 	ModeIPv4     = "ipv4"     // one device, over IPv4
 	ModeIPv6     = "ipv6"     // one device, over IPv6
 )
@@ -44,6 +44,9 @@ func (k PresharedKey) GoString() string { return k.String() }
 
 // keepaliveMost is the longest interval that WireGuard's devices take, seconds (16 bits).
 const keepaliveMost = 65535
+
+// OneTunnel reports whether one WireGuard device carries both families: it listens on Port, and PortV6 is nobody's.
+func (b *Backend) OneTunnel() bool { return b.Type == BackendWireGuard && b.Mode != ModeSeparate }
 
 func (b *Backend) parseWireGuard(in *object) (err error) {
 	if b.Port, err = in.port("ListenPort", defaultWireGuardPort); err != nil {

@@ -111,14 +111,27 @@ func TestWireGuardConfig(t *testing.T) {
 			t.Errorf("%s: %v; want %q", fields, err, says)
 		}
 	}
-	c, err := ParseConfig([]byte(wireguardConfig(`,"Mode":"ipv6"`)))
-	if err != nil {
-		t.Fatal(err)
+	const both, sixAlone = `"EnableIPv6":true,"IPv6Network":"2001:db8::/56",`, `"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"2001:db8::/56",`
+	for _, test := range []struct{ families, fields, says string }{
+		{``, `,"Mode":"ipv6"`, `Backend.Mode "ipv6" goes over IPv6, but EnableIPv6 is false`},
+		{sixAlone, `,"Mode":"ipv4"`, `Backend.Mode "ipv4" goes over IPv4, but EnableIPv4 is false`},
+		{both, `,"ListenPortV6":51820`, `Backend.ListenPort and Backend.ListenPortV6 are both 51820`},
+		{``, `,"ListenPortV6":51820`, ``},
+		{both, `,"ListenPortV6":51820,"Mode":"auto"`, ``},
+		{both, `,"Mode":"ipv4"`, ``},
+		{both, `,"Mode":"ipv6"`, ``},
+		{both, ``, ``},
+		{sixAlone, ``, ``},
+		{sixAlone, `,"Mode":"ipv6"`, ``},
+	} {
+		c, err := ParseConfig([]byte(strings.Replace(wireguardConfig(test.fields), "{", "{"+test.families, 1)))
+		if err != nil {
+			t.Errorf("%s%s: %v", test.families, test.fields, err)
+		} else if err := c.Supported(); (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s%s: %v; want %q", test.families, test.fields, err, test.says)
+		}
 	}
-	if err := c.Supported(); err == nil || !strings.Contains(err.Error(), `Backend.Mode "ipv6"`) {
-		t.Errorf("Mode ipv6: %v", err)
-	}
-	if c, err = ParseConfig([]byte(wireguardConfig(`,"Port":51820`))); err != nil || !strings.Contains(strings.Join(c.Warnings, ""), "Backend.Port is not known") {
+	if c, err := ParseConfig([]byte(wireguardConfig(`,"Port":51820`))); err != nil || !strings.Contains(strings.Join(c.Warnings, ""), "Backend.Port is not known") {
 		t.Errorf("a field of another backend: %q, %v", c.Warnings, err)
 	}
 }
@@ -184,5 +197,130 @@ func TestWireGuardPeers(t *testing.T) {
 	r.set(Entry{Key: "10.244.2.0-24", Value: []byte(wireguardValue("192.0.2.2", "L+V9o0fNYkMVKNqsX7spBzD/9oSvxM/C7ZCZX1jLO3Q="))})
 	if table, changed := r.update(); !changed || table.Peers()[0].Key == peers[0].Key || table.Peers()[0].Counters != peers[0].Counters {
 		t.Errorf("%+v, %v", table.Peers()[0], changed)
+	}
+}
+
+// The IPv6 half of a lease, as flannel writes it and as we do.
+func TestWireGuardAttrsOfBothFamilies(t *testing.T) {
+	one, two := publicKey(t, keyOne), publicKey(t, keyTwo)
+	data := func(key string) string { return `{"PublicKey":"` + key + `"}` }
+	value := func(four, six, four4, six6 string) string {
+		return `{"PublicIP":"` + four + `","PublicIPv6":` + six + `,"BackendType":"wireguard"` + four4 + six6 + `}`
+	}
+	const four, six, ip4, ip6 = `,"BackendData":`, `,"BackendV6Data":`, "192.0.2.2", `"2001:db8::2"`
+	a4, a6 := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")
+	for _, test := range []struct {
+		value string
+		want  Attrs
+		text  string
+	}{
+		{value(ip4, ip6, four+data(keyOne), six+data(keyOne)), Attrs{PublicIP: a4, PublicIPv6: a6, Key: one, Key6: one}, "192.0.2.2 and 2001:db8::2 (wireguard, port 0, " + keyOne + ")"},
+		{value("0.0.0.0", ip6, "", six+data(keyOne)), Attrs{PublicIPv6: a6, Key6: one}, "2001:db8::2 (wireguard, port 0, " + keyOne + ")"},
+		{value(ip4, ip6, four+data(keyOne), six+data(keyTwo)), Attrs{PublicIP: a4, PublicIPv6: a6, Key: one, Key6: two}, "192.0.2.2 and 2001:db8::2 (wireguard, port 0 and 0, " + keyOne + " and " + keyTwo + ")"},
+		// What is wrong with the IPv6 half costs that half only.
+		{value(ip4, ip6, four+data(keyOne), six+`{"PublicKey":"x"}`), Attrs{PublicIP: a4, PublicIPv6: a6, Key: one, BackendV6Data: json.RawMessage(`{"PublicKey":"x"}`)}, "192.0.2.2 and 2001:db8::2 (wireguard, port 0, " + keyOne + ")"},
+	} {
+		test.want.BackendType = BackendWireGuard
+		if got, err := DecodeAttrs([]byte(test.value)); err != nil || !got.Equal(test.want) || got.String() != test.text {
+			t.Errorf("%s: %s, %v", test.value, got, err)
+		}
+	}
+	for value, says := range map[string]string{
+		value("0.0.0.0", ip6, "", ""):                   "BackendV6Data: missing",
+		value("0.0.0.0", ip6, four+data(keyOne), ""):    "BackendV6Data: missing",
+		value("0.0.0.0", ip6, "", six+data("c2hvcnQ=")): "BackendV6Data: PublicKey",
+		value(ip4, ip6, "", six+data(keyOne)):           "BackendData: missing",
+	} {
+		if a, err := DecodeAttrs([]byte(value)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %s, %v; want %q", value, a, err, says)
+		}
+	}
+	ours := Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: BackendWireGuard, Key: one, Port: 51820, Key6: one, Port6: 51821}
+	text, err := json.Marshal(ours)
+	if want := `{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::2","BackendType":"wireguard","BackendData":{"PublicKey":"` + keyOne + `","Port":51820},"BackendV6Data":{"PublicKey":"` + keyOne + `","Port":51821}}`; err != nil || string(text) != want {
+		t.Errorf("%s, %v", text, err)
+	}
+	if back, err := DecodeAttrs(text); err != nil || !back.Equal(ours) || !strings.Contains(back.String(), "port 51820 and 51821, "+keyOne+")") {
+		t.Errorf("%s, %v", back, err)
+	}
+	for _, other := range []func(*Attrs){func(a *Attrs) { a.Key6 = two }, func(a *Attrs) { a.Port6 = 1 }} {
+		changed := ours
+		if other(&changed); changed.Equal(ours) {
+			t.Errorf("%s is taken for %s", changed, ours)
+		}
+	}
+	alone := Attrs{PublicIPv6: a6, BackendType: BackendWireGuard, Key6: one, Port6: 51821}
+	if text, err := json.Marshal(alone); err != nil || string(text) != `{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::2","BackendType":"wireguard","BackendV6Data":{"PublicKey":"`+keyOne+`","Port":51821}}` {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// What each Mode makes of the same leases: which peers, at which address, and who is left out. The addresses of auto are
+// those that flannel's selectPublicEndpoint gives.
+func TestWireGuardPeersByMode(t *testing.T) {
+	value := func(four, six string) string {
+		half := func(name string, port int) string {
+			return fmt.Sprintf(`,"%s":{"PublicKey":%q,"Port":%d}`, name, keyTwo, port)
+		}
+		text := `{"PublicIP":"` + four + `","PublicIPv6":null,"BackendType":"wireguard"`
+		if six != "" {
+			text = strings.Replace(text, "null", `"`+six+`"`, 1) + half("BackendV6Data", 6)
+		}
+		if four != "0.0.0.0" {
+			text += half("BackendData", 4)
+		}
+		return text + "}"
+	}
+	entries := []Entry{
+		{Key: "10.244.2.0-24&2001:db8:2::-64", Value: []byte(value("10.1.0.2", "2001:db9::2"))},
+		{Key: "10.244.3.0-24&2001:db8:3::-64", Value: []byte(value("192.0.2.3", "2001:db9::3"))},
+		{Key: "10.244.4.0-24&2001:db8:4::-64", Value: []byte(value("10.1.0.4", "fd00::4"))},
+		{Key: "10.244.5.0-24", Value: []byte(value("10.1.0.5", ""))},
+		{Key: "0.0.0.0-0&2001:db8:6::-64", Value: []byte(value("0.0.0.0", "2001:db9::6"))},
+		{Key: "10.244.7.0-24&2001:db8:7::-64", Value: []byte(value("10.244.9.9", "2001:db8:9::9"))}, // inside the overlay
+	}
+	const public, private = "2001:db9::1", "fd00::1"
+	four := "10.244.2.0/24>10.1.0.2:4 10.244.3.0/24>192.0.2.3:4 10.244.4.0/24>10.1.0.4:4 10.244.5.0/24>10.1.0.5:4"
+	for _, test := range []struct {
+		name, mode, six string
+		want            string
+		endpoint        int // left out for want of an address
+	}{
+		{"separate", ModeSeparate, public, four + " 2001:db8:2::/64>[2001:db9::2]:6 2001:db8:3::/64>[2001:db9::3]:6 2001:db8:4::/64>[fd00::4]:6 2001:db8:6::/64>[2001:db9::6]:6", 0},
+		{"ipv4", ModeIPv4, public, "10.244.2.0/24>10.1.0.2:6 10.244.3.0/24>192.0.2.3:6 10.244.4.0/24>10.1.0.4:6 10.244.5.0/24>10.1.0.5:4 " +
+			"2001:db8:2::/64>10.1.0.2:6 2001:db8:3::/64>192.0.2.3:6 2001:db8:4::/64>10.1.0.4:6", 1},
+		{"ipv6", ModeIPv6, public, "10.244.2.0/24>[2001:db9::2]:6 10.244.3.0/24>[2001:db9::3]:6 10.244.4.0/24>[fd00::4]:6 " +
+			"2001:db8:2::/64>[2001:db9::2]:6 2001:db8:3::/64>[2001:db9::3]:6 2001:db8:4::/64>[fd00::4]:6 2001:db8:6::/64>[2001:db9::6]:6", 1},
+		{"auto", ModeAuto, public, "10.244.2.0/24>[2001:db9::2]:6 10.244.3.0/24>192.0.2.3:6 10.244.4.0/24>10.1.0.4:6 10.244.5.0/24>10.1.0.5:4 " +
+			"2001:db8:2::/64>[2001:db9::2]:6 2001:db8:3::/64>192.0.2.3:6 2001:db8:4::/64>10.1.0.4:6 2001:db8:6::/64>[2001:db9::6]:6", 0},
+		{"auto, our IPv6 address private", ModeAuto, private, "10.244.2.0/24>10.1.0.2:6 10.244.3.0/24>192.0.2.3:6 10.244.4.0/24>10.1.0.4:6 10.244.5.0/24>10.1.0.5:4 " +
+			"2001:db8:2::/64>10.1.0.2:6 2001:db8:3::/64>192.0.2.3:6 2001:db8:4::/64>10.1.0.4:6 2001:db8:6::/64>[2001:db9::6]:6", 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			log := new(logBuffer)
+			r := newRoster(Node{
+				Subnet: netip.MustParsePrefix("10.244.1.0/24"), PublicIP: netip.MustParseAddr("10.1.0.1"), Network: netip.MustParsePrefix("10.244.0.0/16"),
+				Subnet6: netip.MustParsePrefix("2001:db8:1::/64"), PublicIPv6: netip.MustParseAddr(test.six), Network6: netip.MustParsePrefix("2001:db8::/32"),
+				Backend: BackendWireGuard, Key: publicKey(t, keyOne), Mode: test.mode,
+			}, log.logger())
+			r.replace(entries)
+			table, _ := r.update()
+			var got []string
+			for _, p := range table.Peers() {
+				got = append(got, fmt.Sprintf("%s>%s", p.Subnet, netip.AddrPortFrom(p.PublicIP, p.Port)))
+				if p.Key != publicKey(t, keyTwo) {
+					t.Errorf("%+v", p)
+				}
+			}
+			if text := strings.Join(got, " "); text != test.want {
+				t.Errorf("peers:\n got %s\nwant %s", text, test.want)
+			}
+			if r.skipped[SkipEndpoint] != test.endpoint || r.skipped[SkipCircular] != 1 || log.count("has no address of the family that Backend.Mode goes over") != test.endpoint {
+				t.Errorf("skipped %v\n%s", r.skipped, log.String())
+			}
+			if test.endpoint != 0 && ExplainSkip(SkipEndpoint) == "" {
+				t.Error("not explained")
+			}
+		})
 	}
 }
