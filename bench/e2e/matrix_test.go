@@ -43,6 +43,12 @@ func TestMatrix(t *testing.T) {
 		t.Parallel()
 		testSixAlone(t, m, alone)
 	})
+	for _, row := range wireguard6Rows(hasWireGuard) {
+		t.Run(strings.ReplaceAll(row.name, ", ", "_"), func(t *testing.T) {
+			t.Parallel()
+			row.run(t, m)
+		})
+	}
 	for _, row := range []matrixRow{
 		{name: "vxlan", backend: "vxlan", way: "encapsulated", overhead: 50, with: "kernel VXLAN", join: joinVXLAN},
 		{name: "vxlan with DirectRouting", backend: directBackend, way: "direct", pods: 1500 - 50, with: "kernel VXLAN and routes", join: joinDirect},

@@ -217,6 +217,7 @@ type Status struct {
 		Subnet6      string       `json:"subnet_ipv6"`
 		VtepMAC6     string       `json:"vtep_mac_ipv6"`
 		TUN6         string       `json:"tun_ipv6"`
+		Port6        uint16       `json:"port_ipv6"`
 		TUN          string       `json:"tun"`
 		LeaseExpires string       `json:"lease_expires"`
 	} `json:"node"`

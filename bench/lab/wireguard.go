@@ -78,11 +78,27 @@ func (h *Host) AddWireGuard(ctx context.Context, device string, port int) (*Wire
 }
 
 func (w *WireGuard) configure(ctx context.Context, port int) error {
-	path := filepath.Join(w.Host.Dir, w.Device+".key")
-	if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(w.Key.Bytes())), 0o600); err != nil {
+	path, err := w.writeKey()
+	if err != nil {
 		return err
 	}
-	_, err := w.WG(ctx, "set", w.Device, "private-key", path, "listen-port", fmt.Sprint(port))
+	_, err = w.WG(ctx, "set", w.Device, "private-key", path, "listen-port", fmt.Sprint(port))
+	return err
+}
+
+func (w *WireGuard) writeKey() (path string, err error) {
+	path = filepath.Join(w.Host.Dir, w.Device+".key")
+	return path, os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(w.Key.Bytes())), 0o600)
+}
+
+// UseKey gives the device another private key, as where one node has two devices of one key.
+func (w *WireGuard) UseKey(ctx context.Context, key *ecdh.PrivateKey) error {
+	w.Key = key
+	path, err := w.writeKey()
+	if err != nil {
+		return err
+	}
+	_, err = w.WG(ctx, "set", w.Device, "private-key", path)
 	return err
 }
 

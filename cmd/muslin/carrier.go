@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 
@@ -124,8 +125,9 @@ func (b both) lastSendError() error {
 	return b.six.lastSendError()
 }
 
-func (b both) sessions() (map[string]wireguard.Session, error) { return b.four.sessions() }
-func (b both) shared() string                                  { return b.four.shared() }
+// sessions are asked for of each by itself: both have the same keys.
+func (b both) sessions() (map[string]wireguard.Session, error) { return nil, errors.ErrUnsupported }
+func (b both) shared() string                                  { return cmp.Or(b.four.shared(), b.six.shared()) }
 
 func (b both) tasks() []task { return append(b.four.tasks(), b.six.tasks()...) }
 func (b both) close()        { b.four.close(); b.six.close() }

@@ -112,7 +112,11 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 		if err := one.connect(d, n, member.of(n), member.peers.Table()); err != nil {
 			return err
 		}
-		s, err := host.Setup(d.hostConfig(one.name(), member.of(n), src.config, n))
+		if i > 0 && node.oneTunnel() { // whose device was set up for both
+			families = append(families, family{n, one, state[0]})
+			continue
+		}
+		s, err := host.Setup(d.hostConfig(one.name(), member, src.config, n))
 		if err != nil {
 			return err
 		}
@@ -160,6 +164,13 @@ func (d *daemon) openCarrier(ctx context.Context, node *node, found foundDevices
 	four, err := d.openFamily(ctx, node, found[node.tun])
 	if err != nil || node.second == nil {
 		return four, err
+	}
+	if node.oneTunnel() {
+		c, err := withSix(four)
+		if err != nil {
+			four.close()
+		}
+		return c, err
 	}
 	six, err := d.openFamily(ctx, node.second, found[node.second.tun])
 	if err != nil {
@@ -274,7 +285,7 @@ func (d *daemon) undo(state *host.State) {
 	}
 }
 
-func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, node *node) host.SetupConfig {
+func (d *daemon) hostConfig(tun string, member *membership, cfg *lease.Config, node *node) host.SetupConfig {
 	f := d.opts.flags
 	c := host.SetupConfig{
 		TUN:             tun,
@@ -291,11 +302,18 @@ func (d *daemon) hostConfig(tun string, subnet netip.Prefix, cfg *lease.Config, 
 		Shared:          d.place.from != nil,
 		Logger:          d.log,
 	}
-	address := netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen())
-	if node.six {
-		c.Address6, c.Network6, c.Subnet6 = address, node.network, subnet
-	} else {
-		c.Address, c.Network, c.Subnet = address, node.network, subnet
+	carried := node.all()
+	if !node.oneTunnel() {
+		carried = carried[:1]
+	}
+	for _, n := range carried {
+		subnet := member.of(n)
+		address := netip.PrefixFrom(subnet.Addr(), subnet.Addr().BitLen())
+		if n.six {
+			c.Address6, c.Network6, c.Subnet6 = address, n.network, subnet
+		} else {
+			c.Address, c.Network, c.Subnet = address, n.network, subnet
+		}
 	}
 	return c
 }

@@ -282,7 +282,7 @@ func TestDocsListEverySkipReason(t *testing.T) {
 		inDocs = append(inDocs, quoted(row[0])...)
 	}
 	same(t, "skip reason", inDocs, []string{lease.SkipKey, lease.SkipValue, lease.SkipIPv6, lease.SkipIPv4, lease.SkipOutside,
-		lease.SkipBackend, lease.SkipVNI, lease.SkipKeyOurs, lease.SkipPublicIP, lease.SkipReserved, lease.SkipCircular, lease.SkipDouble})
+		lease.SkipBackend, lease.SkipVNI, lease.SkipKeyOurs, lease.SkipPublicIP, lease.SkipReserved, lease.SkipEndpoint, lease.SkipCircular, lease.SkipDouble})
 }
 
 // TestDocsReferenceConfig: the reference configs are read without a warning, say nothing but the defaults

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -50,12 +51,33 @@ func (d *daemon) newEncrypted(src *source, n *node) error {
 		d.log.Warn("others than its owner may read the WireGuard key: chmod 0400 the file", "file", path)
 	}
 	if src.static != nil {
-		if theirs := src.static.Own().Attrs.Key; theirs != key.Public() {
+		theirs := src.static.Own().Attrs.Key
+		if n.six {
+			theirs = src.static.Own().Attrs.Key6
+		}
+		if theirs != key.Public() {
 			return fmt.Errorf("peers file: our lease has the WireGuard key %s, and the key in %s is %s: give the file of the right one with --wireguard-key-file", theirs, path, key.Public())
 		}
 	}
-	n.key, n.wg, n.framing = key, src.config.Backend, encap.UDP{}
+	n.key, n.wg, n.framing = key, src.config.Backend, encap.UDP{Inner: n.family()}
+	if n.six && !n.wg.OneTunnel() {
+		n.port = n.wg.PortV6
+	}
 	return nil
+}
+
+// oneTunnel reports whether one WireGuard device carries both families.
+func (n *node) oneTunnel() bool { return n.second != nil && n.wg.OneTunnel() }
+
+// inner says which peers of the table are those of the node's tunnel: all of them where there is but one.
+func (n *node) inner() func(netip.Addr) bool {
+	switch {
+	case n.wg.OneTunnel():
+		return nil
+	case n.six:
+		return netip.Addr.Is6
+	}
+	return netip.Addr.Is4
 }
 
 // sourceCheck is how far the VTEP checks a sender. With wireguard the engine does, and more strictly: who has not the key
@@ -70,19 +92,28 @@ func (n *node) sourceCheck(wanted tunnel.SourceCheck) tunnel.SourceCheck {
 // openEncrypted opens the underlay. With another daemon in our place it waits for its port.
 func (d *daemon) openEncrypted(node *node) (*wireguard.Underlay, error) {
 	return wireguard.Open(wireguard.Config{
-		Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: node.mtu,
+		Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: node.mtu, Inner: node.inner(),
 		Paused: d.place.from != nil, Logger: d.log,
 	})
 }
 
-// fillSessions adds what WireGuard knows of the peers.
+// fillSessions adds what WireGuard knows of the peers. A node has one key for both families, and a session of each.
 func (v *viewState) fillSessions(peers []PeerStatus) error {
-	all, err := v.carrier.sessions()
-	if err != nil || all == nil {
-		return err
+	var failed error
+	for i, n := range v.node.all() {
+		all, err := parts(v.carrier)[i].sessions()
+		failed = errors.Join(failed, err)
+		fillSessions(peers, n.six, all)
 	}
+	return failed
+}
+
+func fillSessions(peers []PeerStatus, six bool, all map[string]wireguard.Session) {
 	for i := range peers {
 		p := &peers[i]
+		if strings.Contains(p.Subnet, ":") != six {
+			continue
+		}
 		session, ok := all[p.PublicKey]
 		if !ok {
 			continue
@@ -96,7 +127,6 @@ func (v *viewState) fillSessions(peers []PeerStatus) error {
 			p.LastHandshake = &t
 		}
 	}
-	return nil
 }
 
 // Values of --wireguard.
@@ -122,7 +152,7 @@ func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 	if wanted == wireguardUserspace {
 		return nil, nil
 	}
-	name := d.opts.flags.tunName
+	name := node.tun
 	if len(d.place.of(node).tun) > 0 && wanted == wireguardAuto {
 		return nil, nil // the daemon whose place this is does it itself
 	}
@@ -139,7 +169,7 @@ func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 		}
 	}
 	k, err := wireguard.OpenKernel(wireguard.KernelConfig{
-		Name: name, Alias: host.Mark(node.stateDir), Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: int(node.mtu),
+		Name: name, Alias: host.Mark(node.stateDir), Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: int(node.mtu), Inner: node.inner(),
 		Adopt: d.place.from != nil, Logger: d.log,
 	})
 	switch {
@@ -197,3 +227,34 @@ func (k *kernelWireGuard) sessions() (map[string]wireguard.Session, error) { ret
 func (k *kernelWireGuard) shared() string                                  { return k.Shared() }
 
 func (k *kernelWireGuard) close() { k.Close() }
+
+// sameDevice is IPv6's part where one WireGuard device of the kernel's carries both families: it is all done with IPv4's. It
+// implements carrier.
+type sameDevice struct {
+	absent
+	of *kernelWireGuard
+}
+
+func (s sameDevice) name() string      { return s.of.name() }
+func (s sameDevice) table() *fib.Table { return s.of.table() }
+
+func (s sameDevice) sessions() (map[string]wireguard.Session, error) { return s.of.sessions() }
+
+// withSix adds what carries IPv6 to a carrier of IPv4 whose one tunnel carries both.
+func withSix(four carrier) (carrier, error) {
+	switch c := four.(type) {
+	case *kernelWireGuard:
+		return both{c, sameDevice{of: c}}, nil
+	case *sides:
+		engine, ok := c.conn.(tunnel.Engine)
+		if !ok {
+			return nil, fmt.Errorf("one tunnel for both families over %T", c.conn)
+		}
+		var err error
+		if c.halves, err = tunnel.NewHalves(c.dev, engine); err != nil {
+			return nil, err
+		}
+		return both{c, &sides{conn: c.conn, dev: c.dev, six: true, halves: c.halves, guest: true}}, nil
+	}
+	return nil, fmt.Errorf("one tunnel for both families by %T", four)
+}

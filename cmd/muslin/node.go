@@ -81,7 +81,9 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 		if n.second, err = d.newSix(src, n, host.BothFamilies); err != nil {
 			return nil, err
 		}
-		n.second.tun, n.second.stateDir = d.opts.tunName6, filepath.Join(d.opts.flags.stateDir, stateIPv6)
+		if !n.oneTunnel() {
+			n.second.tun, n.second.stateDir = d.opts.tunName6, filepath.Join(d.opts.flags.stateDir, stateIPv6)
+		}
 		n.mtu = n.second.mtu // see innerMTU
 	}
 	return n, nil
@@ -195,15 +197,20 @@ func (n *node) hostGateway() bool { return n.backend == lease.BackendHostGW }
 
 // attrs is what we publish in our lease.
 func (n *node) attrs() lease.Attrs {
-	if n.six {
-		return lease.Attrs{PublicIPv6: n.iface.PublicIP, BackendType: n.backend, VNI6: n.vni, MAC6: n.mac}
-	}
-	a := lease.Attrs{PublicIP: n.iface.PublicIP, BackendType: n.backend, VNI: n.vni, MAC: n.mac}
-	if six := n.second; six != nil {
-		a.PublicIPv6, a.VNI6, a.MAC6 = six.iface.PublicIP, six.vni, six.mac
-	}
-	if n.encrypts() {
-		a.Key, a.Port = n.key.Public(), n.port
+	a := lease.Attrs{BackendType: n.backend}
+	for _, n := range n.all() {
+		if n.six {
+			a.PublicIPv6, a.VNI6, a.MAC6 = n.iface.PublicIP, n.vni, n.mac
+		} else {
+			a.PublicIP, a.VNI, a.MAC = n.iface.PublicIP, n.vni, n.mac
+		}
+		switch {
+		case !n.encrypts():
+		case n.six:
+			a.Key6, a.Port6 = n.key.Public(), n.port
+		default:
+			a.Key, a.Port = n.key.Public(), n.port
+		}
 	}
 	return a
 }

@@ -140,7 +140,7 @@ func (v *viewState) route(to netip.Addr) *RouteAnswer {
 	node := v.node.all()[i]
 	q := routeQuestion{
 		to: to, network: node.network, subnet: v.member.of(node).Masked(), tun: parts(v.carrier)[i].name(), underlay: node.iface.Name,
-		mtu: int(v.mtu), outerMTU: v.node.iface.MTU, port: v.node.port, kernel: kernel, kernelErr: err,
+		mtu: int(v.mtu), outerMTU: v.node.iface.MTU, port: node.port, kernel: kernel, kernelErr: err,
 	}
 	if q.peer = v.table().Lookup(to); q.peer != nil {
 		status := []PeerStatus{v.peerStatus(q.peer)}

@@ -20,6 +20,10 @@ type sides struct {
 	dev  device
 	vtep *tunnel.VTEP // once connected
 	six  bool         // of IPv6
+
+	// Where one WireGuard tunnel carries both families: how conn and dev are shared. IPv6's is a guest at IPv4's.
+	halves *tunnel.Halves
+	guest  bool
 }
 
 // outer is what both kinds of underlay have beside moving datagrams: the one that does just that, and WireGuard's.
@@ -36,9 +40,13 @@ func (s *sides) close() {
 }
 
 func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.Table) (err error) {
+	inner, outer := tunnel.Device(s.dev), tunnel.Underlay(s.conn)
+	if s.halves != nil {
+		inner, outer = s.halves.Device(node.family()), s.halves.Engine(node.family())
+	}
 	s.vtep, err = tunnel.New(tunnel.Config{
-		Device:      s.dev,
-		Underlay:    s.conn,
+		Device:      inner,
+		Underlay:    outer,
 		Framing:     node.framing,
 		Network:     node.network,
 		Subnet:      subnet,
@@ -77,7 +85,7 @@ func (s *sides) pathMTUChanged() {
 }
 
 func (s *sides) persist(d *daemon) {
-	if d.place.from != nil {
+	if d.place.from != nil || s.guest {
 		return
 	}
 	s.dev.Keep(false) // at the end, not with a crash
@@ -94,6 +102,9 @@ func (s *sides) restore() error { return errors.Join(s.dev.Resume(), s.conn.Resu
 
 // offer leaves out WireGuard's sockets: nobody can go on with them without its sessions.
 func (s *sides) offer(o *handover.Offer) error {
+	if s.guest {
+		return nil
+	}
 	suffix := ""
 	if s.six {
 		suffix = fileSix
@@ -149,4 +160,9 @@ func (s *sides) shared() string {
 	return ""
 }
 
-func (s *sides) tasks() []task { return []task{s.vtep.Run, s.conn.Run} }
+func (s *sides) tasks() []task {
+	if s.guest {
+		return []task{s.vtep.Run}
+	}
+	return []task{s.vtep.Run, s.conn.Run}
+}

@@ -63,6 +63,7 @@ type NodeStatus struct {
 	Network6   string `json:"network_ipv6"`
 	VtepMAC6   string `json:"vtep_mac_ipv6"`
 	TUN6       string `json:"tun_ipv6"`
+	Port6      uint16 `json:"port_ipv6"`
 }
 
 // StoreStatus is the daemon's view of the store.
@@ -253,7 +254,11 @@ func (n *NodeStatus) describeBackend() string {
 		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, n.VtepMAC)
 	}
 	if n.PublicKey != "" {
-		return fmt.Sprintf("%s port %d key %s", n.Backend, n.Port, n.PublicKey)
+		ports := fmt.Sprintf("port %d", n.Port)
+		if n.Port6 != 0 && n.Port6 != n.Port {
+			ports = fmt.Sprintf("ports %d and %d", n.Port, n.Port6)
+		}
+		return fmt.Sprintf("%s %s key %s", n.Backend, ports, n.PublicKey)
 	}
 	if n.Port == 0 { // host-gw, or not known yet
 		return dash(n.Backend)

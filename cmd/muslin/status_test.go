@@ -59,7 +59,7 @@ func TestStatusShape(t *testing.T) {
 			}
 			want := map[string]string{
 				"":      "checksums_completed drops features kernel node peers privileges process since skipped state store version warnings",
-				"node":  "backend iface lease_expires mtu network network_ipv6 port public_ip public_ipv6 public_key subnet subnet_ipv6 tun tun_ipv6 vni vtep_mac vtep_mac_ipv6",
+				"node":  "backend iface lease_expires mtu network network_ipv6 port port_ipv6 public_ip public_ipv6 public_key subnet subnet_ipv6 tun tun_ipv6 vni vtep_mac vtep_mac_ipv6",
 				"store": "endpoints healthy kind last_error revision",
 
 				"privileges": "capabilities error no_new_privs uid",

@@ -122,7 +122,7 @@ func (d *daemon) openPeersFile(iface host.Interface) (*source, error) {
 	member := new(membership)
 	static, err := lease.NewStatic(lease.StaticConfig{
 		Path: d.opts.flags.peersFile, PublicIP: four, Network: cfg.Network, OnTable: member.publish, Logger: d.log,
-		PublicIPv6: six, Network6: cfg.IPv6Network})
+		PublicIPv6: six, Network6: cfg.IPv6Network, Mode: cfg.Backend.Mode})
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +258,7 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous previo
 	m.watcher = lease.NewWatcher(lease.WatcherConfig{
 		Feed: m.feed,
 		Node: lease.Node{
-			Key:    n.key.Public(),
+			Key: n.key.Public(), Mode: n.wg.Mode,
 			Subnet: m.subnet, PublicIP: n.publicIP(), Backend: n.backend, VNI: n.vni, Network: src.config.Network,
 			Subnet6: m.subnet6, PublicIPv6: n.publicIPv6(), Network6: src.config.IPv6Network},
 		Known:   known,

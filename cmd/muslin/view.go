@@ -112,7 +112,11 @@ func (n *NodeStatus) fill(node *node) {
 		}
 	}
 	if six != nil {
-		n.PublicIPv6, n.Network6, n.VtepMAC6 = addrText(six.iface.PublicIP), prefixText(six.network), six.mac.String()
+		n.Port6 = six.port
+		n.PublicIPv6, n.Network6 = addrText(six.iface.PublicIP), prefixText(six.network)
+		if n.VNI != nil {
+			n.VtepMAC6 = six.mac.String()
+		}
 	}
 	n.PublicKey = node.key.String()
 }

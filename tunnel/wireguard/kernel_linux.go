@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -34,8 +35,10 @@ type KernelConfig struct {
 	Port      uint16             // to listen on; of a peer that names none, too
 	Keepalive time.Duration      // of each peer; 0: none
 	MTU       int                // of the device, bytes
-	Adopt     bool               // another process has the device, which goes on with it until SetPeers
-	Logger    *slog.Logger
+
+	Inner  func(netip.Addr) bool // as Config's
+	Adopt  bool                  // another process has the device, which goes on with it until SetPeers
+	Logger *slog.Logger
 }
 
 // Kernel is a WireGuard device of the kernel's, which carries packets by itself: this room makes it and has its peers
@@ -52,7 +55,7 @@ type Kernel struct {
 // Without Adopt the device has this configuration and no peers then, but for those that SetPeers will name: of one that was
 // there the sessions stay.
 func OpenKernel(cfg KernelConfig) (*Kernel, error) {
-	k := &Kernel{cfg: cfg, members: members{port: cfg.Port, log: cfg.Logger}}
+	k := &Kernel{cfg: cfg, members: members{port: cfg.Port, inner: cfg.Inner, log: cfg.Logger}}
 	if err := k.makeLink(); err != nil {
 		return nil, err
 	}

@@ -32,8 +32,9 @@ type change struct {
 
 // members are the peers by key, as they follow the table.
 type members struct {
-	port uint16 // of a peer that names none
-	log  *slog.Logger
+	port  uint16                // of a peer that names none
+	inner func(netip.Addr) bool // whose subnets count; nil: all
+	log   *slog.Logger
 
 	mu    sync.Mutex
 	peers map[fib.PublicKey]peer
@@ -75,7 +76,7 @@ func (m *members) wanted(t *fib.Table) map[fib.PublicKey]peer {
 	wanted := make(map[fib.PublicKey]peer, len(t.Peers()))
 	said := make(map[fib.PublicKey]string)
 	for _, p := range t.Peers() { // sorted by subnet
-		if p.Key.IsZero() {
+		if p.Key.IsZero() || m.inner != nil && !m.inner(p.Subnet.Addr()) {
 			continue
 		}
 		endpoint := netip.AddrPortFrom(p.PublicIP, m.port)

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -42,9 +43,14 @@ type Config struct {
 	PSK       lease.PresharedKey // zero: none
 	Port      uint16             // to listen on, at every address of the host; of a peer that names none, too
 	Keepalive time.Duration      // of each peer; 0: none
-	MTU       encap.InnerMTU
-	Paused    bool // at first: see Resume
-	Logger    *slog.Logger
+
+	// Inner is netip.Addr.Is4 or Is6 where each address family has a tunnel of its own: which peers of the table, by their
+	// subnets, are this one's. nil: all are, and a peer with one key and one address has its subnets of both.
+	Inner func(netip.Addr) bool
+
+	MTU    encap.InnerMTU
+	Paused bool // at first: see Resume
+	Logger *slog.Logger
 }
 
 // Underlay implements tunnel.Engine.
@@ -65,7 +71,7 @@ type Underlay struct {
 // Open starts the engine, which listens unless Config.Paused. An error that is syscall.EADDRINUSE means the port is
 // taken.
 func Open(cfg Config) (*Underlay, error) {
-	u := &Underlay{cfg: cfg, members: members{port: cfg.Port, log: cfg.Logger}, greet: make(chan struct{}, 1)}
+	u := &Underlay{cfg: cfg, members: members{port: cfg.Port, inner: cfg.Inner, log: cfg.Logger}, greet: make(chan struct{}, 1)}
 	u.pipe.init(cfg.MTU)
 	u.dev = device.NewDevice(&u.pipe, conn.NewDefaultBind(), engineLogger(cfg.Logger))
 	err := u.dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.Key.secret[:]), cfg.Port))
