@@ -79,7 +79,7 @@ func checkDelivery(t *testing.T, joins, single *bench, payload []byte, size uint
 		t.Fatalf("%d packets counted and %d delivered", counted, len(packets))
 	}
 	datagrams := 1
-	if size > 0 && int(size) < len(payload) && !single.in[0].whole(payload) {
+	if size > 0 && int(size) < len(payload) && !whole(payload, single.cfg.Framing.Headroom()) {
 		datagrams = (len(payload) + int(size) - 1) / int(size)
 	}
 	if len(runs)+int(dropped) != datagrams {

@@ -1,8 +1,13 @@
 package tunnel
 
-import "sync"
+import (
+	"errors"
+	"os"
+	"runtime"
+	"sync"
+)
 
-// gate is where a VTEP's workers stand while they are paused, between two batches.
+// gate is where the workers of a VTEP, or of a Port, stand while they are paused, between two batches.
 type gate struct {
 	mu      sync.Mutex
 	changed *sync.Cond // anything of what follows
@@ -23,6 +28,20 @@ func (g *gate) change(do func()) {
 
 // enter notes workers that are about to start.
 func (g *gate) enter(workers int) { g.change(func() { g.workers += workers }) }
+
+// work is a worker that was entered: it carries batches until one fails.
+func (g *gate) work(batch func() error) error {
+	defer g.leave()
+	runtime.LockOSThread() // a worker keeps its thread, and so its place in the caches
+	for {
+		err := batch()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			g.wait()
+		} else if err != nil {
+			return err
+		}
+	}
+}
 
 // leave notes the end of a worker.
 func (g *gate) leave() { g.change(func() { g.workers-- }) }

@@ -12,7 +12,7 @@ import (
 // Inbound flow, UDP to TUN. A datagram is hostile until it has passed all of accept. The functions stand
 // in the order in which it meets them:
 //
-//  1. batch    receives what waits; carry takes what an Engine has received
+//  1. batch    receives what waits; carry takes what an Engine or a Port has received
 //  2. unpack   checks the outer source, and takes apart what the kernel has joined
 //  3. accept   unframes and checks one datagram: framing, inner header, inner source, inner destination;
 //     merges ECN
@@ -27,11 +27,9 @@ type inbound struct {
 	drops      drops
 	unfinished atomic.Uint64
 
-	ds    []Datagram
-	full  [][]byte // the receive buffers at their full length, to restore ds[i].Buf
-	want  int      // how many of ds to fill next time
-	join  *gso.Coalescer
-	tally tally
+	intake *intake // nil: others receive
+	join   *gso.Coalescer
+	tally  tally
 
 	known sourceCache
 }
@@ -45,20 +43,47 @@ const (
 	stagger = 64 * 19
 )
 
-func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue) *inbound {
-	in := &inbound{
-		v: v, dev: dev, out: out,
-		ds:   make([]Datagram, BatchSize),
-		full: make([][]byte, BatchSize),
-		want: BatchSize,
-		join: gso.NewCoalescer(joinPackets),
-	}
+func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue, intake *intake) *inbound {
+	return &inbound{v: v, dev: dev, out: out, intake: intake, join: gso.NewCoalescer(joinPackets)}
+}
+
+// intake is what datagrams are received into.
+type intake struct {
+	ds   []Datagram
+	full [][]byte // the buffers at their full length, to restore ds[i].Buf
+	want int      // how many of ds to fill next time
+}
+
+func newIntake() *intake {
+	k := &intake{ds: make([]Datagram, BatchSize), full: make([][]byte, BatchSize), want: BatchSize}
 	slab := make([]byte, BatchSize*(maxPacket+1+stagger))
-	for i := range in.full {
+	for i := range k.full {
 		at := i * (maxPacket + 1 + stagger)
-		in.full[i] = slab[at : at+maxPacket : at+maxPacket]
+		k.full[i] = slab[at : at+maxPacket : at+maxPacket]
 	}
-	return in
+	return k
+}
+
+// receive takes what is waiting at the socket, at least one datagram. They stay until the next call.
+func (k *intake) receive(from UnderlayQueue) ([]Datagram, error) {
+	ds := k.ds[:k.want]
+	for i := range ds {
+		ds[i].Buf = k.full[i]
+	}
+	n, err := from.Receive(ds)
+	if err != nil {
+		return nil, err
+	}
+	ds = ds[:n]
+	bytes := 0
+	for i := range ds {
+		bytes += len(ds[i].Buf)
+	}
+	k.want = BatchSize
+	if bytes/n > maxPacket/4 {
+		k.want = fewDatagrams
+	}
+	return ds, nil
 }
 
 // joinPackets is how many packets are gathered before they are written: more than eight buffers of 64 KiB
@@ -67,15 +92,11 @@ const joinPackets = 512
 
 // batch carries what is waiting at the socket, at least one datagram.
 func (in *inbound) batch() error {
-	ds := in.ds[:in.want]
-	for i := range ds {
-		ds[i].Buf = in.full[i]
-	}
-	n, err := in.out.Receive(ds)
+	ds, err := in.intake.receive(in.out)
 	if err != nil {
 		return err
 	}
-	in.carry(ds[:n])
+	in.carry(ds)
 	return nil
 }
 
@@ -83,14 +104,8 @@ func (in *inbound) batch() error {
 func (in *inbound) carry(ds []Datagram) {
 	in.known.renew(in.v.table.Load())
 	in.join.TCP, in.join.UDP = in.dev.Joins()
-	bytes := 0
 	for i := range ds {
-		bytes += len(ds[i].Buf)
 		in.unpack(&ds[i])
-	}
-	in.want = BatchSize
-	if bytes/len(ds) > maxPacket/4 {
-		in.want = fewDatagrams
 	}
 	in.flush()
 	in.tally.settle(time.Now())
@@ -104,7 +119,7 @@ func (in *inbound) carry(ds []Datagram) {
 // too, and is counted under the same reason with the filter and without.
 func (in *inbound) unpack(d *Datagram) {
 	rest, size := d.Buf, d.Size
-	single := size == 0 || size >= len(rest) || in.whole(rest)
+	single := size == 0 || size >= len(rest) || whole(rest, in.v.cfg.Framing.Headroom())
 	switch {
 	case in.v.cfg.SourceCheck != SourceCheckOff && !in.known.outer(d.Addr.Addr()):
 		n := 1
@@ -128,11 +143,10 @@ func (in *inbound) unpack(d *Datagram) {
 }
 
 // whole reports whether b is a single datagram, by the inner packet's own length: of IPv4 or IPv6, behind up
-// to two VLAN tags. Whom it is for, and whether we carry it, is looked at later. To cut it would be to take
+// to two VLAN tags. head is the framing's length. Whom it is for, and whether we carry it, is looked at later. To cut it would be to take
 // pieces of its payload, which whoever sent it could have made look like datagrams.
-func (in *inbound) whole(b []byte) bool {
+func whole(b []byte, head int) bool {
 	const tag = 4
-	head := in.v.cfg.Framing.Headroom()
 	for at := head; at <= head+2*tag && at+20 <= len(b); at += tag {
 		length := 0
 		switch p := b[at:]; p[0] >> 4 {

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -115,6 +114,15 @@ type Engine interface {
 	Drive(Workers)
 }
 
+// Fed is an Underlay that others receive for, as a Port does for its Members. Receive of its queues is not called.
+type Fed interface {
+	Underlay
+
+	// Feed says what carries datagrams to the TUN device from now on, of each queue: as Workers.Inbound does. It is
+	// called once. After Close nothing is carried any more.
+	Feed(inbound []func(ds []Datagram)) error
+}
+
 // Workers carry a batch each when they are called, of an Engine's one queue.
 type Workers struct {
 	// Outbound blocks until there is a packet in the TUN device, then carries what is waiting there to Send. It is for
@@ -138,6 +146,11 @@ type Losses struct {
 // Plus is the sum.
 func (l Losses) Plus(m Losses) Losses {
 	return Losses{l.Overflow + m.Overflow, l.Checksum + m.Checksum, l.Refused + m.Refused}
+}
+
+// since is what was added to m.
+func (l Losses) since(m Losses) Losses {
+	return Losses{l.Overflow - m.Overflow, l.Checksum - m.Checksum, l.Refused - m.Refused}
 }
 
 // UnderlayQueue moves outer datagrams. Send is for one goroutine, Receive for one other.
@@ -271,9 +284,18 @@ func New(cfg Config) (*VTEP, error) {
 	v.table.Store(fib.New(nil))
 	for i := range inner {
 		v.out = append(v.out, newOutbound(v, inner[i], outer[i]))
-		v.in = append(v.in, newInbound(v, inner[i], outer[i]))
+		v.in = append(v.in, newInbound(v, inner[i], outer[i], v.intake()))
 	}
 	return v, nil
+}
+
+// intake is what an inbound worker receives into, or nil where others receive.
+func (v *VTEP) intake() *intake {
+	switch v.cfg.Underlay.(type) {
+	case Engine, Fed:
+		return nil
+	}
+	return newIntake()
 }
 
 // SetTable replaces the peers. Packets under way finish with the old table. It is not to be called by two
@@ -295,15 +317,20 @@ func (v *VTEP) MTU() encap.InnerMTU { return encap.InnerMTU(v.mtu.Load()) }
 // returned. Either way it closes both: no context reaches a worker that waits in one of them.
 func (v *VTEP) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if e, ok := v.cfg.Underlay.(Engine); ok {
-		e.Drive(v.workers())
+	var batches []func() error
+	switch u := v.cfg.Underlay.(type) {
+	case Engine:
+		u.Drive(v.workers())
 		g.Go(func() error { return v.failure(ctx) })
-	} else {
-		v.gate.enter(2 * len(v.out))
-		for i := range v.out {
-			g.Go(func() error { return ended(ctx, v.work(v.out[i].batch)) })
-			g.Go(func() error { return ended(ctx, v.work(v.in[i].batch)) })
-		}
+	case Fed:
+		g.Go(func() error { return u.Feed(v.carriers()) })
+		batches = v.batches(false)
+	default:
+		batches = v.batches(true)
+	}
+	v.gate.enter(len(batches))
+	for _, batch := range batches {
+		g.Go(func() error { return ended(ctx, v.gate.work(batch)) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -314,18 +341,23 @@ func (v *VTEP) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// work is a worker: it carries batches until one fails.
-func (v *VTEP) work(batch func() error) error {
-	defer v.gate.leave()
-	runtime.LockOSThread() // a worker keeps its thread, and so its place in the caches
-	for {
-		err := batch()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			v.gate.wait()
-		} else if err != nil {
-			return err
+// batches are what the workers do: those that send, and those that receive, if we do.
+func (v *VTEP) batches(receive bool) (all []func() error) {
+	for i := range v.out {
+		all = append(all, v.out[i].batch)
+		if receive {
+			all = append(all, v.in[i].batch)
 		}
 	}
+	return all
+}
+
+// carriers are what a Fed underlay calls.
+func (v *VTEP) carriers() (all []func(ds []Datagram)) {
+	for _, in := range v.in {
+		all = append(all, in.carry)
+	}
+	return all
 }
 
 // workers are those that an Engine drives.
