@@ -39,19 +39,19 @@ type earlyFilter struct {
 
 	mu       sync.Mutex
 	sockets  []*socket
-	off      string     // why there is no filter, empty where there is one
-	frozen   bool       // the sockets are another process's, too, which sees to their filter
-	peers    *fib.Table // in use
-	open     spans      // what the filter lets in
-	most     int        // ranges that this kernel takes
-	widened  int        // times since the filter was narrow
-	attached int        // filters so far, for the tests of what a churn costs
+	off      string                // why there is no filter, empty where there is one
+	frozen   bool                  // the sockets are another process's, too, which sees to their filter
+	peers    map[*share]*fib.Table // in use; nil's are those of Conn.SetPeers
+	open     spans                 // what the filter lets in
+	most     int                   // ranges that this kernel takes
+	widened  int                   // times since the filter was narrow
+	attached int                   // filters so far, for the tests of what a churn costs
 }
 
 func newEarlyFilter(features kernel.Features, six bool, log *slog.Logger) *earlyFilter {
 	return &earlyFilter{
 		six: six, log: log, dirty: make(chan struct{}, 1), attachFilter: attachFilter,
-		off: features.Why(kernel.EarlyFilter), most: maxRanges,
+		off: features.Why(kernel.EarlyFilter), most: maxRanges, peers: make(map[*share]*fib.Table),
 	}
 }
 
@@ -90,18 +90,37 @@ func (e *earlyFilter) thaw() {
 	switch {
 	case e.off != "":
 		e.detachAll()
-	case e.peers != nil:
-		e.attach(spansOf(outerAddrs(e.peers, e.six)))
+	case len(e.peers) > 0:
+		e.attach(spansOf(e.wanted()))
 	}
 }
 
-// setPeers lets in the peers of t, calls use, which puts t to use, and leaves it to run to keep out the others.
-func (e *earlyFilter) setPeers(t *fib.Table, use func()) {
+// setPeers lets in the peers of t, calls use, which puts t to use, and leaves it to run to keep out those that nobody
+// else wants.
+func (e *earlyFilter) setPeers(who *share, t *fib.Table, use func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.admit(t)
+	if who != nil && who.closed {
+		use()
+		return
+	}
+	e.admit(who, t)
 	use()
-	e.peers = t
+	e.peers[who] = t
+	e.markDirty()
+}
+
+// forget leaves it to run to keep out the peers that a share alone wanted. The last ones stay let in: another process
+// may have the sockets by now, and others here may yet say whom they want.
+func (e *earlyFilter) forget(who *share) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	who.closed = true
+	delete(e.peers, who)
+	e.markDirty()
+}
+
+func (e *earlyFilter) markDirty() {
 	select {
 	case e.dirty <- struct{}{}:
 	default:
@@ -109,12 +128,12 @@ func (e *earlyFilter) setPeers(t *fib.Table, use func()) {
 }
 
 // admit widens the filter where a peer of t does not pass it.
-func (e *earlyFilter) admit(t *fib.Table) {
+func (e *earlyFilter) admit(who *share, t *fib.Table) {
 	if e.off != "" || e.frozen {
 		return
 	}
 	var missing []uint32
-	for a := range t.OuterSince(e.peers) {
+	for a := range t.OuterSince(e.peers[who]) {
 		if n, ok := number(a, e.six); ok && !e.open.contains(n) {
 			missing = append(missing, n)
 		}
@@ -161,10 +180,10 @@ func (e *earlyFilter) narrow() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.widened = 0
-	if e.off != "" || e.frozen || e.peers == nil {
+	if e.off != "" || e.frozen || len(e.peers) == 0 {
 		return
 	}
-	if exact := spansOf(outerAddrs(e.peers, e.six)).coarse(e.most); !slices.Equal(exact, e.open) {
+	if exact := spansOf(e.wanted()).coarse(e.most); !slices.Equal(exact, e.open) {
 		e.attach(exact)
 	}
 }
@@ -242,6 +261,14 @@ func (e *earlyFilter) feature(f kernel.Feature) kernel.Feature {
 		f.Reason = fmt.Sprintf("%s; ranges of peers' addresses: %d", f.Reason, len(e.open))
 	}
 	return f
+}
+
+// wanted are the numbers of everybody's peers.
+func (e *earlyFilter) wanted() (addrs []uint32) {
+	for _, t := range e.peers {
+		addrs = append(addrs, outerAddrs(t, e.six)...)
+	}
+	return addrs
 }
 
 // outerAddrs are the numbers of the peers' addresses on the underlay, as far as they are of its family.

@@ -287,7 +287,7 @@ func TestEarlyFilterUnderChurn(t *testing.T) {
 			peers = peers[max(0, len(peers)-500):]
 			table := tableOf(peers...)
 			used := false
-			e.setPeers(table, func() {
+			e.setPeers(nil, table, func() {
 				used = true
 				for _, a := range outerAddrs(table, false) {
 					if !e.open.contains(a) {
@@ -318,7 +318,7 @@ func TestEarlyFilterLeavesTheSameAlone(t *testing.T) {
 	e := newEarlyFilter(kernel.Features{}, false, slog.New(slog.DiscardHandler))
 	table := tableOf(loopbackHost(1), loopbackHost(7))
 	for range 10 {
-		e.setPeers(table, func() {})
+		e.setPeers(nil, table, func() {})
 		e.narrow()
 	}
 	if e.attached != 1 {

@@ -226,7 +226,7 @@ func (c *Conn) ecnFeature() kernel.Feature {
 }
 
 // SetPeers implements tunnel.Underlay.
-func (c *Conn) SetPeers(t *fib.Table, use func()) { c.filter.setPeers(t, use) }
+func (c *Conn) SetPeers(t *fib.Table, use func()) { c.filter.setPeers(nil, t, use) }
 
 // Run keeps strangers out that SetPeers let in with the peers, until ctx ends; then it returns nil.
 func (c *Conn) Run(ctx context.Context) error { return c.filter.run(ctx) }
