@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os/exec"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -65,11 +64,10 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	}
 
 	for _, six := range []bool{false, true} {
-		if j == nil || j.firewall(six) == withNFTables {
-			u.firewall(withNFTables, six, j != nil)
-		}
-		if _, err := exec.LookPath(commandFor(six)); err == nil && (j == nil || j.firewall(six) == withIPTables) {
-			u.firewall(withIPTables, six, j != nil)
+		for _, kind := range candidates(true, six) {
+			if j == nil || j.firewall(six) == kind {
+				u.firewall(kind, six, j != nil)
+			}
 		}
 	}
 	led := make(map[int]bool) // indices of the devices that those routes led to

@@ -5,7 +5,6 @@ package host
 import (
 	"fmt"
 	"net/netip"
-	"os/exec"
 )
 
 // Our chains have names of our own. FLANNEL-FWD and FLANNEL-POSTRTG belong to flannel's daemon, which
@@ -31,6 +30,7 @@ type firewallKind string
 const (
 	withIPTables firewallKind = "iptables"
 	withNFTables firewallKind = "nftables"
+	withLegacy   firewallKind = "iptables-legacy" // by its own name, where the one of withIPTables does not work
 )
 
 // firewall keeps our rules of one family in the kernel.
@@ -134,22 +134,21 @@ func commandFor(six bool) string {
 	return "iptables"
 }
 
-// chooseFirewall picks the tool: iptables where its binary is, because the rules of Docker, kube-proxy
-// and firewalld are then most likely there too and theirs and ours meet in one place.
-func chooseFirewall(useNFTables, six bool) firewallKind {
-	if useNFTables {
-		return withNFTables
+// command is the binary that the tool needs; empty: none.
+func (k firewallKind) command(six bool) string {
+	switch k {
+	case withIPTables:
+		return commandFor(six)
+	case withLegacy:
+		return commandFor(six) + "-legacy"
 	}
-	if _, err := exec.LookPath(commandFor(six)); err != nil {
-		return withNFTables
-	}
-	return withIPTables
+	return ""
 }
 
 func newFirewall(kind firewallKind, r rules) (firewall, error) {
 	switch kind {
-	case withIPTables:
-		return newIPTables(r)
+	case withIPTables, withLegacy:
+		return newIPTables(kind.command(r.six), r)
 	case withNFTables:
 		return newNFTables(r), nil
 	}

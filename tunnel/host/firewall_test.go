@@ -180,23 +180,6 @@ func TestRulesFor(t *testing.T) {
 	}
 }
 
-func TestChooseFirewall(t *testing.T) {
-	if got := chooseFirewall(true, false); got != withNFTables {
-		t.Errorf("asked for nftables, got %s", got)
-	}
-	dir := t.TempDir()
-	t.Setenv("PATH", dir)
-	if got := chooseFirewall(false, false); got != withNFTables {
-		t.Errorf("without a binary: %s", got)
-	}
-	if err := os.WriteFile(dir+"/iptables", []byte("#!/bin/sh\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if got := chooseFirewall(false, false); got != withIPTables {
-		t.Errorf("with a binary: %s", got)
-	}
-}
-
 // A packet from a pod of another node comes out of the TUN and goes to the world: forwarded although the
 // FORWARD policy is drop, and with this host's address as its source. One from this node's pods to
 // another's goes into the TUN with its source as it is.

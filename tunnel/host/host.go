@@ -78,8 +78,10 @@ type State struct {
 	log     *slog.Logger
 	journal *journal
 
-	firewalls   []firewall // of each family for which rules are wanted and can be had
-	firewallErr error      // why none can be had
+	firewalls []firewall // of each family for which rules are wanted and can be had
+
+	noForward, noMasquerade error    // why there are none
+	firewallWarnings        []string // sentences about that, and about a tool that stands in for the one that was wanted
 
 	mu         sync.Mutex // held during every change
 	undone     bool

@@ -31,14 +31,15 @@ type ipChain struct {
 	left                []string // the chain as it was listed after apply
 }
 
-func newIPTables(r rules) (*ipTables, error) {
-	protocol, name := iptables.ProtocolIPv4, commandFor(r.six)
+func newIPTables(name string, r rules) (*ipTables, error) {
+	protocol := iptables.ProtocolIPv4
 	if r.six {
 		protocol = iptables.ProtocolIPv6
 	}
-	cmd, err := iptables.New(iptables.IPFamily(protocol), iptables.Timeout(iptablesWait))
+	cmd, err := iptables.New(iptables.Path(name), iptables.IPFamily(protocol), iptables.Timeout(iptablesWait))
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		said, _ := exec.Command(name, "--version").CombinedOutput()
+		return nil, fmt.Errorf("start %s: %w: %s", name, err, said)
 	}
 	chain := func(table, parent, name, comment string, list []rule) ipChain {
 		c := ipChain{table: table, parent: parent, name: name}
@@ -86,9 +87,11 @@ func ipTablesRule(r rule, randomFully bool) []string {
 
 // needs says what iptables(8) takes. The legacy tool speaks to the kernel through a raw socket; before 1.8 there
 // was no other, and its version names none.
-func (t *ipTables) needs() Needs {
+func (t *ipTables) needs() Needs { return Needs{Programs: true, RawSocket: t.isLegacy()} }
+
+func (t *ipTables) isLegacy() bool {
 	version, err := exec.Command(t.name, "--version").Output()
-	return Needs{Programs: true, RawSocket: err != nil || !strings.Contains(string(version), "nf_tables")}
+	return err != nil || !strings.Contains(string(version), "nf_tables")
 }
 
 func (t *ipTables) ofIPv6() bool { return t.six }
@@ -185,8 +188,11 @@ func (t *ipTables) remove() (bool, error) {
 }
 
 // drop looks before it deletes: listing a chain leaves no trace with the nft variant of iptables, which
-// makes its tables for every command that changes something.
+// makes its tables for every command that changes something. The legacy one has the kernel make the table for that.
 func (t *ipTables) drop(c ipChain) (bool, error) {
+	if tables, err := legacyTables(t.six); err == nil && !slices.Contains(tables, c.table) && t.isLegacy() {
+		return false, nil
+	}
 	found, err := t.cmd.ListChains(c.table)
 	if none := new(iptables.Error); errors.As(err, &none) && none.ExitStatus() == 3 {
 		return false, nil // the kernel has no such table

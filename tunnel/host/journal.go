@@ -43,6 +43,9 @@ type journal struct {
 
 	Firewall  firewallKind `json:"firewall,omitempty"`
 	Firewall6 firewallKind `json:"firewall6,omitempty"` // of the rules for IPv6
+	// Why that tool is not the one that was wanted, as a sentence; empty: it is.
+	StandIn  string `json:"stand_in,omitempty"`
+	StandIn6 string `json:"stand_in6,omitempty"`
 
 	path string
 }
@@ -131,6 +134,12 @@ func (j *journal) inherit(old *journal) {
 	j.TUN = old.TUN
 	j.Sysctls = inheritSysctls(old.Sysctls, j.Sysctls)
 	j.Along = inheritSysctls(old.Along, j.Along)
+	for _, six := range []bool{false, true} {
+		if kind := old.firewall(six); old.standIn(six) != "" && j.firewall(six) != "" && j.firewall(six) != kind {
+			j.setFirewall(six, kind) // what stands stays
+			j.setStandIn(six, old.standIn(six))
+		}
+	}
 }
 
 // inheritSysctls has what was found in its order, in which it is to be set, behind the rest of the old ones.
@@ -200,6 +209,21 @@ func (j *journal) setFirewall(six bool, kind firewallKind) {
 		j.Firewall6 = kind
 	} else {
 		j.Firewall = kind
+	}
+}
+
+func (j *journal) standIn(six bool) string {
+	if six {
+		return j.StandIn6
+	}
+	return j.StandIn
+}
+
+func (j *journal) setStandIn(six bool, why string) {
+	if six {
+		j.StandIn6 = why
+	} else {
+		j.StandIn = why
 	}
 }
 

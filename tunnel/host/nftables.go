@@ -94,7 +94,7 @@ func (t *nfTables) apply() error {
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	}, t.rules.postrouting)
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("put in nftables table %s: %w; this kernel may lack nf_tables or nft_masq: load them or leave out --ip-masq", t.name(), err)
+		return fmt.Errorf("put in nftables table %s: %w", t.name(), err)
 	}
 	t.left, err = t.handles(conn)
 	return err

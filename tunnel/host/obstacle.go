@@ -390,7 +390,10 @@ func (s *State) lookForObstacles() {
 	for _, o := range found {
 		now = append(now, o.sentence(c))
 	}
-	before := s.Warnings()
+	var before []string
+	if p := s.obstacles.Load(); p != nil {
+		before = *p
+	}
 	for _, sentence := range now {
 		if !slices.Contains(before, sentence) {
 			s.log.Warn(sentence, "tun", c.TUN)
@@ -402,10 +405,12 @@ func (s *State) lookForObstacles() {
 	s.obstacles.Store(&now)
 }
 
-// Warnings are sentences about other owners' firewall chains that drop what the overlay has to get through.
+// Warnings are sentences about firewall rules: ours that this host refuses, and other owners' that drop what the overlay
+// has to get through.
 func (s *State) Warnings() []string {
+	all := slices.Clone(s.firewallWarnings)
 	if p := s.obstacles.Load(); p != nil {
-		return *p
+		all = append(all, *p...)
 	}
-	return nil
+	return all
 }

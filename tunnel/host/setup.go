@@ -21,8 +21,7 @@ var ErrTUNGone = errors.New("the TUN device is gone")
 // killed daemon left it first clears away. When it fails it has undone what it did, and what it took over,
 // unless that is still another's (Shared).
 //
-// A firewall that refuses the forward rules is logged and shown by Features, since a host without one
-// forwards anyway; one that refuses the masquerade that was asked for is an error.
+// Firewall rules that this host refuses are logged and shown by Features and Warnings.
 func Setup(c SetupConfig) (*State, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -197,7 +196,7 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 		j.Sysctls, j.Along = append(j.Sysctls, main...), append(j.Along, along...)
 	}
 	for _, r := range rulesFor(c) {
-		j.setFirewall(r.six, chooseFirewall(c.UseNFTables, r.six))
+		j.setFirewall(r.six, candidates(c.UseNFTables, r.six)[0])
 	}
 	return j, nil
 }
@@ -214,29 +213,6 @@ func (s *State) change() error {
 	return nil
 }
 
-// putIn makes the firewall have the rules of one family.
-func (s *State) putIn(r rules) error {
-	kind := s.journal.firewall(r.six)
-	fw, err := newFirewall(kind, r)
-	if err == nil {
-		err = fw.apply()
-	}
-	if err == nil {
-		s.firewalls = append(s.firewalls, fw)
-		return nil
-	}
-	if s.config.IPMasq {
-		return err
-	}
-	s.firewallErr = err
-	s.log.Warn("no forward rules: if this host's firewall drops forwarded packets, allow the overlay there", "network", r.cluster, "error", err)
-	u := undoing{log: s.log}
-	u.firewall(kind, r.six, false)
-	// A tool that does not work would fail the clean-up as well.
-	s.journal.setFirewall(r.six, "")
-	return s.journal.save()
-}
-
 // Needs says what Run and Undo take.
 func (s *State) Needs() Needs {
 	var all Needs
@@ -249,14 +225,14 @@ func (s *State) Needs() Needs {
 
 // Features says what became of the firewall rules, for status.
 func (s *State) Features() []kernel.Feature {
-	say := func(name string, wanted bool) kernel.Feature {
+	say := func(name string, wanted bool, why error) kernel.Feature {
 		switch {
 		case !wanted:
 			return kernel.Feature{Name: name, Reason: "not asked for"}
-		case s.firewallErr != nil:
-			return kernel.Feature{Name: name, Reason: s.firewallErr.Error()}
+		case why != nil:
+			return kernel.Feature{Name: name, Reason: oneLine(why)}
 		}
 		return kernel.Feature{Name: name, On: true, Reason: s.journal.tools()}
 	}
-	return []kernel.Feature{say("forward-rules", s.config.ForwardRules), say("masquerade", s.config.IPMasq)}
+	return []kernel.Feature{say("forward-rules", s.config.ForwardRules, s.noForward), say("masquerade", s.config.IPMasq, s.noMasquerade)}
 }

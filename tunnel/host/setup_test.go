@@ -243,47 +243,6 @@ func TestSetupFails(t *testing.T) {
 	}
 }
 
-// The firewall is the last thing to be changed, so this undoes all the rest.
-func TestSetupWithoutFirewall(t *testing.T) {
-	newHost(t)
-	openTestTUN(t, "muslin0")
-	bin := t.TempDir()
-	if err := os.WriteFile(filepath.Join(bin, "iptables"), []byte("#!/bin/sh\necho 'iptables v1.8.9 (legacy)'\n[ \"$1\" = --version ]\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	before := snapshot(t)
-	path := os.Getenv("PATH")
-	c := config(t.TempDir())
-	t.Setenv("PATH", bin+":"+path)
-	_, err := Setup(c)
-	t.Setenv("PATH", path)
-	if err == nil {
-		t.Fatal("Setup with masquerade succeeded without a firewall")
-	}
-	wantSame(t, before)
-
-	c.IPMasq = false
-	c.StateDir = t.TempDir()
-	t.Setenv("PATH", bin+":"+path)
-	s, err := Setup(c)
-	if err != nil {
-		t.Fatalf("Setup without masquerade: %v", err)
-	}
-	if f := s.Features()[0]; f.On || f.Reason == "" {
-		t.Errorf("feature %+v, want off with a reason", f)
-	}
-	// Killed here, the next daemon starts although the tool still does not work.
-	s, err = Setup(c)
-	if err != nil {
-		t.Fatalf("Setup after a kill: %v", err)
-	}
-	if err := s.Undo(); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", path)
-	wantSame(t, before)
-}
-
 // A killed daemon leaves a host as Setup made it, and a journal. Its TUN goes with it, or not.
 func TestCleanupAfterKill(t *testing.T) {
 	for _, tool := range bothTools {
