@@ -73,6 +73,7 @@ func TestEarlyFilterAgainstCheck(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for round := range 8 {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
+			quietLoopback(t)
 			c, open := open(t, "auto", nil), open(t, "-early-filter", nil)
 			last := loopbackHost(1)
 			peers := []netip.Addr{last}
@@ -122,6 +123,7 @@ func TestEarlyFilterOrder(t *testing.T) {
 
 // Until there are peers nobody comes in.
 func TestEarlyFilterShutAtFirst(t *testing.T) {
+	quietLoopback(t)
 	cfg := config(t, "auto", nil)
 	c, err := Open(cfg)
 	if err != nil {

@@ -198,6 +198,7 @@ func TestSplit(t *testing.T) {
 
 // The counter of a socket has 32 bits, and a flood takes it round.
 func TestLossesWrapRound(t *testing.T) {
+	quietLoopback(t)
 	c := open(t, "auto", nil)
 	drops, ok := c.queues[0].listener.drops(false)
 	if !ok {

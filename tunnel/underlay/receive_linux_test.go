@@ -85,6 +85,7 @@ func TestJoinedAndTruncated(t *testing.T) {
 func TestOverflow(t *testing.T) {
 	for _, features := range twins {
 		t.Run(features, func(t *testing.T) {
+			quietLoopback(t)
 			c := open(t, features, nil)
 			if n := c.Losses(); n != (tunnel.Losses{}) {
 				t.Fatalf("losses at the start: %+v", n)
