@@ -353,7 +353,11 @@ func (r *roster) peer(p place) *fib.Peer {
 		c = new(fib.Counters)
 		r.counters[key] = c
 	}
-	return &fib.Peer{Subnet: l.subnet, PublicIP: l.address, Backend: p.lease.Attrs.BackendType, MAC: l.mac,
+	var other netip.Prefix
+	if family := six - p.family; r.node.carries(family) {
+		other = p.lease.half(family).subnet
+	}
+	return &fib.Peer{Subnet: l.subnet, Other: other, PublicIP: l.address, Backend: p.lease.Attrs.BackendType, MAC: l.mac,
 		Key: l.key, Port: l.port, Counters: c}
 }
 

@@ -49,6 +49,12 @@ func TestMatrix(t *testing.T) {
 			row.run(t, m)
 		})
 	}
+	for _, row := range matrixRows6 {
+		t.Run(strings.ReplaceAll(row.name, ", ", "_")+"_IPv6", func(t *testing.T) {
+			t.Parallel()
+			row.run(t, m)
+		})
+	}
 	for _, row := range []matrixRow{
 		{name: "vxlan", backend: "vxlan", way: "encapsulated", overhead: 50, with: "kernel VXLAN", join: joinVXLAN},
 		{name: "vxlan with DirectRouting", backend: directBackend, way: "direct", pods: 1500 - 50, with: "kernel VXLAN and routes", join: joinDirect},
@@ -276,6 +282,7 @@ in the clear.
 
 "muslin" is a node with a daemon. The other is a node whose kernel is set up as flannel sets it up, by hand: its VXLAN
 device with neighbours and forwarding entries, its routes, or its WireGuard (where the kernel has none, the program
-wireguard-go). flannel's udp backend has no such node, as it is a program; ` + "`make bench`" + ` measures beside it.
+wireguard-go). flannel's udp backend has no such node, as it is a program; ` + "`make bench`" + ` measures beside it. It has IPv4 only:
+udp with IPv6 is between muslin nodes.
 
 `

@@ -269,6 +269,9 @@ type PeerStatus struct {
 	WayRule   string       `json:"way_rule"`
 	WayReason string       `json:"way_reason"`
 
+	OtherSubnet string `json:"other_subnet"`
+	OtherUp     *bool  `json:"other_up"`
+
 	PublicKey     string     `json:"public_key"`
 	Endpoint      string     `json:"endpoint"`
 	LastHandshake *time.Time `json:"last_handshake"`

@@ -88,9 +88,14 @@ type PeerStatus struct {
 	LastRx    *time.Time `json:"last_rx"` // null: nothing yet
 	Up        *bool      `json:"up"`      // it is heard, or answers; null: not known (package tunnel/pulse)
 	DownSince *time.Time `json:"down_since"`
-	Way       string     `json:"way"`      // "encapsulated", "direct", "encrypted" or "none" (package tunnel/way)
-	WayRule   string     `json:"way_rule"` // what decided
-	WayReason string     `json:"way_reason"`
+
+	// The same node in the other address family: a node of both is two peers, each up or down by itself.
+	OtherSubnet string `json:"other_subnet"` // empty: there is none
+	OtherUp     *bool  `json:"other_up"`
+
+	Way       string `json:"way"`      // "encapsulated", "direct", "encrypted" or "none" (package tunnel/way)
+	WayRule   string `json:"way_rule"` // what decided
+	WayReason string `json:"way_reason"`
 
 	// With wireguard; empty and null otherwise.
 	PublicKey     string     `json:"public_key"`
@@ -156,7 +161,11 @@ func (s *Status) print(w io.Writer, now time.Time, most int) error {
 		p.line("WARNING: %s", warning)
 	}
 	n := s.Node
-	p.line("\nnode\t%s on %s\tsubnet %s of %s\tMTU %d", dash(n.PublicIP), dash(n.Iface), dash(n.Subnet), dash(n.Network), n.MTU)
+	title := "\nnode"
+	for _, h := range n.halves() {
+		p.line("%s\t%s on %s\tsubnet %s of %s\tMTU %d", title, dash(h.publicIP), dash(n.Iface), dash(h.subnet), dash(h.network), n.MTU)
+		title = ""
+	}
 	p.line("\t%s\tlease %s\tkernel %s", n.describeBackend(), n.describeLease(now), s.Kernel)
 	p.line("store\t%s %s\t%s\trevision %d", s.Store.Kind, strings.Join(s.Store.Endpoints, ","), s.healthWord(), s.Store.Revision)
 	if s.Store.LastError != "" {
@@ -216,12 +225,48 @@ func (p *PeerStatus) describeState(now time.Time) string {
 	switch {
 	case p.DownSince != nil && p.PublicKey != "" && p.LastHandshake == nil:
 		return "DOWN for " + now.Sub(*p.DownSince).Round(time.Second).String() + ", no handshake yet"
+	case p.DownSince != nil && p.OtherUp != nil && *p.OtherUp:
+		return "DOWN for " + now.Sub(*p.DownSince).Round(time.Second).String() + ", up by " + p.otherFamily()
 	case p.DownSince != nil:
 		return "DOWN for " + now.Sub(*p.DownSince).Round(time.Second).String()
 	case p.Up == nil:
 		return "not known"
 	}
 	return "up"
+}
+
+// family is a peer's address family, and otherFamily the other one.
+func (p *PeerStatus) family() string {
+	if strings.Contains(p.Subnet, ":") {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+func (p *PeerStatus) otherFamily() string {
+	if p.family() == "IPv4" {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// warnHalfDown is a sentence about nodes that answer by one address family only; empty: there are none. Such a node is
+// alive, so it is the path.
+func warnHalfDown(peers []PeerStatus) string {
+	n, first := 0, ""
+	for _, p := range peers {
+		if p.DownSince == nil || p.OtherUp == nil || !*p.OtherUp {
+			continue
+		}
+		if n++; n == 1 {
+			first = fmt.Sprintf("%s at %s does not answer, while %s of the same node does: look for what drops %s between the two nodes (a firewall, or a path without it)",
+				p.Subnet, p.PublicIP, p.OtherSubnet, p.family())
+		}
+	}
+	if n > 1 {
+		return fmt.Sprintf("%s; %d more nodes answer by one family only", first, n-1)
+	}
+	return first
 }
 
 // heardLast picks the peers that were heard of last, so many at most, and leaves them in their order.
@@ -249,9 +294,25 @@ func (p *PeerStatus) heard() time.Time {
 	return *p.LastRx
 }
 
+// nodeHalf is what a node has of one address family.
+type nodeHalf struct{ publicIP, subnet, network string }
+
+// halves are those of the families that the network has: of IPv4 also as long as that is not known.
+func (n *NodeStatus) halves() []nodeHalf {
+	four, six := nodeHalf{n.PublicIP, n.Subnet, n.Network}, nodeHalf{n.PublicIPv6, n.Subnet6, n.Network6}
+	switch {
+	case six == nodeHalf{}:
+		return []nodeHalf{four}
+	case four == nodeHalf{}:
+		return []nodeHalf{six}
+	}
+	return []nodeHalf{four, six}
+}
+
 func (n *NodeStatus) describeBackend() string {
 	if n.VNI != nil {
-		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, n.VtepMAC)
+		macs := slices.DeleteFunc([]string{n.VtepMAC, n.VtepMAC6}, func(mac string) bool { return mac == "" })
+		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, strings.Join(macs, " and "))
 	}
 	if n.PublicKey != "" {
 		ports := fmt.Sprintf("port %d", n.Port)
@@ -268,7 +329,7 @@ func (n *NodeStatus) describeBackend() string {
 
 func (n *NodeStatus) describeLease(now time.Time) string {
 	switch {
-	case n.Subnet == "":
+	case n.Subnet == "" && n.Subnet6 == "":
 		return "none yet"
 	case n.LeaseExpires == nil:
 		return "does not expire"

@@ -88,7 +88,7 @@ func TestStatusShape(t *testing.T) {
 				t.Error("privileges.capabilities is no list")
 			}
 			if name == "running" {
-				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx public_ip public_key rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
+				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx other_subnet other_up public_ip public_key rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
 					t.Errorf("a peer has %s", have)
 				}
 				if have := strings.Join(keys(got["features"].([]any)[0]), " "); have != "name on reason" {
@@ -110,6 +110,46 @@ func TestStatusText(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
+	}
+}
+
+// A node of IPv6 alone, of both, and one whose families differ.
+func TestStatusTextIPv6(t *testing.T) {
+	now := time.Now()
+	yes, no, long := true, false, now.Add(-7*time.Minute)
+	s := exampleStatus(now)
+	s.Node.PublicIPv6, s.Node.Subnet6, s.Node.Network6, s.Node.VtepMAC6 = "2001:db8::1", "fd00:244:0:1::/64", "fd00:244::/48", "02:00:00:00:00:06"
+	s.Peers = []PeerStatus{
+		{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3", Up: &yes, OtherSubnet: "fd00:244:0:3::/64", OtherUp: &no},
+		{Subnet: "fd00:244:0:3::/64", PublicIP: "2001:db8::3", Up: &no, DownSince: &long, OtherSubnet: "10.244.3.0/24", OtherUp: &yes},
+		{Subnet: "fd00:244:0:4::/64", PublicIP: "2001:db8::4", Up: &no, DownSince: &long, OtherSubnet: "10.244.4.0/24", OtherUp: &no},
+	}
+	text := func() string {
+		var b bytes.Buffer
+		if err := s.print(&b, now, 0); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	for _, want := range []string{"192.0.2.1 on eth0", "10.244.1.0/24 of 10.244.0.0/16", "2001:db8::1 on eth0", "fd00:244:0:1::/64 of fd00:244::/48",
+		"MAC 02:00:00:00:00:01 and 02:00:00:00:00:06", "3 peers, 2 DOWN", "DOWN for 7m0s, up by IPv4", "2001:db8::4             DOWN for 7m0s  "} {
+		if !strings.Contains(strings.Join(strings.Fields(text()), " "), strings.Join(strings.Fields(want), " ")) {
+			t.Errorf("no %q in\n%s", want, text())
+		}
+	}
+	if got, want := warnHalfDown(s.Peers), "fd00:244:0:3::/64 at 2001:db8::3 does not answer, while 10.244.3.0/24 of the same node does: look for what drops IPv6 between the two nodes (a firewall, or a path without it)"; got != want {
+		t.Errorf("warned of %q, want %q", got, want)
+	}
+	if got := warnHalfDown(append(s.Peers, s.Peers[1])); !strings.HasSuffix(got, "; 1 more nodes answer by one family only") {
+		t.Errorf("warned of %q", got)
+	}
+	if got := warnHalfDown(s.Peers[2:]); got != "" {
+		t.Errorf("of a node that is down by both: %q", got)
+	}
+
+	s.Node.PublicIP, s.Node.Subnet, s.Node.Network, s.Node.VtepMAC = "", "", "", ""
+	if got := text(); strings.Contains(got, "- on eth0") || !strings.Contains(got, "MAC 02:00:00:00:00:06") || !strings.Contains(got, "expires in") || strings.Contains(got, "none yet") {
+		t.Errorf("of IPv6 alone:\n%s", got)
 	}
 }
 

@@ -166,7 +166,7 @@ func (s *Status) fillRunning(v *viewState) {
 	if err := v.fillSessions(s.Peers); err != nil {
 		s.warn(err.Error())
 	}
-	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), warnRefused(s.Peers)} {
+	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), warnHalfDown(s.Peers), warnRefused(s.Peers)} {
 		if warning != "" {
 			s.Warnings = append(s.Warnings, warning)
 		}
@@ -202,18 +202,30 @@ func (v *viewState) peerStatus(p *fib.Peer) PeerStatus {
 	peer.PublicKey = p.Key.String()
 	chosen := v.choice(p)
 	peer.Way, peer.WayRule, peer.WayReason = string(chosen.Way), string(chosen.Rule), chosen.Reason()
-	switch h := v.prober.Health(p); h.State {
-	case pulse.Up:
-		peer.Up = new(bool)
-		*peer.Up = true
-	case pulse.Down:
-		peer.Up = new(bool)
-		since := h.Since.UTC()
+	var since time.Time
+	if peer.Up, since = v.up(p); !since.IsZero() {
+		since = since.UTC()
 		peer.DownSince = &since
+	}
+	if p.Other.IsValid() {
+		if other := v.table().Lookup(p.Other.Addr()); other != nil && other.Subnet == p.Other {
+			peer.OtherSubnet = other.Subnet.String()
+			peer.OtherUp, _ = v.up(other)
+		}
 	}
 	if last := c.LastRx.Load(); last != 0 {
 		t := time.Unix(0, last).UTC()
 		peer.LastRx = &t
 	}
 	return peer
+}
+
+// up is whether a peer is; nil: it is not known. One that is down has been so since a time.
+func (v *viewState) up(p *fib.Peer) (up *bool, down time.Time) {
+	h := v.prober.Health(p)
+	if h.State == pulse.Unknown {
+		return nil, time.Time{}
+	}
+	is := h.State == pulse.Up
+	return &is, h.Since
 }

@@ -13,10 +13,11 @@ import (
 	"muslin/encap"
 )
 
-// Peer is another node of the overlay, as its lease describes it. Immutable after it is put into a
-// Table, but for what Counters points to.
+// Peer is another node of the overlay, as its lease describes it, in one address family: a node of both is two peers.
+// Immutable after it is put into a Table, but for what Counters points to.
 type Peer struct {
 	Subnet   netip.Prefix // inner prefix that the peer holds, masked
+	Other    netip.Prefix // what the same lease holds of the other family; zero: nothing, or we do not carry that
 	PublicIP netip.Addr   // outer address, source and destination of its datagrams
 	Backend  string       // its type, as leased
 	MAC      encap.MAC    // VtepMAC; zero for all but vxlan
