@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"muslin/encap"
 	"muslin/tunnel/fib"
 )
 
@@ -116,6 +117,65 @@ func TestHalvesAreTheirOwnPeers(t *testing.T) {
 	r.remove("10.244.2.0-24&2001:db8:2::-64")
 	if table, _ := r.update(); len(table.Peers()) != 0 {
 		t.Errorf("left %v", table.Peers())
+	}
+}
+
+// A lease of udp or host-gw has nothing beside its addresses. Each half knows of the other, if we carry that.
+func TestHalvesWithoutVTEP(t *testing.T) {
+	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	attrs := Attrs{PublicIP: addr("192.0.2.2"), PublicIPv6: addr("2001:db9::2")}
+	for _, test := range []struct{ backend, both, alone string }{
+		// flannel's udp writes no PublicIPv6, and reads over one.
+		{BackendUDP, `{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db9::2"}`, `{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db9::2"}`},
+		{BackendHostGW, `{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db9::2","BackendType":"host-gw"}`, `{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db9::2","BackendType":"host-gw"}`},
+	} {
+		attrs.BackendType = test.backend
+		alone := attrs
+		alone.PublicIP = netip.Addr{}
+		for want, a := range map[string]Attrs{test.both: attrs, test.alone: alone} {
+			text, err := a.MarshalJSON()
+			if err != nil || string(text) != want {
+				t.Errorf("%s, %v, want %s", text, err, want)
+			}
+			if back, err := DecodeAttrs(text); err != nil || !back.Equal(a) {
+				t.Errorf("read as %v, %v, want %v", back, err, a)
+			}
+		}
+		nodes := testNodes(t, test.backend)
+		for i, want := range []string{"10.244.2.0/24", "10.244.2.0/24 2001:db8:2::/64", "2001:db8:2::/64"} {
+			r := newRoster(nodes[i], new(logBuffer).logger())
+			r.set(Entry{Key: "10.244.2.0-24&2001:db8:2::-64", Value: []byte(test.both)})
+			table, _ := r.update()
+			var got []string
+			for _, p := range table.Peers() {
+				got = append(got, p.Subnet.String())
+				other := netip.Prefix{}
+				if i == 1 && p.Subnet.Addr().Is4() {
+					other = prefix("2001:db8:2::/64")
+				} else if i == 1 {
+					other = prefix("10.244.2.0/24")
+				}
+				if p.Other != other || p.MAC != (encap.MAC{}) {
+					t.Errorf("%s of node %d: %+v, want other %v", test.backend, i, p, other)
+				}
+			}
+			if strings.Join(got, " ") != want {
+				t.Errorf("%s, node %d: peers %q, want %q", test.backend, i, got, want)
+			}
+			r.set(Entry{Key: "0.0.0.0-0&2001:db8:3::-64", Value: []byte(test.alone)})
+			if table, _ := r.update(); (table.Lookup(addr("2001:db8:3::9")) != nil) != (i > 0) {
+				t.Errorf("%s, node %d: of a lease of IPv6 alone: %v", test.backend, i, table.Peers())
+			}
+
+			// What flannel's udp writes in a network of both families.
+			if test.backend == BackendUDP && i == 1 {
+				r.set(Entry{Key: "10.244.4.0-24&2001:db8:4::-64", Value: []byte(`{"PublicIP":"192.0.2.4","PublicIPv6":null}`)})
+				table, _ := r.update()
+				if table.Lookup(addr("10.244.4.9")) == nil || table.Lookup(addr("2001:db8:4::9")) != nil || r.skipped[SkipValue] != 1 {
+					t.Errorf("of flannel's udp: %v, skipped %v", table.Peers(), r.skipped)
+				}
+			}
+		}
 	}
 }
 

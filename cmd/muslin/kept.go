@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"muslin/cmd/muslin/fdstore"
@@ -105,6 +106,19 @@ func (d *daemon) leaveWithSystemd(c carrier) (takeBack func()) {
 			d.log.Warn("systemd was not told to close what it keeps of this daemon", "err", err)
 		}
 	}
+}
+
+// clearSecond clears away what a daemon that was killed has changed for IPv6 beside IPv4, where the network has no two families
+// any more.
+func (d *daemon) clearSecond(node *node) error {
+	dir := filepath.Join(d.opts.flags.stateDir, stateIPv6)
+	if node.second != nil || d.place.from != nil || !host.Journaled(dir) {
+		return nil
+	}
+	if _, err := host.Cleanup(dir, d.log); err != nil {
+		return fmt.Errorf("clear away what an earlier daemon left of IPv6: %w", err)
+	}
+	return nil
 }
 
 // checkConflicts looks for what stands in the daemon's way in this host. found says that the TUN device is there

@@ -230,6 +230,9 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 	if err := d.place.fits(d.settings(node, previous)); err != nil {
 		return err
 	}
+	if err := d.clearSecond(node); err != nil {
+		return err
+	}
 	found, err := findDevices(node) // of no use to host-gw: Setup clears it away
 	if err != nil {
 		return err

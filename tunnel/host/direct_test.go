@@ -217,3 +217,97 @@ func TestSetupWithoutTUNAfterOneWith(t *testing.T) {
 	run(t, "ip tuntap del dev muslin0 mode tun")
 	wantSame(t, before)
 }
+
+// hostGateway6 is that of IPv6 alone, and direct6 the routes that package direct then makes, beside one of another program's.
+func hostGateway6(stateDir string) SetupConfig {
+	c := only6(config6(stateDir))
+	c.TUN, c.DirectRoutes = "", true
+	return c
+}
+
+const direct6 = `ip -6 route add 2001:db8:42:7::/64 via 2001:db8:1::7 dev eth0 proto 218
+	ip -6 route add 2001:db8:42:8::/64 via 2001:db8:1::8 dev eth0 proto 218`
+
+const other6 = `ip -6 route add 2001:db8:43:1::/64 via 2001:db8:1::9 dev eth0 proto static`
+
+func countDirect6(t *testing.T) int {
+	return strings.Count(run(t, "ip -6 route show proto 218"), " via 2001:db8:1::")
+}
+
+// A set-up of IPv6 without a TUN device is put right while it runs, taken over by the next, and undone. That of IPv4 beside it
+// has a state directory of its own, and neither touches the other's.
+func TestSetupWithoutTUN6(t *testing.T) {
+	newHost6(t)
+	run(t, other6)
+	before := snapshot(t)
+	dir := t.TempDir()
+	four, err := Setup(hostGateway(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := hostGateway6(dir + "/ipv6")
+	c.Resync = 100 * time.Millisecond
+	six, err := Setup(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, directRoutes+"\n"+direct6)
+	contains(t, run(t, "ip -6 route show default"), "via fe80::1 dev eth0 proto ra") // forwarding did not take it
+	err = runWhile(t, six, func(in func(string) string) {
+		for _, d := range []struct{ damage, look, want string }{
+			{"ip -6 route del blackhole 2001:db8:42:5::/64 metric 1000000", "ip -6 route show type blackhole proto 218", "2001:db8:42:5::/64 dev lo metric 1000000"},
+			{"sysctl -qw net.ipv6.conf.all.forwarding=0", "sysctl -n net.ipv6.conf.all.forwarding", "1"},
+			{"ip6tables -t nat -F MUSLIN-POSTRTG", "ip6tables-save | grep -c -- '-A.*MUSLIN'", "10"},
+		} {
+			in(d.damage)
+			eventuallyIn(t, in, d.look, d.want)
+		}
+	})
+	if err != nil {
+		t.Errorf("Run() = %v", err)
+	}
+	if out := run(t, "ip -6 route show 2001:db8:42::/56; ip tuntap"); out != "" {
+		t.Errorf("there is %s", out)
+	}
+
+	again, err := Setup(c) // after a kill
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, n6 := countDirect(t), countDirect6(t); n != 1 || n6 != 2 {
+		t.Errorf("%d and %d direct routes", n, n6)
+	}
+	if err := errors.Join(again.Restore(), again.Undo()); err != nil {
+		t.Fatal(err)
+	}
+	if n, n6 := countDirect(t), countDirect6(t); n != 1 || n6 != 0 {
+		t.Errorf("IPv6 undone: %d and %d direct routes", n, n6)
+	}
+	if err := four.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, before)
+}
+
+func TestCleanupRemovesDirectRoutes6(t *testing.T) {
+	newHost6(t)
+	run(t, other6+"\n"+otherRoutes)
+	before := snapshot(t)
+	c := hostGateway6(t.TempDir())
+	if Journaled(c.StateDir) {
+		t.Error("a journal before the set-up")
+	}
+	if _, err := Setup(c); err != nil {
+		t.Fatal(err)
+	}
+	run(t, direct6)
+	if !Journaled(c.StateDir) {
+		t.Error("no journal")
+	}
+	did, err := Cleanup(c.StateDir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, strings.Join(did, "\n"), "removed 2 direct routes to peers", "removed blackhole route 2001:db8:42:5::/64")
+	wantSame(t, before)
+}

@@ -101,6 +101,12 @@ func readJournal(stateDir string) (*journal, error) {
 	return j, nil
 }
 
+// Journaled reports whether a daemon that had this state directory has left a journal there.
+func Journaled(stateDir string) bool {
+	_, err := os.Stat(journalPath(stateDir))
+	return err == nil
+}
+
 // save replaces the file at once. It need not reach the disk: what takes the machine down undoes the
 // changes as well.
 func (j *journal) save() error {
