@@ -30,6 +30,7 @@ type Route struct {
 	Subnet netip.Prefix // of the peer
 	Via    netip.Addr   // its PublicIP
 	Iface  int          // index of the interface
+	Astray bool         // its source address is not what Add gives a route; never so of one to be added
 }
 
 // Change is what a kernel's event may have changed, as a set of bits.

@@ -163,9 +163,9 @@ func TestForeignRoute(t *testing.T) {
 func TestTakesUp(t *testing.T) {
 	inBubble(t, func(k *fakeKernel) {
 		k.routes = []Route{
-			{prefix("10.244.2.0/24"), addr("192.0.2.2"), 2},
-			{prefix("10.244.3.0/24"), addr("192.0.2.33"), 2}, // since moved
-			{prefix("10.244.4.0/24"), addr("192.0.2.4"), 2},  // since gone
+			{prefix("10.244.2.0/24"), addr("192.0.2.2"), 2, false},
+			{prefix("10.244.3.0/24"), addr("192.0.2.33"), 2, false}, // since moved
+			{prefix("10.244.4.0/24"), addr("192.0.2.4"), 2, false},  // since gone
 		}
 	}, func(s *scene) {
 		after(2 * resync)
@@ -184,7 +184,7 @@ func TestTakesUp(t *testing.T) {
 func TestTwoRoutes(t *testing.T) {
 	for _, first := range []string{"192.0.2.2", "192.0.2.9"} {
 		inBubble(t, func(k *fakeKernel) {
-			k.routes = []Route{{prefix("10.244.2.0/24"), addr("192.0.2.2"), 2}, {prefix("10.244.2.0/24"), addr("192.0.2.9"), 2}}
+			k.routes = []Route{{prefix("10.244.2.0/24"), addr("192.0.2.2"), 2, false}, {prefix("10.244.2.0/24"), addr("192.0.2.9"), 2, false}}
 			if k.routes[0].Via != addr(first) {
 				k.routes[0], k.routes[1] = k.routes[1], k.routes[0]
 			}
@@ -316,5 +316,23 @@ func TestOneFamily(t *testing.T) {
 
 		s.set(pairs[:6]...)
 		s.want("")
+	})
+}
+
+// A route that has lost its source address is made anew.
+func TestAstray(t *testing.T) {
+	inBubble(t, nil, func(s *scene) {
+		s.set("10.244.2.0/24", "192.0.2.2", "10.244.3.0/24", "192.0.2.3")
+		s.kernel.counts()
+		s.kernel.change(Routes, func() { s.kernel.routes[1].Astray = true })
+		after(time.Second)
+		if _, _, added, removed := s.kernel.counts(); added != 1 || removed != 1 {
+			t.Errorf("%d added, %d removed", added, removed)
+		}
+		for _, r := range s.kernel.routes {
+			if r.Astray {
+				t.Errorf("left as it is: %v", r)
+			}
+		}
 	})
 }

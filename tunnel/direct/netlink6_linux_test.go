@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -96,17 +97,31 @@ func TestTable6(t *testing.T) {
 		t.Errorf("ways %s", out)
 	}
 
+	// An address that goes is taken out of a route that has it for its source, which is noticed.
+	sh(t, "ip addr del fd00:244:0:1::/128 dev muslin0-v6 && ip addr add fd00:244:0:1::/128 dev muslin0-v6 nodad")
+	astray := a
+	astray.Astray = true
+	if got, err := table.Routes(); err != nil || !slices.Contains(got, astray) {
+		t.Errorf("%v, %v, want %v in it", got, err, astray)
+	}
+	for _, r := range []Route{a, b} {
+		if err := errors.Join(table.Remove(r), table.Add(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sh(t, "ip -6 route replace fd00:244::/48 dev muslin0-v6 src fd00:244:0:1:: proto 218")
+
 	// Never in place of another, ours or a foreign one, nor beside it as a second next hop.
-	for _, r := range []Route{{a.Subnet, addr("2001:db8::9"), a.Iface}, {prefix("fd00:244:0:7::/64"), addr("2001:db8::9"), a.Iface}} {
+	for _, r := range []Route{{a.Subnet, addr("2001:db8::9"), a.Iface, false}, {prefix("fd00:244:0:7::/64"), addr("2001:db8::9"), a.Iface, false}} {
 		if err := table.Add(r); err == nil || !strings.Contains(err.Error(), "another program's route is there (`ip -6 route show "+r.Subnet.String()+"`)") {
 			t.Errorf("%v: %v", r, err)
 		}
 	}
 	// A neighbour that is none.
-	if err := table.Add(Route{prefix("fd00:244:0:5::/64"), addr("2001:db8:9::5"), a.Iface}); err == nil || !strings.Contains(err.Error(), "add route fd00:244:0:5::/64 via 2001:db8:9::5") {
+	if err := table.Add(Route{prefix("fd00:244:0:5::/64"), addr("2001:db8:9::5"), a.Iface, false}); err == nil || !strings.Contains(err.Error(), "add route fd00:244:0:5::/64 via 2001:db8:9::5") {
 		t.Errorf("a route through a gateway that is not on the link: %v", err)
 	}
-	for _, r := range []Route{{a.Subnet, addr("2001:db8::9"), a.Iface}, {prefix("fd00:244:0:7::/64"), addr("2001:db8::7"), a.Iface}, {a.Subnet, a.Via, 999}} {
+	for _, r := range []Route{{a.Subnet, addr("2001:db8::9"), a.Iface, false}, {prefix("fd00:244:0:7::/64"), addr("2001:db8::7"), a.Iface, false}, {a.Subnet, a.Via, 999, false}} {
 		if err := table.Remove(r); err != nil {
 			t.Errorf("remove %v: %v", r, err)
 		}

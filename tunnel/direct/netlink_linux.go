@@ -175,7 +175,10 @@ func (t *Table) ours(r *netlink.Route) (Route, bool) {
 	if !via.IsValid() || via.Is6() != t.six() || bits <= t.cfg.Network.Bits() || !t.cfg.Network.Contains(to) {
 		return Route{}, false
 	}
-	return Route{Subnet: netip.PrefixFrom(to, bits), Via: via, Iface: r.LinkIndex}, true
+	// When an address goes, the kernel removes the routes that have it for their source, but of IPv6 it takes it out of them
+	// (rt6_remove_prefsrc in net/ipv6/route.c).
+	src, _ := netip.AddrFromSlice(r.Src)
+	return Route{Subnet: netip.PrefixFrom(to, bits), Via: via, Iface: r.LinkIndex, Astray: src.Unmap() != t.cfg.Source}, true
 }
 
 // Add implements Kernel.

@@ -54,7 +54,7 @@ func route(t *testing.T, table *Table, subnet, via string) Route {
 	if err != nil || iface == 0 {
 		t.Fatalf("interface %d, %v", iface, err)
 	}
-	return Route{prefix(subnet), addr(via), iface}
+	return Route{Subnet: prefix(subnet), Via: addr(via), Iface: iface}
 }
 
 func TestHops(t *testing.T) {
@@ -116,17 +116,17 @@ func TestTable(t *testing.T) {
 	}
 
 	// Never in place of another: ours, or a foreign one.
-	for _, r := range []Route{{a.Subnet, addr("192.0.2.9"), a.Iface}, {prefix("10.244.7.0/24"), addr("192.0.2.9"), a.Iface}} {
+	for _, r := range []Route{{a.Subnet, addr("192.0.2.9"), a.Iface, false}, {prefix("10.244.7.0/24"), addr("192.0.2.9"), a.Iface, false}} {
 		if err := table.Add(r); err == nil || !strings.Contains(err.Error(), "another program's route is there (`ip route show "+r.Subnet.String()+"`)") {
 			t.Errorf("%v: %v", r, err)
 		}
 	}
 	// A neighbour that is none.
-	if err := table.Add(Route{prefix("10.244.5.0/24"), addr("203.0.113.5"), a.Iface}); err == nil {
+	if err := table.Add(Route{prefix("10.244.5.0/24"), addr("203.0.113.5"), a.Iface, false}); err == nil {
 		t.Error("a route through a gateway that is not on the link was taken")
 	}
 	// Nor is another one removed.
-	for _, r := range []Route{{a.Subnet, addr("192.0.2.9"), a.Iface}, {prefix("10.244.7.0/24"), addr("192.0.2.7"), a.Iface}, {a.Subnet, a.Via, 999}} {
+	for _, r := range []Route{{a.Subnet, addr("192.0.2.9"), a.Iface, false}, {prefix("10.244.7.0/24"), addr("192.0.2.7"), a.Iface, false}, {a.Subnet, a.Via, 999, false}} {
 		if err := table.Remove(r); err != nil {
 			t.Errorf("remove %v: %v", r, err)
 		}
