@@ -11,6 +11,7 @@ import (
 
 	"muslin/bench/lab"
 	"muslin/bench/labtest"
+	probes "muslin/bench/probe"
 )
 
 // matrixRow6 is a backend in a network of both address families, and then of IPv6 alone.
@@ -109,11 +110,22 @@ func (row *matrixRow6) run(t *testing.T, m *matrix) {
 		m.note(both, "muslin ↔ "+row.with, !t.Failed())
 	}
 
-	for _, one := range []*lab.Muslin{m1, m2} {
-		if err := one.Stop(); err != nil {
-			t.Error(err)
+	// Replaced under traffic of both families; then stopped, and killed: its next start clears away what was there of two.
+	under := []*probes.Probe{labtest.StartProbe(t, p.a, p.b), labtest.StartProbe(t, p.a6, p.b6), labtest.StartProbe(t, p.b6, p.a6)}
+	old := m2
+	m2 = launchMuslin(t, h2, append([]string{"--replace"}, flags...)...)
+	expectExit(t, old.Proc, 0)
+	waitPeers(t, m2, 2*row.peers())
+	for _, u := range under {
+		labtest.WaitReceived(t, u, 100)
+		if r := u.Stop(); r.Err != nil || r.Lost != 0 || r.Duplicated != 0 {
+			t.Errorf("%s, %v", r, r.Err)
 		}
 	}
+	if err := m1.Stop(); err != nil {
+		t.Error(err)
+	}
+	m2.Kill()
 	flags = append(flags, "--etcd-prefix", alone)
 	m1, m2 = startMuslin(t, h1, flags...), startMuslin(t, h2, flags...)
 	waitPeers(t, m1, 1)
@@ -139,6 +151,14 @@ func (row *matrixRow6) run(t *testing.T, m *matrix) {
 	runIn(t, h2.Node, "ip", "link", "del", "cni0")
 	runIn(t, h2.Node, "ip", "link", "del", "veth-a")
 	expectAsBefore(t, h2.Node, before)
+}
+
+// peers is how many other nodes there are.
+func (row *matrixRow6) peers() int {
+	if row.join == nil {
+		return 1
+	}
+	return 2
 }
 
 // mtuLess is how much less the way takes than the underlay.

@@ -108,11 +108,10 @@ func (d *daemon) leaveWithSystemd(c carrier) (takeBack func()) {
 	}
 }
 
-// clearSecond clears away what a daemon that was killed has changed for IPv6 beside IPv4, where the network has no two families
-// any more.
+// clearSecond clears away what a daemon that was killed has changed for IPv6 beside IPv4, where nothing has that place any more.
 func (d *daemon) clearSecond(node *node) error {
 	dir := filepath.Join(d.opts.flags.stateDir, stateIPv6)
-	if node.second != nil || d.place.from != nil || !host.Journaled(dir) {
+	if node.second != nil && node.second.stateDir == dir || d.place.from != nil || !host.Journaled(dir) {
 		return nil
 	}
 	if _, err := host.Cleanup(dir, d.log); err != nil {
