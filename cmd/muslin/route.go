@@ -251,7 +251,11 @@ func (q *routeQuestion) expect(a *RouteAnswer, same bool) {
 	case q.kernelErr != nil:
 		a.Notes = append(a.Notes, fmt.Sprintf("the kernel does not do so: %v (`ip route get %s`)", q.kernelErr, q.to))
 	default:
-		a.Notes = append(a.Notes, fmt.Sprintf("the kernel does not do so: it sends by %s, by another program's route or rule that comes first (`ip route get %s`, `ip rule`)", a.Kernel.describe(), q.to))
+		rules := "ip rule"
+		if q.to.Is6() {
+			rules = "ip -6 rule"
+		}
+		a.Notes = append(a.Notes, fmt.Sprintf("the kernel does not do so: it sends by %s, by another program's route or rule that comes first (`ip route get %s`, `%s`)", a.Kernel.describe(), q.to, rules))
 	}
 }
 

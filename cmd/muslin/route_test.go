@@ -36,6 +36,17 @@ func TestRouteAnswer(t *testing.T) {
 	down := time.Now().Add(-3 * time.Minute)
 	encapsulated := way.Choose(way.Facts{DirectRouting: true, PublicIP: addr("192.0.2.2"), Underlay: "eth0", Hop: way.Hop{Iface: "eth0", Gateway: addr("192.0.2.254")}})
 	tun := host.KernelRoute{Device: "muslin0", Source: addr("10.244.1.0"), MTU: 1450}
+	six := func(q *routeQuestion) {
+		q.to, q.network, q.subnet = addr("fd00:244:0:2::7"), netip.MustParsePrefix("fd00:244::/48"), netip.MustParsePrefix("fd00:244:0:1::/64")
+		q.tun, q.mtu = "muslin0-v6", 1430
+		q.peer = &fib.Peer{Subnet: netip.MustParsePrefix("fd00:244:0:2::/64"), PublicIP: addr("2001:db8::2")}
+		q.peerStatus = &PeerStatus{Subnet: "fd00:244:0:2::/64", PublicIP: "2001:db8::2"}
+		q.choice = way.Choose(way.Facts{DirectRouting: true, PublicIP: addr("2001:db8::2"), Underlay: "eth0", Hop: way.Hop{Iface: "eth0"}})
+		q.kernel = host.KernelRoute{Device: "eth0", Gateway: addr("2001:db8::2"), Source: addr("fd00:244:0:1::"), MTU: 1500}
+	}
+	away6 := func(q *routeQuestion) {
+		q.choice = way.Choose(way.Facts{DirectRouting: true, PublicIP: addr("2001:db8::2"), Underlay: "eth0", Hop: way.Hop{Iface: "eth0", Gateway: addr("fe80::1")}})
+	}
 	for name, c := range map[string]struct {
 		change         func(*routeQuestion)
 		way, rule      string
@@ -62,6 +73,18 @@ func TestRouteAnswer(t *testing.T) {
 			[]string{"the kernel does not do so: route to 10.244.2.7: invalid argument"}, true, false},
 		"a peer that is down": {func(q *routeQuestion) { q.peerStatus.DownSince = &down }, "direct", "on-link", "eth0", "192.0.2.2", 1500,
 			[]string{"DOWN for 3m0s", "the peer does not answer"}, true, false},
+		"IPv6, direct": {six, "direct", "on-link", "eth0", "2001:db8::2", 1500,
+			[]string{"fd00:244:0:2::7: direct\n", "2001:db8::2 is reached without a gateway on eth0", "fd00:244:0:2::/64 at 2001:db8::2", "eth0 via 2001:db8::2, MTU 1500"}, false, false},
+		"IPv6, direct, but a route of a lower metric": {func(q *routeQuestion) { six(q); q.kernel.Gateway = addr("fe80::9") }, "direct", "on-link", "eth0", "2001:db8::2", 1500,
+			[]string{"it sends by eth0 via fe80::9, by another program's route or rule that comes first (`ip route get fd00:244:0:2::7`, `ip -6 rule`)"}, true, false},
+		"IPv6, encapsulated": {func(q *routeQuestion) { six(q); away6(q); q.kernel = host.KernelRoute{Device: "muslin0-v6", MTU: 1430} }, "encapsulated", "gateway", "muslin0-v6", "[2001:db8::2]:8472", 1430,
+			[]string{"the gateway fe80::1 (gateway)", "muslin0-v6 in datagrams to [2001:db8::2]:8472, MTU 1430"}, false, false},
+		"IPv6, down": {func(q *routeQuestion) {
+			six(q)
+			yes := true
+			q.peerStatus.DownSince, q.peerStatus.OtherUp = &down, &yes
+		}, "direct", "on-link", "eth0", "2001:db8::2", 1500,
+			[]string{"DOWN for 3m0s, up by IPv4", "the peer does not answer"}, true, false},
 		"a container here": {func(q *routeQuestion) {
 			q.to, q.peer, q.kernel = addr("10.244.1.7"), nil, host.KernelRoute{Device: "cni0", Source: addr("10.244.1.1"), MTU: 1450}
 		}, "local", "own-subnet", "cni0", "", 1450, []string{"10.244.1.7: local\n", "subnet     10.244.1.0/24", "leaves by  cni0, MTU 1450"}, false, false},
