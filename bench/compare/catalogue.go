@@ -40,11 +40,14 @@ func Catalogue(p Programs) []System {
 	ours := func(backend string, n nic, features string) System {
 		return muslin{bin: p.Muslin, version: p.Version, backend: backend, nic: n, features: features}
 	}
+	six := func(backend string) System {
+		return muslin{bin: p.Muslin, version: p.Version, backend: backend, six: true}
+	}
 	all := []System{
 		plain{},
-		kernelVXLAN{nicFull}, kernelVXLAN{nicNoTunnel}, kernelVXLAN{nicNoUSO},
-		ours("vxlan", nicFull, ""), ours("vxlan", nicNoTunnel, ""), ours("vxlan", nicNoUSO, ""),
-		ours("udp", nicFull, ""), ours("host-gw", nicFull, ""), ours(direct, nicFull, ""), ours("wireguard", nicFull, ""),
+		kernelVXLAN{nicFull}, kernelVXLAN6{}, kernelVXLAN{nicNoTunnel}, kernelVXLAN{nicNoUSO},
+		ours("vxlan", nicFull, ""), six("vxlan"), ours("vxlan", nicNoTunnel, ""), ours("vxlan", nicNoUSO, ""),
+		ours("udp", nicFull, ""), ours("host-gw", nicFull, ""), ours(direct, nicFull, ""), ours("wireguard", nicFull, ""), six("wireguard"),
 	}
 	for _, name := range RivalNames() {
 		all = append(all, rivals[name].system(cmp.Or(p.Rivals[name], rivals[name].program), p))

@@ -16,6 +16,7 @@ type Measure struct {
 	// Ladder is whether muslin with features switched off is measured too unless more is asked for: the
 	// ladder has many rungs.
 	Ladder bool
+	IPv4   bool // its program knows no IPv6
 	run    runner
 }
 
@@ -46,7 +47,7 @@ func Measures() []Measure {
 		}})
 	}
 	for _, proto := range []string{"tcp", "udp"} {
-		m := Measure{Name: proto + "-latency", run: pingPong{proto}.run, Ladder: proto == "tcp"}
+		m := Measure{Name: proto + "-latency", run: pingPong{proto}.run, Ladder: proto == "tcp", IPv4: true}
 		for _, p := range percentiles {
 			m.Figures = append(m.Figures, Figure{
 				Name: m.Name + "-" + p, Title: strings.ToUpper(proto) + " " + p, Unit: "µs", Lower: true,

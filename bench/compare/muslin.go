@@ -24,6 +24,7 @@ type muslin struct {
 	version  string
 	backend  string // one of backends
 	nic      nic
+	six      bool   // over IPv6, and carrying IPv6 alone
 	features string // as --features has it; empty: the daemon's default
 }
 
@@ -32,18 +33,29 @@ const direct = "direct"
 
 var backends = []string{"vxlan", "udp", "host-gw", direct, "wireguard"}
 
-// flag is --backend's value.
-func (m muslin) flag() string {
-	if m.backend == direct {
-		return `{"Type":"vxlan","DirectRouting":true}`
+// backends6 are those that are measured over IPv6, too.
+var backends6 = []string{"vxlan", "wireguard"}
+
+// config is the network's.
+func (m muslin) config() string {
+	networks, backend := fmt.Sprintf(`"Network":%q`, podNetwork), fmt.Sprintf(`{"Type":%q}`, m.backend)
+	if m.six {
+		networks = fmt.Sprintf(`"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":%q`, podNetwork6)
 	}
-	return m.backend
+	if m.backend == direct {
+		backend = `{"Type":"vxlan","DirectRouting":true}`
+	}
+	return "{" + networks + `,"Backend":` + backend + "}\n"
 }
 
-// name is "muslin-vxlan", "muslin-vxlan-nouso", "muslin-udp:none" or "muslin-vxlan:-udp-gso+-tun-uso": as a
+// name is "muslin-vxlan", "muslin-vxlan6", "muslin-vxlan-nouso", "muslin-udp:none" or "muslin-vxlan:-udp-gso+-tun-uso": as a
 // comma divides the names of systems, a plus divides those of features.
 func (m muslin) name() string {
-	name := withNIC("muslin-"+m.backend, m.nic)
+	name := "muslin-" + m.backend
+	if m.six {
+		name += "6"
+	}
+	name = withNIC(name, m.nic)
 	if m.features != "" {
 		name += ":" + strings.ReplaceAll(m.features, ",", "+")
 	}
@@ -59,9 +71,11 @@ func parseMuslin(name string) (muslin, bool) {
 	features = strings.ReplaceAll(features, "+", ",")
 	for _, backend := range backends {
 		for _, n := range []nic{nicFull, nicNoTunnel, nicNoUSO} {
-			if m := (muslin{backend: backend, nic: n}); m.name() == name {
-				m.features = features
-				return m, true
+			for _, six := range []bool{false, slices.Contains(backends6, backend)} {
+				if m := (muslin{backend: backend, nic: n, six: six}); m.name() == name {
+					m.features = features
+					return m, true
+				}
 			}
 		}
 	}
@@ -69,11 +83,15 @@ func parseMuslin(name string) (muslin, bool) {
 }
 
 func (m muslin) Entry() Entry {
-	about := "muslin, " + m.backend + m.nic.about()
+	about := "muslin, " + m.backend
+	if m.six {
+		about += " over IPv6"
+	}
+	about += m.nic.about()
 	if m.features != "" {
 		about += ", --features=" + m.features
 	}
-	return Entry{Name: m.name(), About: about, Rung: m.features != "", Version: m.version}
+	return Entry{Name: m.name(), About: about, Rung: m.features != "", IPv6: m.six, Version: m.version}
 }
 
 func (m muslin) Setup(ctx context.Context, l *lab.Lab) (Joined, error) {
@@ -94,7 +112,16 @@ func (m muslin) Setup(ctx context.Context, l *lab.Lab) (Joined, error) {
 	if err := os.WriteFile(peers, []byte(m.peersFile(l, keys)), 0o644); err != nil {
 		return joined, err
 	}
-	flags := []string{"--peers-file", peers, "--network", podNetwork, "--backend", m.flag()}
+	config := filepath.Join(l.Dir(), "net-conf.json")
+	if err := os.WriteFile(config, []byte(m.config()), 0o644); err != nil {
+		return joined, err
+	}
+	if m.six {
+		if err := underlay6(ctx, l); err != nil {
+			return joined, err
+		}
+	}
+	flags := []string{"--peers-file", peers, "--net-config-path", config}
 	if m.features != "" {
 		flags = append(flags, "--features", m.features)
 	}
@@ -103,7 +130,7 @@ func (m muslin) Setup(ctx context.Context, l *lab.Lab) (Joined, error) {
 		if err != nil {
 			return joined, err
 		}
-		if _, err := daemon.AddPod(ctx, "a"); err != nil {
+		if err := m.addPod(ctx, daemon); err != nil {
 			return joined, err
 		}
 		joined.Daemons = append(joined.Daemons, daemon.Proc)
@@ -119,6 +146,18 @@ func (m muslin) Setup(ctx context.Context, l *lab.Lab) (Joined, error) {
 		}
 	}
 	return joined, nil
+}
+
+func (m muslin) addPod(ctx context.Context, daemon *lab.Muslin) error {
+	if !m.six {
+		_, err := daemon.AddPod(ctx, "a")
+		return err
+	}
+	status, err := daemon.Status(ctx)
+	if err != nil {
+		return err
+	}
+	return addPod6(ctx, daemon.Host, status.Node.MTU)
 }
 
 // featuresOff says which features of the ladder the daemon does without, and why.
@@ -159,6 +198,10 @@ func (m muslin) makeKeys(l *lab.Lab) (map[*lab.Host]string, error) {
 func (m muslin) peersFile(l *lab.Lab, keys map[*lab.Host]string) string {
 	var leases []string
 	for _, h := range l.Hosts() {
+		if m.six {
+			leases = append(leases, m.lease6(h, keys[h]))
+			continue
+		}
 		backend := ""
 		switch m.backend {
 		case "vxlan", direct:
@@ -171,4 +214,16 @@ func (m muslin) peersFile(l *lab.Lab, keys map[*lab.Host]string) string {
 		leases = append(leases, fmt.Sprintf(`  "%s-%d": {"PublicIP":%q,"PublicIPv6":null%s}`, subnet(h).Addr(), subnet(h).Bits(), h.Addr, backend))
 	}
 	return "{\n" + strings.Join(leases, ",\n") + "\n}\n"
+}
+
+// lease6 is a host's line in a peers file of IPv6 alone.
+func (m muslin) lease6(h *lab.Host, key string) string {
+	backend := ""
+	switch m.backend {
+	case "vxlan":
+		backend = fmt.Sprintf(`,"BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"0a:00:00:00:06:%02x"}`, h.Number)
+	case "wireguard":
+		backend = fmt.Sprintf(`,"BackendType":"wireguard","BackendV6Data":{"PublicKey":%q}`, key)
+	}
+	return fmt.Sprintf(`  "0.0.0.0-0&%s-%d": {"PublicIP":"0.0.0.0","PublicIPv6":%q%s}`, subnet6(h).Addr(), subnet6(h).Bits(), addr6(h), backend)
 }

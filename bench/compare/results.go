@@ -55,6 +55,7 @@ type Entry struct {
 	About       string   `json:"about"`
 	Rival       bool     `json:"rival,omitempty"`        // another project's
 	Rung        bool     `json:"rung,omitempty"`         // muslin with features switched off
+	IPv6        bool     `json:"ipv6,omitempty"`         // inner and outer packets are IPv6
 	Version     string   `json:"version,omitempty"`      // as the program says it; empty: the kernel's
 	MTU         int      `json:"mtu,omitempty"`          // of the pods, in bytes
 	Notes       []string `json:"notes,omitempty"`        // what a reader of its figures has to know

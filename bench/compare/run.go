@@ -45,7 +45,9 @@ const (
 )
 
 // wants reports whether a system gets a measure.
-func (p *Plan) wants(e Entry, m Measure) bool { return !e.Rung || m.Ladder || p.WholeLadder }
+func (p *Plan) wants(e Entry, m Measure) bool {
+	return (!e.Rung || m.Ladder || p.WholeLadder) && !(e.IPv6 && m.IPv4)
+}
 
 // subject is a system that stands.
 type subject struct {

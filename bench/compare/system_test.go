@@ -43,8 +43,8 @@ func TestSelect(t *testing.T) {
 		err      string
 	}{
 		{"muslin-vxlan,plain", "plain muslin-vxlan", ""}, // in the catalogue's order
-		{"kernel-*", "kernel-vxlan kernel-vxlan-notunnel kernel-vxlan-nouso", ""},
-		{"kernel-*,kernel-vxlan", "kernel-vxlan kernel-vxlan-notunnel kernel-vxlan-nouso", ""},
+		{"kernel-*", "kernel-vxlan kernel-vxlan6 kernel-vxlan-notunnel kernel-vxlan-nouso", ""},
+		{"kernel-*,kernel-vxlan", "kernel-vxlan kernel-vxlan6 kernel-vxlan-notunnel kernel-vxlan-nouso", ""},
 		{"muslin-udp:none", "muslin-udp:none", ""},
 		{"muslin-vxlan-nouso:-udp-gso+-tun-uso,plain", "plain muslin-vxlan-nouso:-udp-gso+-tun-uso", ""},
 		{"muslin-vxlan:none+mmsg", "muslin-vxlan:none+mmsg", ""},
@@ -73,6 +73,7 @@ func TestSelect(t *testing.T) {
 func TestMuslinName(t *testing.T) {
 	for name, want := range map[string]muslin{
 		"muslin-vxlan":                        {backend: "vxlan"},
+		"muslin-wireguard6":                   {backend: "wireguard", six: true},
 		"muslin-udp-notunnel":                 {backend: "udp", nic: nicNoTunnel},
 		"muslin-vxlan-nouso:-udp-gso+tun-uso": {backend: "vxlan", nic: nicNoUSO, features: "-udp-gso,tun-uso"},
 	} {

@@ -23,7 +23,7 @@ import (
 type PingOptions struct {
 	Count        int
 	Size         int  // of the IP packet in bytes; 0 means 84, ping(8)'s default
-	DontFragment bool // set DF, and do not send what is longer than the known path MTU
+	DontFragment bool // of IPv4: set DF, and do not send what is longer than the known path MTU
 }
 
 // PingResult is what came of it.
@@ -39,6 +39,11 @@ const (
 
 	icmpEchoReply   = 0 // RFC 792
 	icmpEchoRequest = 8
+
+	ping6Headers = 40 + 8 // IPv6, ICMPv6
+
+	icmp6EchoReply   = 129 // RFC 4443
+	icmp6EchoRequest = 128
 )
 
 // Ping sends echo requests every 10 ms and waits two seconds (before Patience) for the last answer. Losses, and packets
@@ -57,8 +62,12 @@ func (n *Node) Ping(ctx context.Context, to netip.Addr, o PingOptions) (PingResu
 
 func (n *Node) ping(ctx context.Context, to netip.Addr, o PingOptions) (PingResult, error) {
 	var conn *net.IPConn
+	network, six := "ip4:icmp", to.Is6()
+	if six {
+		network = "ip6:ipv6-icmp"
+	}
 	if err := n.Do(func() (err error) {
-		conn, err = net.ListenIP("ip4:icmp", nil)
+		conn, err = net.ListenIP(network, nil)
 		return err
 	}); err != nil {
 		return PingResult{}, err
@@ -69,10 +78,14 @@ func (n *Node) ping(ctx context.Context, to netip.Addr, o PingOptions) (PingResu
 	if o.DontFragment {
 		discover = unix.IP_PMTUDISC_DO
 	}
-	if err := setDiscover(conn, discover); err != nil {
-		return PingResult{}, err
+	headers, request, reply := ping6Headers, byte(icmp6EchoRequest), byte(icmp6EchoReply)
+	if !six {
+		headers, request, reply = pingHeaders, icmpEchoRequest, icmpEchoReply
+		if err := setDiscover(conn, discover); err != nil {
+			return PingResult{}, err
+		}
 	}
-	p := pinger{conn: conn, to: &net.IPAddr{IP: to.AsSlice()}, id: uint16(rand.Uint32()), size: o.Size - pingHeaders, sent: make([]time.Time, o.Count)}
+	p := pinger{request: request, reply: reply, conn: conn, to: &net.IPAddr{IP: to.AsSlice()}, id: uint16(rand.Uint32()), size: o.Size - headers, sent: make([]time.Time, o.Count)}
 	err := p.run()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -95,6 +108,8 @@ func setDiscover(conn *net.IPConn, value int) error {
 }
 
 type pinger struct {
+	request, reply byte // ICMP types
+
 	conn   *net.IPConn
 	to     *net.IPAddr
 	id     uint16
@@ -133,13 +148,13 @@ func (p *pinger) run() error {
 // send sends the next request. A refusal by the kernel counts as a loss.
 func (p *pinger) send(now time.Time) {
 	b := make([]byte, 8+p.size)
-	b[0] = icmpEchoRequest
+	b[0] = p.request
 	binary.BigEndian.PutUint16(b[4:], p.id)
 	binary.BigEndian.PutUint16(b[6:], uint16(p.result.Sent))
 	for i := range b[8:] {
 		b[8+i] = byte(i)
 	}
-	binary.BigEndian.PutUint16(b[2:], checksum(b))
+	binary.BigEndian.PutUint16(b[2:], checksum(b)) // of IPv6 the kernel makes it anew (RFC 3542, section 3.1)
 	if _, err := p.conn.WriteToIP(b, p.to); err == nil {
 		p.sent[p.result.Sent] = now
 	}
@@ -160,7 +175,7 @@ func (p *pinger) receive(deadline time.Time) error {
 		return err
 	}
 	now := time.Now()
-	if n != 8+p.size || b[0] != icmpEchoReply || binary.BigEndian.Uint16(b[4:]) != p.id || !from.IP.Equal(p.to.IP) {
+	if n != 8+p.size || b[0] != p.reply || binary.BigEndian.Uint16(b[4:]) != p.id || !from.IP.Equal(p.to.IP) {
 		return nil // somebody else's
 	}
 	seq := int(binary.BigEndian.Uint16(b[6:]))
