@@ -4,8 +4,11 @@ package host
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"testing"
+
+	"github.com/google/nftables"
 )
 
 // FuzzJournal: nothing panics, and a journal that can be read says the same after it was written again.
@@ -42,5 +45,30 @@ func FuzzJournal(f *testing.F) {
 		if twice := rewrite(); !bytes.Equal(once, twice) {
 			t.Fatalf("written as\n%s\nand then as\n%s", once, twice)
 		}
+	})
+}
+
+// FuzzLegacy: no table that a kernel might hand out panics.
+func FuzzLegacy(f *testing.F) {
+	for _, family := range []legacyFamily{legacy4, legacy6} {
+		info := make([]byte, legacyInfoSize)
+		info[legacyNameLen] = 1 << 2 // FORWARD, from the first entry on
+		rule := make([]byte, family.head+extensionHead+8)
+		binary.NativeEndian.PutUint16(rule[family.offsets:], uint16(family.head))
+		binary.NativeEndian.PutUint16(rule[family.offsets+2:], uint16(len(rule)))
+		binary.NativeEndian.PutUint32(rule[family.head+extensionHead:], 1<<32-1) // drop
+		f.Add(info, rule, family.size == 16)
+		copy(rule[family.head+2:], "ERROR")
+		f.Add(info, rule, family.size == 16)
+	}
+	f.Fuzz(func(t *testing.T, info, entries []byte, six bool) {
+		if len(info) != legacyInfoSize {
+			return
+		}
+		family := &legacy4
+		if six {
+			family = &legacy6
+		}
+		family.parse(&nftables.Table{Name: "filter", Family: family.family}, info, entries)
 	})
 }

@@ -3,13 +3,16 @@
 package host
 
 import (
+	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
 )
 
 // An accept ends one base chain's evaluation, a drop or reject a packet's life: what another owner's chain on the
@@ -17,38 +20,86 @@ import (
 // with a packet of which only what matters here is known (specimen.go), and named. Nothing is changed.
 //
 // What is found is certain: where a rule asks for what is not known of the packet, both answers are followed, and a
-// chain that might let it pass is not named. What iptables-legacy has is not in nftables and is not seen.
+// chain that might let it pass is not named. What iptables-legacy has is not in nftables and is read apart (legacy.go).
 
 // obstacle is a base chain of another owner that drops what the overlay has to get through.
 type obstacle struct {
 	table  *nftables.Table
+	legacy bool   // the table is iptables-legacy's
+	docker bool   // it has a chain DOCKER-USER
 	chain  string // the base chain
 	at     string // the chain in which the verdict fell
 	reject bool   // with an answer to the sender
 	input  bool   // the datagrams of the underlay; else what is forwarded
+	six    bool   // packets of IPv6
 	what   string // the packets, where they are forwarded
 }
 
-// obstacles are those of this moment, for packets of IPv4.
+// obstacles are those of this moment.
 func (c SetupConfig) obstacles() ([]obstacle, error) {
-	if !c.Network.IsValid() {
-		return nil, nil
+	chains, w, err := readNFTables()
+	if err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) { // a kernel without has no obstacles there
+		return nil, err
 	}
+	var found []obstacle
+	if w != nil {
+		defer w.conn.CloseLasting()
+		if found, err = c.among(chains, w); err != nil {
+			return nil, err
+		}
+	}
+	for _, h := range c.halves() {
+		more, err := c.legacyObstacles(h.network.Addr().Is6())
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
+	}
+	return found, nil
+}
+
+func (c SetupConfig) legacyObstacles(six bool) ([]obstacle, error) {
+	tables, err := legacyTables(six)
+	if err != nil {
+		return nil, nil // no ip_tables in this kernel; or it is not ours to see
+	}
+	var found []obstacle
+	for _, name := range tables {
+		if name == "nat" || name == "raw" {
+			continue // no place to drop what is forwarded
+		}
+		chains, w, err := readLegacy(six, name)
+		if err != nil {
+			return nil, err
+		}
+		more, err := c.among(chains, w)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
+	}
+	return found, nil
+}
+
+func readNFTables() ([]*nftables.Chain, *walk, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
+		return nil, nil, fmt.Errorf("open nftables: %w", err)
 	}
-	defer conn.CloseLasting()
 	chains, err := conn.ListChains()
 	if err != nil {
-		return nil, fmt.Errorf("list nftables chains: %w", err)
+		conn.CloseLasting()
+		return nil, nil, fmt.Errorf("list nftables chains: %w", err)
 	}
+	return chains, &walk{conn: conn, rules: make(map[string][]*nftables.Rule), sets: make(map[string][]nftables.SetElement)}, nil
+}
+
+// among are the obstacles among some chains, which the walk can read.
+func (c SetupConfig) among(chains []*nftables.Chain, w *walk) ([]obstacle, error) {
 	forward, input := c.specimens()
-	w := &walk{conn: conn, rules: make(map[string][]*nftables.Rule), sets: make(map[string][]nftables.SetElement)}
 	var found []obstacle
 	for _, chain := range chains {
-		if f := chain.Table.Family; chain.Hooknum == nil || chain.Type != nftables.ChainTypeFilter ||
-			f != nftables.TableFamilyIPv4 && f != nftables.TableFamilyINet {
+		if chain.Hooknum == nil || chain.Type != nftables.ChainTypeFilter {
 			continue
 		}
 		packets := forward
@@ -60,6 +111,9 @@ func (c SetupConfig) obstacles() ([]obstacle, error) {
 			continue
 		}
 		for i := range packets {
+			if !packets[i].meets(chain.Table.Family) {
+				continue
+			}
 			o, drops, err := w.base(chain, &packets[i])
 			if err != nil {
 				return nil, err
@@ -67,16 +121,33 @@ func (c SetupConfig) obstacles() ([]obstacle, error) {
 			if !drops {
 				continue
 			}
-			o.input, o.what = *chain.Hooknum == *nftables.ChainHookInput, packets[i].what
+			o.input, o.six, o.what = *chain.Hooknum == *nftables.ChainHookInput, packets[i].six, packets[i].what
+			o.legacy = w.conn == nil
+			o.docker = slices.ContainsFunc(chains, func(other *nftables.Chain) bool {
+				return other.Name == dockerUser && other.Table.Name == chain.Table.Name && other.Table.Family == chain.Table.Family
+			})
 			found = append(found, o)
 		}
 	}
 	return found, nil
 }
 
+// meets reports whether a table's chains see the packet.
+func (s *specimen) meets(family nftables.TableFamily) bool {
+	switch family {
+	case nftables.TableFamilyINet:
+		return true
+	case nftables.TableFamilyIPv4:
+		return !s.six
+	case nftables.TableFamilyIPv6:
+		return s.six
+	}
+	return false
+}
+
 // walk reads each chain and set once.
 type walk struct {
-	conn  *nftables.Conn
+	conn  *nftables.Conn // nil: all rules are there
 	rules map[string][]*nftables.Rule
 	sets  map[string][]nftables.SetElement
 }
@@ -149,9 +220,13 @@ func (w *walk) follow(o *obstacle, chain string, s *specimen, depth int) (ways, 
 	return out | through, nil
 }
 
+func chainKey(table *nftables.Table, chain string) string {
+	return fmt.Sprint(table.Family, " ", table.Name, " ", chain)
+}
+
 func (w *walk) list(table *nftables.Table, chain string) ([]*nftables.Rule, error) {
-	key := fmt.Sprint(table.Family, " ", table.Name, " ", chain)
-	if r, ok := w.rules[key]; ok {
+	key := chainKey(table, chain)
+	if r, ok := w.rules[key]; ok || w.conn == nil {
 		return r, nil
 	}
 	r, err := w.conn.GetRules(table, &nftables.Chain{Name: chain})
@@ -338,41 +413,105 @@ func (s *specimen) xtPorts(u *xt.Udp) tri {
 	return port(0, u.SrcPorts, u.InvFlags&xt.UdpInvSrcPorts != 0).and(port(2, u.DstPorts, u.InvFlags&xt.UdpInvDestPorts != 0))
 }
 
+// dockerUser is the chain that Docker leaves to the host's owner, before its own.
+const dockerUser = "DOCKER-USER"
+
+// program is the name of the iptables that has the table; "": none has.
+func (o obstacle) program() string {
+	name := commandFor(o.six)
+	has := func(program string) bool {
+		_, err := exec.LookPath(program)
+		return err == nil
+	}
+	switch {
+	case o.legacy:
+		if has(name + "-legacy") {
+			return name + "-legacy"
+		}
+		return name
+	case o.table.Family == nftables.TableFamilyINet || o.chain != "FORWARD" && o.chain != "INPUT" ||
+		!slices.Contains([]string{"filter", "mangle", "security"}, o.table.Name):
+		return ""
+	case has(name+"-nft") && (&ipTables{name: name}).isLegacy():
+		return name + "-nft"
+	}
+	return name
+}
+
+// place names the table, and the chain.
+func (o obstacle) place(program string) string {
+	at := o.chain
+	if o.at != o.chain {
+		at += ", by " + o.at
+	}
+	if o.legacy {
+		return fmt.Sprintf("%s table %s, chain %s", program, o.table.Name, at)
+	}
+	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}
+	return fmt.Sprintf("nftables table %s %s, chain %s", family[o.table.Family], o.table.Name, at)
+}
+
 // sentence names the chain, what it does and the command that mends it.
 func (o obstacle) sentence(c SetupConfig) string {
-	family := "ip"
-	if o.table.Family == nftables.TableFamilyINet {
-		family = "inet"
-	}
+	program := o.program()
 	does := "drops"
 	if o.reject {
 		does = "rejects"
 	}
-	owner, at := "another program's firewall", o.chain
-	firewalld := o.table.Name == "firewalld"
-	if firewalld {
-		owner = "firewalld"
-	}
-	if o.at != o.chain {
-		at += ", by " + o.at
+	owner := "another program's firewall"
+	if o.table.Name == firewalld {
+		owner = firewalld
 	}
 	what := fmt.Sprintf("packets %s, and no rule of ours can overrule it", o.what)
-	mend := fmt.Sprintf("accept %s there, as source and as destination", c.Network)
-	if firewalld {
-		mend = fmt.Sprintf("run \"firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload\"", c.Network)
-	}
+	mend := o.mendForward(c, program)
 	if o.input {
 		what = fmt.Sprintf("the other nodes' datagrams to UDP port %d", c.Outer.Port)
-		mend = fmt.Sprintf("accept UDP port %d there", c.Outer.Port)
-		if firewalld {
-			zone := ""
-			if name, ok := strings.CutPrefix(o.at, "filter_IN_"); ok {
-				zone = "--zone=" + name + " "
-			}
-			mend = fmt.Sprintf("run \"firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload\"", zone, c.Outer.Port)
-		}
+		mend = o.mendInput(c, program)
 	}
-	return fmt.Sprintf("%s (nftables table %s %s, chain %s) %s %s: %s", owner, family, o.table.Name, at, does, what, mend)
+	return fmt.Sprintf("%s (%s) %s %s: %s", owner, o.place(program), does, what, mend)
+}
+
+const firewalld = "firewalld" // its table, and the program
+
+func (o obstacle) mendForward(c SetupConfig, program string) string {
+	network := c.Network
+	if o.six {
+		network = c.Network6
+	}
+	if o.table.Name == firewalld {
+		return fmt.Sprintf("run \"firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload\"", network)
+	}
+	if program == "" {
+		return fmt.Sprintf("accept %s there, as source and as destination", network)
+	}
+	chain := o.chain
+	if o.docker {
+		chain = dockerUser
+	}
+	table := o.option()
+	return fmt.Sprintf("run \"%s %s-I %s -s %s -j ACCEPT && %s %s-I %s -d %s -j ACCEPT\"", program, table, chain, network, program, table, chain, network)
+}
+
+func (o obstacle) mendInput(c SetupConfig, program string) string {
+	switch {
+	case o.table.Name == firewalld:
+		zone := ""
+		if name, ok := strings.CutPrefix(o.at, "filter_IN_"); ok {
+			zone = "--zone=" + name + " "
+		}
+		return fmt.Sprintf("run \"firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload\"", zone, c.Outer.Port)
+	case program == "":
+		return fmt.Sprintf("accept UDP port %d there", c.Outer.Port)
+	}
+	return fmt.Sprintf("run \"%s %s-I %s -p udp --dport %d -j ACCEPT\"", program, o.option(), o.chain, c.Outer.Port)
+}
+
+// option is what a command needs for another table than filter.
+func (o obstacle) option() string {
+	if o.table.Name == "filter" {
+		return ""
+	}
+	return "-t " + o.table.Name + " "
 }
 
 // lookForObstacles logs what is new among the chains that drop our packets, and keeps it for Warnings.
@@ -382,7 +521,7 @@ func (s *State) lookForObstacles() {
 	s.mu.Unlock()
 	found, err := c.obstacles()
 	if err != nil {
-		// Without nftables there are none; a ruleset that changes under the look is looked at again.
+		// A ruleset that changes under the look is looked at again.
 		s.log.Debug("cannot look for other owners' firewall chains", "error", err)
 		return
 	}

@@ -27,6 +27,7 @@ func TestObstacles(t *testing.T) {
 		name  string
 		nft   string
 		sh    string   // in place of it
+		six   bool     // the overlay is of IPv6
 		words []string // of each sentence, in any order; parted by | within one
 	}{
 		{name: "nothing"},
@@ -74,6 +75,49 @@ func TestObstacles(t *testing.T) {
 		{name: "iptables, ours before it", sh: "iptables -P FORWARD DROP; iptables -N MUSLIN-FWD; iptables -A MUSLIN-FWD -s 10.244.0.0/16 -j ACCEPT; iptables -A MUSLIN-FWD -d 10.244.0.0/16 -j ACCEPT; iptables -A FORWARD -m comment --comment 'muslin forward' -j MUSLIN-FWD"},
 		{name: "iptables, by another way", sh: "iptables -P FORWARD DROP; iptables -A FORWARD -m mark --mark 7 -j ACCEPT; iptables -A FORWARD -j NFQUEUE"},
 		{name: "Docker, allowed by its owner", sh: "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; iptables -A FORWARD -j DOCKER-USER; iptables -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT; iptables -I DOCKER-USER -d 10.244.0.0/16 -j ACCEPT"},
+		{name: "iptables, its command", sh: "iptables -P FORWARD DROP", words: []string{
+			`run "iptables -I FORWARD -s 10.244.0.0/16 -j ACCEPT && iptables -I FORWARD -d 10.244.0.0/16 -j ACCEPT"|` + in, out}},
+		{name: "Docker, its command", sh: "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -I FORWARD -j DOCKER-USER", words: []string{
+			`run "iptables -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT && |` + in, out}},
+		{name: "iptables, another table", sh: "iptables -t mangle -A FORWARD -j DROP", words: []string{`"iptables -t mangle -I FORWARD -s |` + in, out}},
+
+		{name: "IPv6, policy drop", six: true, nft: forward("policy drop"), words: []string{fwd + "|drops|accept 2001:db8:42::/56 there|" + out, fwd + "|drops|" + in}},
+		{name: "IPv6, ip6 table", six: true, nft: "table ip6 theirs { chain passing { type filter hook forward priority 0; policy drop; }; }", words: []string{"table ip6 theirs|" + out, "table ip6 theirs|" + in}},
+		{name: "IPv6, only IPv4 dropped", six: true, nft: "table ip theirs { chain passing { type filter hook forward priority 0; policy drop; }; }"},
+		{name: "IPv6, by family", six: true, nft: forward("meta nfproto ipv6 accept; drop")},
+		{name: "IPv6, not its family", six: true, nft: forward("policy drop; meta protocol ip accept; ip6 saddr 2001:db8:43::/56 accept"), words: []string{out, in}},
+		{name: "IPv6, accepted by the network", six: true, nft: forward("policy drop; ip6 saddr 2001:db8:42::/56 accept; ip6 daddr 2001:db8:42::/56 accept")},
+		{name: "IPv6, accepted by a set", six: true, nft: forward("policy drop; ip6 saddr { 2001:db8::/32, fd00::/8 } accept")},
+		{name: "IPv6, closed port", six: true, nft: "table inet theirs { chain arriving { type filter hook input priority 0; policy drop; meta l4proto ipv6-icmp accept; ip6 nexthdr tcp accept; udp dport 53 accept; }; }", words: []string{port}},
+		{name: "IPv6, open port", six: true, nft: "table inet theirs { chain arriving { type filter hook input priority 0; policy drop; meta l4proto { tcp, udp } th dport 8472 accept; }; }"},
+		{name: "IPv6, iptables", six: true, sh: "ip6tables -P FORWARD DROP; ip6tables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT; ip6tables -A INPUT -p udp --dport 53 -j ACCEPT; ip6tables -A INPUT -j REJECT; iptables -P FORWARD DROP", words: []string{
+			`run "ip6tables -I FORWARD -s 2001:db8:42::/56 -j ACCEPT && ip6tables -I FORWARD -d 2001:db8:42::/56 -j ACCEPT"|` + in, out,
+			`rejects|run "ip6tables -I INPUT -p udp --dport 8472 -j ACCEPT"|` + port}},
+		{name: "IPv6, iptables, ours before it", six: true, sh: "ip6tables -P FORWARD DROP; ip6tables -A FORWARD -s 2001:db8:42::/56 -j ACCEPT; ip6tables -A FORWARD -d 2001:db8:42::/56 -j ACCEPT; ip6tables -P INPUT DROP; ip6tables -A INPUT -p udp --dport 8472 -j ACCEPT"},
+
+		{name: "legacy, unused", sh: "iptables-legacy -L -n; ip6tables-legacy -L -n"},
+		{name: "legacy, policy", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables-legacy -A FORWARD -i eth0 -o eth1 -j ACCEPT", words: []string{
+			`(iptables-legacy table filter, chain FORWARD) drops|run "iptables-legacy -I FORWARD -s 10.244.0.0/16 -j ACCEPT && iptables-legacy -I FORWARD -d 10.244.0.0/16 -j ACCEPT"|` + out, in}},
+		{name: "legacy, reject", sh: "iptables-legacy -A FORWARD -m comment --comment hers -j REJECT", words: []string{"rejects|" + out, "rejects|" + in}},
+		{name: "legacy, accepted by the network", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -s 10.0.0.0/8 -j ACCEPT"},
+		{name: "legacy, all others accepted", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD ! -s 10.244.0.0/16 -j ACCEPT; iptables-legacy -A FORWARD ! -d 10.0.0.0/8 -j ACCEPT", words: []string{out, in}},
+		{name: "legacy, one way", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -o muslin0 -j ACCEPT; iptables-legacy -A FORWARD -i eth0 -j ACCEPT", words: []string{in}},
+		{name: "legacy, a wildcard", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i mus+ -j ACCEPT; iptables-legacy -A FORWARD -o mus+ -j ACCEPT"},
+		{name: "legacy, not by the device", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD ! -i muslin0 -j ACCEPT", words: []string{in}},
+		{name: "legacy, ours before it", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -N MUSLIN-FWD; iptables-legacy -A MUSLIN-FWD -s 10.244.0.0/16 -j ACCEPT; iptables-legacy -A MUSLIN-FWD -d 10.244.0.0/16 -j ACCEPT; iptables-legacy -A FORWARD -m comment --comment 'muslin forward' -j MUSLIN-FWD"},
+		{name: "legacy, down below", sh: "iptables-legacy -N a; iptables-legacy -N b; iptables-legacy -A b -j RETURN; iptables-legacy -A a -j b; iptables-legacy -A a; iptables-legacy -A a -j DROP; iptables-legacy -A FORWARD -p tcp -j ACCEPT; iptables-legacy -I FORWARD -g a", words: []string{"chain FORWARD, by a|" + out, in}},
+		{name: "legacy, a way back up", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -N a; iptables-legacy -A a -s 10.1.0.0/16 -j DROP; iptables-legacy -A FORWARD -j a; iptables-legacy -A FORWARD -j ACCEPT"},
+		{name: "legacy, perhaps", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -m mark --mark 7 -j ACCEPT; iptables-legacy -P INPUT DROP; iptables-legacy -A INPUT -f -j ACCEPT"},
+		{name: "legacy, perhaps by a protocol", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -p tcp -j ACCEPT"},
+		{name: "legacy, Docker", sh: "iptables-legacy -P FORWARD DROP; iptables-legacy -N DOCKER-USER; iptables-legacy -A DOCKER-USER -j RETURN; iptables-legacy -A FORWARD -j DOCKER-USER", words: []string{`"iptables-legacy -I DOCKER-USER -s |` + in, out}},
+		{name: "legacy, another table", sh: "iptables-legacy -t mangle -P FORWARD DROP; iptables-legacy -t nat -A POSTROUTING -s 10.244.0.0/16 -j RETURN", words: []string{`table mangle|"iptables-legacy -t mangle -I FORWARD -s |` + in, out}},
+		{name: "legacy, closed port", sh: "iptables-legacy -A INPUT -p udp --dport 53 -j ACCEPT; iptables-legacy -A INPUT ! -p udp -j ACCEPT; iptables-legacy -A INPUT -j DROP", words: []string{`iptables-legacy -I INPUT -p udp --dport 8472 -j ACCEPT|` + port}},
+		{name: "legacy, open port", sh: "iptables-legacy -P INPUT DROP; iptables-legacy -A INPUT -i eth0 -p udp --dport 8000:9000 -j ACCEPT"},
+		{name: "legacy, of IPv6 only", sh: "ip6tables-legacy -P FORWARD DROP; ip6tables-legacy -P INPUT DROP"},
+		{name: "legacy, IPv6", six: true, sh: "iptables-legacy -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP; ip6tables-legacy -A FORWARD -s 2001:db8:43::/56 -o eth1 -j ACCEPT; ip6tables-legacy -A INPUT -p ipv6-icmp -j ACCEPT; ip6tables-legacy -A INPUT -p udp -m udp ! --dport 1:9000 -j ACCEPT; ip6tables-legacy -A INPUT -m conntrack --ctstate NEW -j DROP", words: []string{
+			`(ip6tables-legacy table filter, chain FORWARD) drops|run "ip6tables-legacy -I FORWARD -s 2001:db8:42::/56 -j ACCEPT && |` + out, in, `"ip6tables-legacy -I INPUT -p udp --dport 8472 -j ACCEPT"|` + port}},
+		{name: "legacy, IPv6, accepted", six: true, sh: "ip6tables-legacy -P FORWARD DROP; ip6tables-legacy -A FORWARD -s 2001:db8::/32 -d 2001:db8::/32 -j ACCEPT; ip6tables-legacy -P INPUT DROP; ip6tables-legacy -A INPUT -i eth+ -p udp --dport 8472 -j ACCEPT"},
+
 		{name: "iptables, closed port", sh: "iptables -A INPUT -p udp --dport 53 -j ACCEPT; iptables -A INPUT -p udp -m multiport --dports 1,2 -j LOG; iptables -A INPUT -j DROP", words: []string{"table ip filter, chain INPUT|" + port}},
 		{name: "iptables, open port", sh: "iptables -A INPUT -p udp --dport 8472 -j ACCEPT; iptables -A INPUT -j DROP"},
 	} {
@@ -87,6 +131,9 @@ func TestObstacles(t *testing.T) {
 			}
 			run(t, sh)
 			c := config(t.TempDir())
+			if w.six {
+				c = only6(config6(t.TempDir()))
+			}
 			c.Outer = Outer{Iface: "eth0", Port: 8472}
 			found, err := c.obstacles()
 			if err != nil {
@@ -97,7 +144,7 @@ func TestObstacles(t *testing.T) {
 				said = append(said, o.sentence(c))
 			}
 			if len(said) != len(w.words) {
-				t.Fatalf("said %q, want %d sentences; the rules:\n%s", said, len(w.words), run(t, "nft --debug=netlink list ruleset"))
+				t.Fatalf("said %q, want %d sentences; the rules:\n%s", said, len(w.words), run(t, "nft --debug=netlink list ruleset; iptables-legacy-save; ip6tables-legacy-save"))
 			}
 			for _, words := range w.words {
 				if !slices.ContainsFunc(said, func(s string) bool {

@@ -65,7 +65,7 @@ func (s *State) Run(ctx context.Context) error {
 			did, err = s.convergeFirewall()
 			s.lookForObstacles()
 		case <-tick.C:
-			if !rules.told() {
+			if !rules.told() || s.config.hasLegacy() {
 				s.lookForObstacles()
 			}
 			if did, err = s.converge(); err == nil {

@@ -125,7 +125,8 @@ func (v value) masked(mask, xor []byte) value {
 // specimen is a packet as a rule sees it: the first of a flow.
 type specimen struct {
 	what    string // for a sentence
-	header  value  // the IPv4 header, without options
+	six     bool   // of IPv6
+	header  value  // the IP header, without options
 	ports   value  // what follows it, as far as it is known
 	in, out device
 }
@@ -171,27 +172,43 @@ func (d device) index() value {
 	})
 }
 
-// What RFC 791, 3.1 and RFC 768 have where, in bytes.
-const (
-	protocolOffset = 9
-	ipHeaderLen    = 20
-	udpHeaderLen   = 8
-
-	sourceOffset      = 12 // of an IPv4 header
-	destinationOffset = 16
-)
-
-// ipHeader is a header of which nothing is known but the addresses.
-func ipHeader(src, dst value) value {
-	h := unknown(ipHeaderLen)
-	for at, v := range map[int]value{sourceOffset: src, destinationOffset: dst} {
-		copy(h.bits[at:], v.bits)
-		copy(h.mask[at:], v.mask)
-	}
-	return h
+// headerFields says what a header has where, in bytes.
+type headerFields struct {
+	length, protocol uint32
+	addressField
 }
 
-// specimens are the packets that have to get through this host: by the hook that they meet.
+const udpHeaderLen = 8 // RFC 768
+
+var (
+	header4 = headerFields{20, 9, fields4} // RFC 791, 3.1
+	header6 = headerFields{40, 6, fields6} // RFC 8200, 3
+)
+
+func (s *specimen) fields() headerFields {
+	if s.six {
+		return header6
+	}
+	return header4
+}
+
+// ipPacket is one of which nothing is known but the addresses' networks; without them, not those either.
+func ipPacket(six bool, src, dst netip.Prefix) specimen {
+	s := specimen{six: six, ports: unknown(udpHeaderLen)}
+	f := s.fields()
+	s.header = unknown(int(f.length))
+	for at, network := range map[uint32]netip.Prefix{f.source: src, f.destination: dst} {
+		if network.IsValid() {
+			v := inPrefix(network)
+			copy(s.header.bits[at:], v.bits)
+			copy(s.header.mask[at:], v.mask)
+		}
+	}
+	return s
+}
+
+// specimens are the packets that have to get through this host: by the hook that they meet. The outer ones are of the
+// overlay's family; where it carries both, of IPv4.
 func (c SetupConfig) specimens() (forward, input []specimen) {
 	outside := device{others: []string{"lo"}} // a bridge or a pod's device
 	overlay := device{name: c.TUN}
@@ -203,16 +220,20 @@ func (c SetupConfig) specimens() (forward, input []specimen) {
 	if c.TUN == "" {
 		overlay = device{name: c.Outer.Iface}
 	}
-	pod, node := inPrefix(c.Subnet), inPrefix(c.Network)
-	forward = []specimen{
-		{what: "from this node's containers to other nodes'", header: ipHeader(pod, node), ports: unknown(udpHeaderLen), in: outside, out: overlay},
-		{what: "from other nodes to this one's containers", header: ipHeader(node, pod), ports: unknown(udpHeaderLen), in: overlay, out: outside},
+	for _, h := range c.halves() {
+		six := h.network.Addr().Is6()
+		out, in := ipPacket(six, h.subnet, h.network), ipPacket(six, h.network, h.subnet)
+		out.what, out.in, out.out = "from this node's containers to other nodes'", outside, overlay
+		in.what, in.in, in.out = "from other nodes to this one's containers", overlay, outside
+		forward = append(forward, out, in)
 	}
 	if c.Outer.Port == 0 {
 		return forward, nil
 	}
-	datagram := specimen{header: ipHeader(unknown(4), unknown(4)), ports: unknown(udpHeaderLen), in: device{name: c.Outer.Iface}, out: device{}}
-	datagram.header.bits[protocolOffset], datagram.header.mask[protocolOffset] = unix.IPPROTO_UDP, 0xff
+	datagram := ipPacket(!c.Network.IsValid(), netip.Prefix{}, netip.Prefix{})
+	datagram.in = device{name: c.Outer.Iface}
+	protocol := datagram.fields().protocol
+	datagram.header.bits[protocol], datagram.header.mask[protocol] = unix.IPPROTO_UDP, 0xff
 	port := known(binary.BigEndian.AppendUint16(nil, c.Outer.Port))
 	copy(datagram.ports.bits[2:], port.bits)
 	copy(datagram.ports.mask[2:], port.mask)
@@ -245,11 +266,17 @@ func (s *specimen) meta(key expr.MetaKey) value {
 	case expr.MetaKeyOIF:
 		return s.out.index()
 	case expr.MetaKeyNFPROTO:
+		if s.six {
+			return known([]byte{unix.NFPROTO_IPV6})
+		}
 		return known([]byte{unix.NFPROTO_IPV4})
 	case expr.MetaKeyPROTOCOL:
+		if s.six {
+			return known(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IPV6))
+		}
 		return known(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP))
 	case expr.MetaKeyL4PROTO:
-		return s.part(expr.PayloadBaseNetworkHeader, protocolOffset, 1)
+		return s.part(expr.PayloadBaseNetworkHeader, s.fields().protocol, 1)
 	}
 	return unknown(unix.IFNAMSIZ)
 }
