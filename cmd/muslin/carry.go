@@ -290,7 +290,7 @@ func (d *daemon) hostConfig(tun string, member *membership, cfg *lease.Config, n
 	c := host.SetupConfig{
 		TUN:             tun,
 		MTU:             int(node.mtu),
-		Outer:           host.Outer{Iface: node.iface.Name, Port: node.port},
+		Outer:           host.Outer{Iface: node.iface.Name, Port: node.port, IPv6: node.six || node.wg.Mode == lease.ModeIPv6},
 		DirectRoutes:    node.directRouting,
 		BlackholeRoute:  f.blackhole,
 		ForwardRules:    f.forwardRules,

@@ -70,6 +70,7 @@ type SetupConfig struct {
 type Outer struct {
 	Iface string // "": not known. Its router advertisements are to count when the host has begun to forward IPv6
 	Port  uint16 // the UDP port that peers send to; 0: there is none
+	IPv6  bool   // what they send there is of IPv6
 }
 
 // State is what Setup changed in the host. It is safe for concurrent use.

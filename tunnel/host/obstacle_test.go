@@ -134,7 +134,7 @@ func TestObstacles(t *testing.T) {
 			if w.six {
 				c = only6(config6(t.TempDir()))
 			}
-			c.Outer = Outer{Iface: "eth0", Port: 8472}
+			c.Outer = Outer{Iface: "eth0", Port: 8472, IPv6: w.six}
 			found, err := c.obstacles()
 			if err != nil {
 				t.Fatal(err)

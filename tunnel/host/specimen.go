@@ -207,8 +207,7 @@ func ipPacket(six bool, src, dst netip.Prefix) specimen {
 	return s
 }
 
-// specimens are the packets that have to get through this host: by the hook that they meet. The outer ones are of the
-// overlay's family; where it carries both, of IPv4.
+// specimens are the packets that have to get through this host: by the hook that they meet.
 func (c SetupConfig) specimens() (forward, input []specimen) {
 	outside := device{others: []string{"lo"}} // a bridge or a pod's device
 	overlay := device{name: c.TUN}
@@ -230,7 +229,7 @@ func (c SetupConfig) specimens() (forward, input []specimen) {
 	if c.Outer.Port == 0 {
 		return forward, nil
 	}
-	datagram := ipPacket(!c.Network.IsValid(), netip.Prefix{}, netip.Prefix{})
+	datagram := ipPacket(c.Outer.IPv6, netip.Prefix{}, netip.Prefix{})
 	datagram.in = device{name: c.Outer.Iface}
 	protocol := datagram.fields().protocol
 	datagram.header.bits[protocol], datagram.header.mask[protocol] = unix.IPPROTO_UDP, 0xff
