@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -104,9 +105,25 @@ func snapshot(t *testing.T, n *lab.Node) string {
 func expectAsBefore(t *testing.T, n *lab.Node, before string) {
 	t.Helper()
 	eventually(t, 3*time.Second, func() error {
-		if after := snapshot(t, n); after != before {
-			return fmt.Errorf("host %s changed. Before:\n%s\nafter:\n%s", n.Name, before, after)
+		after := snapshot(t, n)
+		if after == before {
+			return nil
 		}
-		return nil
+		return fmt.Errorf("host %s changed. Gone:\n%scome:\n%s", n.Name, without(before, after), without(after, before))
 	})
+}
+
+// without are the lines of one text that another has not.
+func without(one, other string) string {
+	has := make(map[string]bool)
+	for line := range strings.Lines(other) {
+		has[line] = true
+	}
+	var b strings.Builder
+	for line := range strings.Lines(one) {
+		if !has[line] {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }

@@ -266,6 +266,14 @@ func TestSnapshot(t *testing.T) {
 		"link":   {"ip link add d0 type bridge", "ip link del d0"},
 		"route":  {"ip route add 192.0.2.0/24 dev eth0 proto 218", "ip route del 192.0.2.0/24 dev eth0"},
 		"sysctl": {"sysctl -qw net.ipv4.ip_forward=1", "sysctl -qw net.ipv4.ip_forward=0"},
+
+		"interface's sysctl": {"sysctl -qw net.ipv6.conf.eth0.accept_ra=2", "sysctl -qw net.ipv6.conf.eth0.accept_ra=1"},
+		"rule of IPv6":       {"ip -6 rule add pref 7 to fd77::/64 lookup 77", "ip -6 rule del pref 7"},
+		"route in a table":   {"ip -6 route add fd77::/64 dev eth0 table 77", "ip -6 route del fd77::/64 dev eth0 table 77"},
+	}
+	if MissingTools("ip6tables-legacy") == nil {
+		changes["legacy rule"] = [2]string{"ip6tables-legacy -A FORWARD -s fd77::1 -j ACCEPT", "ip6tables-legacy -D FORWARD -s fd77::1 -j ACCEPT"}
+		changes["legacy policy"] = [2]string{"ip6tables-legacy -P FORWARD DROP", "ip6tables-legacy -P FORWARD ACCEPT"}
 	}
 	if MissingTools("nft", "iptables") == nil {
 		changes["firewall rule"] = [2]string{"iptables -A FORWARD -s 192.0.2.1 -j ACCEPT", "iptables -D FORWARD -s 192.0.2.1 -j ACCEPT"}

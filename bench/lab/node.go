@@ -142,25 +142,29 @@ func (n *Node) ReadSysctl(path string) (string, error) {
 	return value, err
 }
 
-// emptyTable is an nftables table of iptables' making that decides nothing.
-var emptyTable = regexp.MustCompile(`(?m)^table ip6? (filter|nat) \{\n(\tchain [A-Z]+ \{\n\t\ttype .* policy accept;\n\t\}\n\n?)*\}\n`)
+// emptyTable is a table of iptables' making that decides nothing, as nft lists it and as iptables-legacy does.
+var emptyTable = regexp.MustCompile(`(?m)^table ip6? (filter|nat) \{\n(\tchain [A-Z]+ \{\n\t\ttype .* policy accept;\n\t\}\n\n?)*\}\n|^\*[a-z]+\n(:[A-Z]+ ACCEPT .*\n)*COMMIT\n`)
 
-// passing is what the kernel changes by itself: a link's operational state, a bridge's timers.
-var passing = regexp.MustCompile(` state [A-Z]+| [a-z_]+_timer +[0-9.]+|NO-CARRIER,`)
+// passing is what the kernel changes by itself: a link's operational state, a bridge's timers; and what says when and
+// how often.
+var passing = regexp.MustCompile(` state [A-Z]+| [a-z_]+_timer +[0-9.]+|NO-CARRIER,|(?m:^#.*\n)|\[[0-9]+:[0-9]+\]`)
 
-// Snapshot is what a daemon could leave in the node's network: links, addresses, neighbours' and routes'
-// tables, rules, firewall, and the sysctls that forwarding depends on. Two snapshots of an
+// Snapshot is what a daemon could leave in the node's network: links, addresses, routes of all tables, rules, the
+// firewall's rules, and the sysctls of forwarding and of every interface. Two snapshots of an
 // unchanged node are equal: counters and times are left out, and so are firewall tables without a rule:
-// iptables over nftables leaves its standard chains behind once it was used.
+// iptables leaves its standard chains behind once it was used.
 func (n *Node) Snapshot(ctx context.Context) (string, error) {
 	var b strings.Builder
 	for _, args := range [][]string{
 		{"ip", "-d", "link", "show"},
 		{"ip", "addr", "show"},
 		{"ip", "-4", "route", "show", "table", "all"},
-		{"ip", "-6", "route", "show"},
-		{"ip", "rule", "show"},
+		{"ip", "-6", "route", "show", "table", "all"},
+		{"ip", "-4", "rule", "show"},
+		{"ip", "-6", "rule", "show"},
 		{"nft", "--stateless", "list", "ruleset"},
+		{"iptables-legacy-save"}, // those over nftables are among nft's
+		{"ip6tables-legacy-save"},
 	} {
 		if MissingTools(args[0]) != nil {
 			continue // what is not installed cannot have been used
@@ -172,15 +176,32 @@ func (n *Node) Snapshot(ctx context.Context) (string, error) {
 		}
 		fmt.Fprintf(&b, "# %s\n%s", commandLine(args), emptyTable.ReplaceAllString(passing.ReplaceAllString(out, ""), ""))
 	}
-	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/default/rp_filter", "net/ipv4/conf/eth0/rp_filter",
-		"net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"} {
-		value, err := n.ReadSysctl(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("snapshot of %s: %w", n.Name, err)
-		}
-		fmt.Fprintf(&b, "# sysctl %s\n%s\n", path, value)
+	values, err := n.switches()
+	if err != nil {
+		return "", fmt.Errorf("snapshot of %s: %w", n.Name, err)
 	}
-	return b.String(), nil
+	return b.String() + values, nil
+}
+
+// switches are the sysctls of forwarding and of every interface.
+func (n *Node) switches() (string, error) {
+	var b strings.Builder
+	err := n.Do(func() error {
+		for _, pattern := range []string{"ipv4/ip_forward", "ipv4/conf/*/*", "ipv6/conf/*/*"} {
+			paths, err := filepath.Glob("/proc/sys/net/" + pattern)
+			if err != nil {
+				return err
+			}
+			for _, path := range paths {
+				// Some cannot be read, such as a secret that was not set.
+				if value, err := os.ReadFile(path); err == nil {
+					fmt.Fprintf(&b, "%s = %s", strings.TrimPrefix(path, "/proc/sys/"), value)
+				}
+			}
+		}
+		return nil
+	})
+	return b.String(), err
 }
 
 // Host is a host of the lab: its eth0 leads to the switch.
