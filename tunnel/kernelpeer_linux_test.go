@@ -205,7 +205,7 @@ func (v *vtep) checkDrops(t *testing.T, allowed ...string) (all map[string]uint6
 func ping(t *testing.T, ns *netnstest.Namespace, from, to netip.Addr, options string) {
 	t.Helper()
 	// Of several ping waits two round trips for the last one only (ping(8), -W), which may be less than a stall.
-	ns.Sh(t, fmt.Sprintf("for i in 1 2 3; do ping -6 -n -c 1 -W 10 %s -I %v %v; done", options, from, to))
+	ns.Sh(t, fmt.Sprintf("for i in 1 2 3; do ping -n -c 1 -W 10 %s -I %v %v; done", options, from, to))
 }
 
 // transfer sends n bytes over TCP from one pod to the other, and checks them.
@@ -213,7 +213,7 @@ func transfer(t *testing.T, from, to *netnstest.Namespace, src, dst netip.Addr, 
 	t.Helper()
 	var listener *net.TCPListener
 	to.Do(t, func() (err error) {
-		listener, err = net.ListenTCP("tcp6", net.TCPAddrFromAddrPort(netip.AddrPortFrom(dst, 5001)))
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(dst, 5001)))
 		return err
 	})
 	defer listener.Close()
@@ -240,7 +240,7 @@ func transfer(t *testing.T, from, to *netnstest.Namespace, src, dst netip.Addr, 
 	}()
 	var conn *net.TCPConn
 	from.Do(t, func() (err error) {
-		conn, err = net.DialTCP("tcp6", net.TCPAddrFromAddrPort(netip.AddrPortFrom(src, 0)), net.TCPAddrFromAddrPort(netip.AddrPortFrom(dst, 5001)))
+		conn, err = net.DialTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(src, 0)), net.TCPAddrFromAddrPort(netip.AddrPortFrom(dst, 5001)))
 		return err
 	})
 	conn.SetDeadline(deadline)
@@ -264,7 +264,7 @@ func udpExchange(t *testing.T, from, to *netnstest.Namespace, src, dst netip.Add
 	t.Helper()
 	listen := func(ns *netnstest.Namespace, at netip.Addr, port uint16) (conn *net.UDPConn) {
 		ns.Do(t, func() (err error) {
-			conn, err = net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, port)))
+			conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, port)))
 			return err
 		})
 		conn.SetDeadline(time.Now().Add(20 * time.Second))
@@ -295,15 +295,26 @@ func udpExchange(t *testing.T, from, to *netnstest.Namespace, src, dst netip.Add
 // exchange is traffic of all kinds both ways.
 func exchange(t *testing.T, h *hosts) {
 	t.Helper()
-	for _, size := range []string{"", fmt.Sprintf("-M do -s %d", innerMTU-48), "-s 5000"} {
-		ping(t, h.near, nearPod, farPod, size)
-		ping(t, h.far, farPod, nearPod, size)
-	}
+	exchangeBetween(t, h.near, h.far, nearPod, farPod)
 	ping(t, h.near, netip.MustParseAddr("fd00:1::"), netip.MustParseAddr("fd00:2::"), "")
-	transfer(t, h.near, h.far, nearPod, farPod, 8<<20)
-	transfer(t, h.far, h.near, farPod, nearPod, 8<<20)
-	udpExchange(t, h.near, h.far, nearPod, farPod, 0, 1, 100, innerMTU-48, innerMTU-47, 9000)
-	udpExchange(t, h.far, h.near, farPod, nearPod, 0, 1, 100, innerMTU-48, innerMTU-47, 9000)
+}
+
+// exchangeBetween is that between two pods.
+func exchangeBetween(t *testing.T, nearNS, farNS *netnstest.Namespace, near, far netip.Addr) {
+	t.Helper()
+	headers, mtu := 48, innerMTU
+	if near.Is4() {
+		headers, mtu = 28, innerMTU+20
+	}
+	for _, size := range []string{"", fmt.Sprintf("-M do -s %d", mtu-headers), "-s 5000"} {
+		ping(t, nearNS, near, far, size)
+		ping(t, farNS, far, near, size)
+	}
+	transfer(t, nearNS, farNS, near, far, 8<<20)
+	transfer(t, farNS, nearNS, far, near, 8<<20)
+	lengths := []int{0, 1, 100, mtu - headers, mtu - headers + 1, 9000}
+	udpExchange(t, nearNS, farNS, near, far, lengths...)
+	udpExchange(t, farNS, nearNS, far, near, lengths...)
 }
 
 func vxlan6(t *testing.T, own string) encap.Framing {

@@ -18,9 +18,10 @@ type Member struct {
 	table  atomic.Pointer[fib.Table] // its peers; nil: none yet
 	closed atomic.Bool
 
-	paused bool // held by port.mu
+	paused  bool // what follows: port.mu is held
+	resumed bool // but its VTEP does not run yet
 
-	losses   Losses // held by port.counting
+	losses   Losses // port.counting is held
 	overflow uint64
 }
 
@@ -80,7 +81,8 @@ func (m *Member) Pause() error {
 	return m.port.pause(m)
 }
 
-// Resume implements Underlay. Where nobody is paused it sets again what another process may have changed of the sockets.
+// Resume implements Underlay. Of a member whose VTEP does not run yet it takes effect when that does, so that nothing of what
+// waits for it is dropped. Where nobody is paused it sets again what another process may have changed of the sockets.
 func (m *Member) Resume() error {
 	if m.closed.Load() {
 		return os.ErrClosed

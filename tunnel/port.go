@@ -140,12 +140,14 @@ func (p *Port) feed(m *Member, inbound []func(ds []Datagram)) error {
 	for _, f := range inbound {
 		m.feeds = append(m.feeds, &feed{inbound: f, ds: make([]Datagram, 0, BatchSize)})
 	}
-	before := p.seats.Load().all
-	p.reseat(append(slices.Clone(before), m))
+	p.reseat(append(slices.Clone(p.seats.Load().all), m))
 	select {
 	case <-p.begun:
 	default:
 		close(p.begun)
+	}
+	if m.resumed {
+		p.release(m)
 	}
 	if !p.stopped {
 		return nil
@@ -180,19 +182,29 @@ func (p *Port) stop(m *Member) error {
 		m.paused = true
 		p.paused++
 	}
-	p.stopped = true
+	p.stopped, m.resumed = true, false
 	p.gate.set(true)
 	return p.und.Pause()
 }
 
+// resume ends what pause began, once m's VTEP runs: before that what comes would be dropped.
 func (p *Port) resume(m *Member) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if m.feeds == nil {
+		m.resumed = true
+		return nil
+	}
+	p.release(m)
+	return p.goOn()
+}
+
+// release has nothing stand still for m's sake any more.
+func (p *Port) release(m *Member) {
 	if m.paused {
 		m.paused = false
 		p.paused--
 	}
-	return p.goOn()
 }
 
 // leave takes m out of the port. When it returns nothing is carried to m any more.
@@ -208,7 +220,7 @@ func (p *Port) leave(m *Member) error {
 	}
 	var err error
 	if m.paused {
-		p.paused--
+		p.release(m)
 		// Where none is left that would get what comes, another process may be about to have it.
 		if len(p.seats.Load().all) > 0 {
 			err = p.goOn()

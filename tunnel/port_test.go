@@ -379,7 +379,9 @@ func TestSharedPortAwaitsTheBatch(t *testing.T) {
 		within(t, "a batch", begun)
 		stopped := make(chan bool)
 		go func() {
-			must(t, stop(m))
+			if err := stop(m); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
 			stopped <- finished.Load()
 		}()
 		select {
@@ -530,6 +532,16 @@ func TestSharedPortPause(t *testing.T) {
 	if d := late.Drops(); !maps.Equal(d, map[string]uint64{"vxlan-vni": 2}) {
 		t.Errorf("drops %v", d)
 	}
+
+	// One that is resumed before it runs is waited for.
+	later := p.join(t, nodeA, 4)
+	later.dev.onWrite = func(packet []byte) { got <- packet }
+	must(t, later.Pause())
+	must(t, later.Resume())
+	p.und.queues[0].in <- []Datagram{framed(t, 4, nodeB, udpPacket(t, "10.2.0.5", "10.1.0.5", "x"))}
+	arrives("the resumed one does not run", 0)
+	r.run(later, later.Run)
+	arrives("the resumed one runs", 1)
 }
 
 // Members come and go, and are paused, while another's packets are carried: each of its packets arrives, in order.
