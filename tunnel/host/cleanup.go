@@ -64,15 +64,25 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	}
 
 	for _, six := range []bool{false, true} {
+		r := rules{six: six}
+		if j != nil {
+			r.name = j.Name
+		}
 		for _, kind := range candidates(true, six) {
 			if j == nil || j.firewall(six) == kind {
-				u.firewall(kind, six, j != nil)
+				u.firewall(kind, r, j != nil)
 			}
+		}
+		if kind := j.apart(six); kind != "" {
+			u.firewall(kind, rules{six: six, apart: true}, true)
 		}
 	}
 	led := make(map[int]bool) // indices of the devices that those routes led to
 	u.routes(func(r netlink.Route) bool {
 		ours := r.Protocol == RouteProtocol && (j == nil || j.about(r.Family))
+		if j != nil && (j.Name != "" || j.Common) { // the others' stay
+			ours = j.owns(r) || ours && j.TUN.Index != 0 && r.LinkIndex == j.TUN.Index
+		}
 		led[r.LinkIndex] = led[r.LinkIndex] || ours && r.Gw == nil // one with a gateway leads to the underlay
 		return ours
 	})
@@ -110,16 +120,16 @@ func (u *undoing) fail(err error) { u.failed = append(u.failed, err) }
 func (u *undoing) firewalls(j *journal, known func(six bool) bool) {
 	for _, six := range []bool{false, true} {
 		if kind := j.firewall(six); kind != "" {
-			u.firewall(kind, six, known(six))
+			u.firewall(kind, rules{six: six, name: j.Name}, known(six))
 		}
 	}
 }
 
 // firewall takes our rules of one family out. Where it is not known that any were put in, a tool that does not work is
 // no failure: on a kernel without its subsystem there is nothing to take out.
-func (u *undoing) firewall(kind firewallKind, six, known bool) {
+func (u *undoing) firewall(kind firewallKind, r rules, known bool) {
 	var did bool
-	fw, err := newFirewall(kind, rules{six: six})
+	fw, err := newFirewall(kind, r)
 	if err == nil {
 		did, err = fw.remove()
 	}
@@ -130,7 +140,9 @@ func (u *undoing) firewall(kind firewallKind, six, known bool) {
 		u.log.Warn("could not look for firewall rules of ours", "tool", kind, "error", err)
 	}
 	switch {
-	case did && six:
+	case did && r.apart:
+		u.say("removed the %s rules that keep networks apart", kind)
+	case did && r.six:
 		u.say("removed the %s rules of IPv6", kind)
 	case did:
 		u.say("removed the %s rules", kind)

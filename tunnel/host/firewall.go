@@ -10,9 +10,11 @@ import (
 // Our chains have names of our own. FLANNEL-FWD and FLANNEL-POSTRTG belong to flannel's daemon, which
 // rewrites them; ours hold the same rules in the same order, so that a host moves from one to the other
 // without a difference, and neither daemon ever edits the other's.
+// With several overlays in one host, each has its own: MUSLIN-FWD-blue.
 const (
 	forwardChain     = "MUSLIN-FWD"
 	postroutingChain = "MUSLIN-POSTRTG"
+	apartChain       = "MUSLIN-APART" // of the rules that keep overlays apart (apart.go)
 )
 
 // exemptMark is on packets that somebody decided must keep their source: 0x4000/0x4000 is the mark that
@@ -61,6 +63,7 @@ const (
 	accept verdict = iota
 	leave          // leave our chain: "return"
 	masquerade
+	drop
 )
 
 // match is a source or destination prefix; the zero value matches everything.
@@ -79,10 +82,20 @@ type rule struct {
 // rules is everything that is put into the firewall for one family. An empty list means no chain.
 type rules struct {
 	six         bool
+	name        string // of the overlay, where a host has several
+	apart       bool   // the rules that keep overlays apart, which are no single one's
 	cluster     netip.Prefix
 	forward     []rule
 	postrouting []rule
 	randomFully bool
+}
+
+// chain is the name of the overlay's own chain of a kind.
+func (r rules) chain(kind string) string {
+	if r.name == "" {
+		return kind
+	}
+	return kind + "-" + r.name
 }
 
 func (r rules) empty() bool { return len(r.forward)+len(r.postrouting) == 0 }
@@ -102,7 +115,7 @@ func rulesFor(c SetupConfig) []rules {
 func rulesOf(c SetupConfig, h half) rules {
 	cluster, pod := match{prefix: h.network.Masked()}, match{prefix: h.subnet.Masked()}
 	elsewhere := match{prefix: cluster.prefix, not: true}
-	out := rules{six: h.network.Addr().Is6(), cluster: cluster.prefix, randomFully: c.MasqRandomFully}
+	out := rules{six: h.network.Addr().Is6(), name: c.Name, cluster: cluster.prefix, randomFully: c.MasqRandomFully}
 	group := match{prefix: multicast, not: true}
 	if out.six {
 		group.prefix = multicast6

@@ -42,6 +42,7 @@ const DefaultResync = 5 * time.Second
 // SetupConfig says what Setup changes. It is about one TUN device, which carries one family or both. A node with a
 // TUN for each has a Setup for each, with a StateDir of its own; neither touches what is the other's.
 type SetupConfig struct {
+	Name    string       // of the overlay, in the names of its rules, where the host has several; at most 12 characters
 	TUN     string       // name of the TUN device, which exists; empty: there is none, nor what leads to it
 	Address netip.Prefix // the TUN's address: base of Subnet, a /32
 	MTU     int          // bytes of the largest inner packet; with IPv6 at least 1280

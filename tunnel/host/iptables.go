@@ -26,9 +26,11 @@ type ipTables struct {
 // ipChain is a chain of ours and the rule that leads to it.
 type ipChain struct {
 	table, parent, name string
-	jump                []string
-	rules               [][]string
-	left                []string // the chain as it was listed after apply
+
+	front bool // the jump stands before all others, and what the chain has is changed rule by rule
+	jump  []string
+	rules [][]string
+	left  []string // the chain as it was listed after apply
 }
 
 func newIPTables(name string, r rules) (*ipTables, error) {
@@ -49,10 +51,17 @@ func newIPTables(name string, r rules) (*ipTables, error) {
 		}
 		return c
 	}
-	return &ipTables{cmd: cmd, name: name, six: r.six, chains: []ipChain{
-		chain("filter", "FORWARD", forwardChain, "muslin forward", r.forward),
-		chain("nat", "POSTROUTING", postroutingChain, "muslin masquerade", r.postrouting),
-	}}, nil
+	t := &ipTables{cmd: cmd, name: name, six: r.six}
+	if r.apart {
+		t.chains = []ipChain{chain("filter", "FORWARD", apartChain, "muslin apart", r.forward)}
+		t.chains[0].front = true
+		return t, nil
+	}
+	t.chains = []ipChain{
+		chain("filter", "FORWARD", r.chain(forwardChain), "muslin forward", r.forward),
+		chain("nat", "POSTROUTING", r.chain(postroutingChain), "muslin masquerade", r.postrouting),
+	}
+	return t, nil
 }
 
 func ipTablesRule(r rule, randomFully bool) []string {
@@ -76,6 +85,8 @@ func ipTablesRule(r rule, randomFully bool) []string {
 		out = append(out, "-j", "ACCEPT")
 	case leave:
 		out = append(out, "-j", "RETURN")
+	case drop:
+		out = append(out, "-j", "DROP")
 	case masquerade:
 		out = append(out, "-j", "MASQUERADE")
 		if randomFully {
@@ -117,6 +128,16 @@ func (t *ipTables) put(c *ipChain) error {
 	if err != nil {
 		return err
 	}
+	if c.front {
+		if err := t.fill(c); err != nil {
+			return err
+		}
+		if err := t.jumpFirst(c); err != nil {
+			return err
+		}
+		c.left, err = t.cmd.List(c.table, c.name)
+		return err
+	}
 	if !filled {
 		if err := t.cmd.ClearChain(c.table, c.name); err != nil {
 			return err
@@ -133,6 +154,74 @@ func (t *ipTables) put(c *ipChain) error {
 	left, err := t.cmd.List(c.table, c.name)
 	c.left = left
 	return err
+}
+
+// fill makes the chain have our rules, whatever it had, and at no time fewer of those that it keeps. It is for rules
+// whose order is of no account.
+func (t *ipTables) fill(c *ipChain) error {
+	had, err := t.cmd.List(c.table, c.name)
+	if err != nil { // there is none
+		if err := t.cmd.NewChain(c.table, c.name); err != nil {
+			return err
+		}
+	}
+	for _, r := range c.rules {
+		if err := t.cmd.AppendUnique(c.table, c.name, r...); err != nil {
+			return err
+		}
+	}
+	for _, line := range had {
+		text, ok := strings.CutPrefix(line, "-A "+c.name+" ")
+		if r := strings.Fields(text); ok && !slices.ContainsFunc(c.rules, func(w []string) bool { return slices.Equal(w, r) }) {
+			if err := t.cmd.Delete(c.table, c.name, r...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isFirst reports whether the jump to the chain is the first rule of its parent.
+func (t *ipTables) isFirst(c *ipChain) (bool, error) {
+	all, err := t.cmd.List(c.table, c.parent)
+	if err != nil {
+		return false, err
+	}
+	for _, line := range all {
+		if strings.HasPrefix(line, "-A ") {
+			return strings.HasSuffix(line, "-j "+c.name), nil
+		}
+	}
+	return false, nil
+}
+
+// jumpFirst has the jump stand there, and nowhere else.
+func (t *ipTables) jumpFirst(c *ipChain) error {
+	first, err := t.isFirst(c)
+	if err != nil || first {
+		return err
+	}
+	had, err := t.cmd.Exists(c.table, c.parent, c.jump...)
+	if err != nil {
+		return err
+	}
+	if err := t.cmd.Insert(c.table, c.parent, 1, c.jump...); err != nil || !had {
+		return err
+	}
+	all, err := t.cmd.List(c.table, c.parent)
+	if err != nil {
+		return err
+	}
+	at := 0
+	for _, line := range all {
+		if !strings.HasPrefix(line, "-A ") {
+			continue
+		}
+		if at++; at > 1 && strings.HasSuffix(line, "-j "+c.name) {
+			return t.cmd.DeleteById(c.table, c.parent, at)
+		}
+	}
+	return nil
 }
 
 // filled reports whether the chain has our rules and no other.
@@ -166,6 +255,12 @@ func (t *ipTables) intact() (bool, error) {
 		}
 		if !slices.Equal(now, c.left) {
 			return false, nil
+		}
+		if c.front {
+			if ok, err := t.isFirst(&c); err != nil || !ok {
+				return false, err
+			}
+			continue
 		}
 		if ok, err := t.cmd.Exists(c.table, c.parent, c.jump...); err != nil || !ok {
 			return false, err

@@ -41,11 +41,17 @@ type journal struct {
 	// after that one was.
 	Along []sysctl `json:"along,omitempty"`
 
+	Name      string       `json:"name,omitempty"` // of the overlay, in the names of its rules
 	Firewall  firewallKind `json:"firewall,omitempty"`
 	Firewall6 firewallKind `json:"firewall6,omitempty"` // of the rules for IPv6
 	// Why that tool is not the one that was wanted, as a sentence; empty: it is.
 	StandIn  string `json:"stand_in,omitempty"`
 	StandIn6 string `json:"stand_in6,omitempty"`
+
+	// What several overlays have in common (apart.go), and which tool has the rules that keep them apart.
+	Common bool         `json:"common,omitempty"`
+	Apart  firewallKind `json:"apart,omitempty"`
+	Apart6 firewallKind `json:"apart6,omitempty"`
 
 	path string
 }
@@ -179,8 +185,9 @@ func (j *journal) beyond(other *journal) *journal {
 	differ(&more.Direct6, other.Direct6, j.Direct6)
 	differ(&more.Addr, other.Addr, j.Addr)
 	differ(&more.Addr6, other.Addr6, j.Addr6)
+	more.Name = other.Name
 	for _, six := range []bool{false, true} {
-		if theirs := other.firewall(six); theirs != j.firewall(six) {
+		if theirs := other.firewall(six); theirs != j.firewall(six) || other.Name != j.Name {
 			more.setFirewall(six, theirs)
 		}
 	}

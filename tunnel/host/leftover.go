@@ -66,7 +66,7 @@ func DeleteLeftover(tun string) error {
 // isOf reports whether the journal is about this device, or, with nil, about none.
 func (j *journal) isOf(tun netlink.Link) bool {
 	if tun == nil {
-		return j.Boot == bootID() && j.NetNS == netNS() && j.TUN.Name == ""
+		return j.Boot == bootID() && j.NetNS == netNS() && j.TUN.Name == "" && !j.Common
 	}
 	a := tun.Attrs()
 	return j.Boot == bootID() && j.NetNS == netNS() &&

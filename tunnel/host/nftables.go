@@ -12,8 +12,12 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// nfTable is the table that is wholly ours.
-const nfTable = "muslin"
+// nfTable is the table that is wholly ours; with several overlays in one host, each has its own: muslin-blue. No overlay's
+// name makes nfApart of it, where the rules are that keep them apart.
+const (
+	nfTable = "muslin"
+	nfApart = "muslin_apart"
+)
 
 // nfTables keeps the rules in a table of its own, of family ip or ip6: the inet family has NAT only since 5.2.
 //
@@ -46,7 +50,25 @@ func (t *nfTables) fields() addressField {
 }
 
 func (t *nfTables) table() *nftables.Table {
-	return &nftables.Table{Name: nfTable, Family: t.family()}
+	return &nftables.Table{Name: t.rules.table(), Family: t.family()}
+}
+
+func (r rules) table() string {
+	switch {
+	case r.apart:
+		return nfApart
+	case r.name == "":
+		return nfTable
+	}
+	return nfTable + "-" + r.name
+}
+
+// nfChains are the names of both chains: in a table of our own they need no overlay's.
+func (r rules) nfChains() (forward, postrouting string) {
+	if r.apart {
+		return apartChain, postroutingChain
+	}
+	return forwardChain, postroutingChain
 }
 
 func (t *nfTables) family() nftables.TableFamily {
@@ -59,9 +81,9 @@ func (t *nfTables) family() nftables.TableFamily {
 // name is the table's for nft(8).
 func (t *nfTables) name() string {
 	if t.rules.six {
-		return "ip6 " + nfTable
+		return "ip6 " + t.rules.table()
 	}
-	return "ip " + nfTable
+	return "ip " + t.rules.table()
 }
 
 // apply replaces the table in one transaction, so no packet sees half of it.
@@ -85,12 +107,13 @@ func (t *nfTables) apply() error {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: t.exprs(r)})
 		}
 	}
+	forward, postrouting := t.rules.nfChains()
 	add(&nftables.Chain{
-		Name: forwardChain, Type: nftables.ChainTypeFilter,
+		Name: forward, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
 	}, t.rules.forward)
 	add(&nftables.Chain{
-		Name: postroutingChain, Type: nftables.ChainTypeNAT,
+		Name: postrouting, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	}, t.rules.postrouting)
 	if err := conn.Flush(); err != nil {
@@ -118,6 +141,8 @@ func (t *nfTables) exprs(r rule) []expr.Any {
 		out = append(out, &expr.Verdict{Kind: expr.VerdictAccept})
 	case leave:
 		out = append(out, &expr.Verdict{Kind: expr.VerdictReturn})
+	case drop:
+		out = append(out, &expr.Verdict{Kind: expr.VerdictDrop})
 	case masquerade:
 		out = append(out, &expr.Masq{FullyRandom: t.rules.randomFully})
 	}
@@ -142,7 +167,8 @@ func prefixExprs(offset, length uint32, m match) []expr.Any {
 // handles lists the rules' numbers, which are unique within a table and change when a rule is replaced.
 func (t *nfTables) handles(conn *nftables.Conn) (map[string][]uint64, error) {
 	out := make(map[string][]uint64)
-	for name, list := range map[string][]rule{forwardChain: t.rules.forward, postroutingChain: t.rules.postrouting} {
+	forward, postrouting := t.rules.nfChains()
+	for name, list := range map[string][]rule{forward: t.rules.forward, postrouting: t.rules.postrouting} {
 		if len(list) == 0 {
 			continue
 		}
@@ -162,7 +188,7 @@ func (t *nfTables) present(conn *nftables.Conn) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables: %w", err)
 	}
-	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == nfTable }), nil
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.rules.table() }), nil
 }
 
 func (t *nfTables) intact() (bool, error) {

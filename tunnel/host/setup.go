@@ -166,7 +166,7 @@ func (s *State) Restore() error {
 
 // plan is everything that Setup is about to change.
 func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
-	j := &journal{Version: journalVersion, Boot: bootID(), NetNS: netNS(), path: journalPath(c.StateDir)}
+	j := &journal{Version: journalVersion, Boot: bootID(), NetNS: netNS(), Name: c.Name, path: journalPath(c.StateDir)}
 	if tun != nil {
 		a := tun.Attrs()
 		j.TUN = linkBefore{Name: a.Name, Index: a.Index, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, QueueLen: a.TxQLen}
