@@ -41,15 +41,18 @@ func listenControl(path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("directory of the control socket: %w; give another place with --control", err)
 	}
-	// Between bind and chmod the socket has the umask's mode. Nobody but root has business here, so the
-	// umask is closed for the moment; it is the process's, which has one goroutine yet.
-	old := syscall.Umask(0o177)
-	defer syscall.Umask(old)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
+	// Nobody but root has business here. The file that bind makes gets the socket's own mode (unix_bind in
+	// net/unix/af_unix.c), so that at no time anybody else can open it; the umask is the whole process's.
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = os.NewSyscallError("fchmod", syscall.Fchmod(int(fd), 0o600)) })
+		return errors.Join(err, failed)
+	}}
+	l, err := private.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w; give another place with --control", err)
 	}
-	return l, nil
+	return l.(*net.UnixListener), nil
 }
 
 // dialControl returns nil if a live daemon is behind the socket: it takes a connection and waits for a request. One that
