@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -80,11 +81,29 @@ func (d *daemon) queueCount(features kernel.Features, node *node) (int, error) {
 
 // keepProcessors gives the Go runtime more processors than there are workers. A worker in a system call keeps
 // its processor only while another one is idle; with none to spare the runtime's monitor takes it away every
-// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md).
-func keepProcessors(queues int) {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(runtime.NumCPU() + 2*queues)
+// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md). The queues are added
+// to those of other networks and of the other address family, until release.
+func keepProcessors(queues int) (release func()) {
+	if os.Getenv("GOMAXPROCS") != "" {
+		return func() {}
 	}
+	workers.add(2 * queues)
+	return sync.OnceFunc(func() { workers.add(-2 * queues) })
+}
+
+// workers are those of the whole process.
+var workers workerCount
+
+type workerCount struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (w *workerCount) add(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.n += n
+	runtime.GOMAXPROCS(runtime.NumCPU() + w.n)
 }
 
 // carry opens both sides, takes the lease, and runs everything until ctx ends or something fails. found says
@@ -213,7 +232,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 	if err != nil {
 		return nil, err
 	}
-	keepProcessors(queues)
+	release := keepProcessors(queues)
 	var turns *waiter.Turns
 	if features.On(kernel.BusyPoll) {
 		turns = new(waiter.Turns)
@@ -227,15 +246,17 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 			Logger: d.log, Turns: turns, Adopt: d.place.of(node).sockets})
 	}
 	if err != nil {
+		release()
 		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
 	}
 	dev, err := d.openTUN(tun.Config{
 		Name: node.tun, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.of(node).tun, Reuse: found})
 	if err != nil {
+		release()
 		conn.Close()
 		return nil, err
 	}
-	return &sides{conn: conn, dev: dev, six: node.six}, nil
+	return &sides{conn: conn, dev: dev, six: node.six, release: release}, nil
 }
 
 // openWithoutKept is openSides when what systemd has kept of the last daemon could not be taken over.

@@ -254,7 +254,7 @@ func withSix(four carrier) (carrier, error) {
 		if c.halves, err = tunnel.NewHalves(c.dev, engine); err != nil {
 			return nil, err
 		}
-		return both{c, &sides{conn: c.conn, dev: c.dev, six: true, halves: c.halves, guest: true}}, nil
+		return both{c, &sides{conn: c.conn, dev: c.dev, six: true, halves: c.halves, guest: true, release: func() {}}}, nil
 	}
 	return nil, fmt.Errorf("one tunnel for both families by %T", four)
 }

@@ -24,6 +24,8 @@ type sides struct {
 	// Where one WireGuard tunnel carries both families: how conn and dev are shared. IPv6's is a guest at IPv4's.
 	halves *tunnel.Halves
 	guest  bool
+
+	release func() // gives its workers' processors back
 }
 
 // outer is what both kinds of underlay have beside moving datagrams: the one that does just that, and WireGuard's.
@@ -37,6 +39,7 @@ func (s *sides) name() string { return s.dev.Name() }
 func (s *sides) close() {
 	s.dev.Close()
 	s.conn.Close()
+	s.release()
 }
 
 func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.Table) (err error) {
