@@ -227,7 +227,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 	if node.encrypts() {
 		wanted = wanted.Without(kernel.BusyPoll, "with wireguard the processors have better to do")
 	}
-	features, _ := kernel.Examine(ctx, wanted)
+	features := d.examine(ctx, wanted)
 	queues, err := d.queueCount(features, node)
 	if err != nil {
 		return nil, err
@@ -257,6 +257,15 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 		return nil, err
 	}
 	return &sides{conn: conn, dev: dev, six: node.six, release: release}, nil
+}
+
+// examine says which of the wanted features this kernel has.
+func (d *daemon) examine(ctx context.Context, wanted kernel.Features) kernel.Features {
+	if d.among != nil {
+		return d.among.examine(ctx, wanted)
+	}
+	features, _ := kernel.Examine(ctx, wanted)
+	return features
 }
 
 // openWithoutKept is openSides when what systemd has kept of the last daemon could not be taken over.
@@ -309,6 +318,7 @@ func (d *daemon) undo(state *host.State) {
 func (d *daemon) hostConfig(tun string, member *membership, cfg *lease.Config, node *node) host.SetupConfig {
 	f := d.opts.flags
 	c := host.SetupConfig{
+		Name:            d.name,
 		TUN:             tun,
 		MTU:             int(node.mtu),
 		Outer:           host.Outer{Iface: node.iface.Name, Port: node.port, IPv6: node.six || node.wg.Mode == lease.ModeIPv6},
@@ -367,12 +377,17 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	if d.place.from != nil {
 		all = append(all, r.succeed)
 	}
-	return append(all,
+	all = append(all,
 		d.whenAlone(d.announce),
 		d.whenAlone(r.giveWay),
 		d.whenAlone(r.leave),
-		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.carrier) },
-		d.whenAlone(d.notifySystemd))
+		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.carrier) })
+	if d.among == nil {
+		all = append(all, d.whenAlone(func(ctx context.Context) error {
+			return notifySystemd(ctx, d.log, func() bool { return d.departure != nil || d.left })
+		}))
+	}
+	return all
 }
 
 // runTasks runs them until ctx ends or one of them fails.
@@ -388,6 +403,9 @@ func runTasks(ctx context.Context, tasks []task) error {
 func (d *daemon) announce(context.Context) error {
 	d.view.set(func(v *viewState) { v.state, v.running, v.since = stateRunning, true, time.Now() })
 	d.logStart()
+	if d.settled != nil {
+		d.settled()
+	}
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,10 +94,7 @@ func removeDeadControl(path string, reached error) (bool, error) {
 // controlHandler answers on the control socket.
 func controlHandler(status func() *Status, route, replace http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(status()) // the client is gone: nobody to tell
-	})
+	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, status()) })
 	mux.HandleFunc("GET "+routePath, route)
 	mux.HandleFunc("POST "+handover.Path, replace)
 	return mux
@@ -144,8 +142,17 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 
 // askStatus gets the status from the daemon behind the control socket.
 func askStatus(ctx context.Context, control string) (*Status, error) {
+	return askNetwork(ctx, control, "")
+}
+
+// askNetwork gets that of one of several networks; without a name there has to be but one.
+func askNetwork(ctx context.Context, control, name string) (*Status, error) {
 	var s Status
-	if err := askControl(ctx, control, statusPath, &s); err != nil {
+	path := statusPath
+	if name != "" {
+		path += "?" + url.Values{"net": {name}}.Encode()
+	}
+	if err := askControl(ctx, control, path, &s); err != nil {
 		return nil, err
 	}
 	return &s, nil
@@ -174,6 +181,9 @@ func askControl(ctx context.Context, control, path string, into any) error {
 	case http.StatusOK:
 	case http.StatusNotFound:
 		return fmt.Errorf("the daemon behind %s is of another version, which does not know the question %s: `muslin run --replace` puts this one in its place", control, req.URL.Path)
+	case http.StatusMultipleChoices:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("%w: the process behind %s: %s", errSeveral, control, strings.TrimSpace(string(why)))
 	default:
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
 		return fmt.Errorf("the daemon behind %s answered %s: %s", control, resp.Status, strings.TrimSpace(string(why)))

@@ -51,6 +51,10 @@ type running struct {
 
 // requestPlace is the control socket's handler for a successor.
 func (d *daemon) requestPlace(w http.ResponseWriter, r *http.Request) {
+	if d.among != nil {
+		http.Error(w, notReplaced, http.StatusConflict)
+		return
+	}
 	if !d.view.ready() {
 		http.Error(w, "it does not carry packets yet ("+d.view.get().state+"): wait, or stop it and start this one without --replace", http.StatusServiceUnavailable)
 		return

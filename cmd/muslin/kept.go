@@ -81,7 +81,7 @@ func dropKept(ctx context.Context, counts map[string]int) error {
 // daemon ends in good order. Without a systemd neither does anything.
 func (d *daemon) leaveWithSystemd(c carrier) (takeBack func()) {
 	store := fdstore.Open()
-	if !store.Exists() {
+	if !store.Exists() || d.among != nil { // of several networks each would have to be told from the others
 		return func() {}
 	}
 	var o handover.Offer
@@ -162,12 +162,18 @@ const exitLeft = 75
 // leave ends the daemon on SIGUSR2, with everything in its place: no packet is in its hands then.
 func (r *running) leave(ctx context.Context) error {
 	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, syscall.SIGUSR2)
-	defer signal.Stop(asked)
+	var all chan struct{}
+	if r.d.among != nil {
+		all = r.d.among.leaving
+	} else {
+		signal.Notify(asked, syscall.SIGUSR2)
+		defer signal.Stop(asked)
+	}
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-asked:
+	case <-all:
 	}
 	for _, p := range append(r.keepers, r.guards...) {
 		p.Hold()

@@ -33,7 +33,8 @@ const maxQueues = 16
 
 // runFlags are the flags of "run" as given; options are what they mean.
 type runFlags struct {
-	store storeFlags
+	config string // file with several networks; empty: the flags describe the one that there is
+	store  storeFlags
 
 	embedded     bool
 	embeddedPort uint16
@@ -70,6 +71,7 @@ type runFlags struct {
 }
 
 func (r *runFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&r.config, "config", "", "run the networks that this `file` describes, in one process; the other flags count for all of them")
 	r.store.register(f)
 	f.BoolVar(&r.embedded, "embedded-etcd", false, "run an etcd server in this process, for networks that have none; data in the state directory")
 	f.Uint16Var(&r.embeddedPort, "embedded-etcd-port", 2379, "`port` of the embedded etcd, on loopback and on the underlay interface")
@@ -127,16 +129,21 @@ type options struct {
 
 // options checks every flag and reports all that is wrong at once.
 func (r *runFlags) options(logTo io.Writer) (*options, error) {
+	log, err := newLogger(logTo, r.logLevel, r.logFormat)
+	o, bad := r.check(log)
+	return o, errors.Join(err, bad)
+}
+
+// check is options with a logger, or with none.
+func (r *runFlags) check(log *slog.Logger) (*options, error) {
 	var bad []error
-	o := &options{flags: r}
+	o := &options{flags: r, log: log}
 	check := func(err error) {
 		if err != nil {
 			bad = append(bad, err)
 		}
 	}
 	var err error
-	o.log, err = newLogger(logTo, r.logLevel, r.logFormat)
-	check(err)
 	if o.log != nil {
 		check(r.store.takePassword(o.log))
 	}
@@ -188,18 +195,25 @@ func (r *runFlags) options(logTo io.Writer) (*options, error) {
 	if r.embeddedPort == 0 {
 		check(errors.New("--embedded-etcd-port 0: want 1 to 65535"))
 	}
-	if r.healthPort < 0 || r.healthPort > 65535 {
-		check(fmt.Errorf("--healthz-port %d: want 0 (off) to 65535", r.healthPort))
-	}
-	ip, err := netip.ParseAddr(r.healthIP)
-	if err != nil {
-		check(fmt.Errorf("--healthz-ip %q: not an address", r.healthIP))
-	}
-	o.health = netip.AddrPortFrom(ip, uint16(r.healthPort))
+	o.health, err = r.healthAddr()
+	check(err)
 	o.wantConfig, err = r.wantedConfig()
 	check(err)
 	check(r.contradictions())
 	return o, errors.Join(bad...)
+}
+
+// healthAddr is where /healthz is answered; port zero: nowhere.
+func (r *runFlags) healthAddr() (netip.AddrPort, error) {
+	var bad []error
+	if r.healthPort < 0 || r.healthPort > 65535 {
+		bad = append(bad, fmt.Errorf("--healthz-port %d: want 0 (off) to 65535", r.healthPort))
+	}
+	ip, err := netip.ParseAddr(r.healthIP)
+	if err != nil {
+		bad = append(bad, fmt.Errorf("--healthz-ip %q: not an address", r.healthIP))
+	}
+	return netip.AddrPortFrom(ip, uint16(r.healthPort)), errors.Join(bad...)
 }
 
 // contradictions finds flags that exclude or need each other.

@@ -74,7 +74,10 @@ const (
 // findPlace asks the running daemon for its place, if that is wanted and one is there. Otherwise it is what systemd
 // has kept of the last one (kept.go).
 func (d *daemon) findPlace(ctx context.Context) (place, error) {
-	if !d.opts.flags.replace {
+	switch {
+	case d.among != nil:
+		return place{}, nil
+	case !d.opts.flags.replace:
 		return keptPlace(), nil
 	}
 	s, err := handover.Call(ctx, d.opts.flags.control, handover.Hello{Version: buildVersion()}, handover.DefaultLimits)

@@ -54,6 +54,9 @@ func (r reasons) set() privilege.Set {
 // givePrivilegesUp leaves the daemon what it needs until its end. It is called when everything is open, in
 // place and bound.
 func (d *daemon) givePrivilegesUp(needs host.Needs) {
+	if d.among != nil {
+		return // the process does
+	}
 	keep := d.capabilitiesNeeded(needs)
 	err := privilege.Reduce(keep.set(), needs.Programs)
 	if err != nil {
@@ -67,18 +70,23 @@ func (d *daemon) capabilitiesNeeded(needs host.Needs) reasons {
 	if needs.RawSocket {
 		keep[unix.CAP_NET_RAW] = "iptables-legacy speaks to the kernel through a raw socket"
 	}
-	dac := privilege.Of(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH)
-	for _, path := range d.opts.flags.readAgain() {
-		if err := privilege.TryWithout(dac, func() error { return tryRead(path) }); errors.Is(err, fs.ErrPermission) {
-			keep[unix.CAP_DAC_READ_SEARCH] = fmt.Sprintf("the file is read again when it changes: %v; give it to user %d to do without", err, os.Geteuid())
-		}
-	}
-	for _, dir := range d.opts.flags.writtenTo() {
-		if err := privilege.TryWithout(dac, func() error { return tryWrite(dir) }); errors.Is(err, fs.ErrPermission) {
-			keep[unix.CAP_DAC_OVERRIDE] = fmt.Sprintf("the directory is written to: %v; give it to user %d to do without", err, os.Geteuid())
-		}
-	}
+	keep.forFiles(d.opts.flags.readAgain(), d.opts.flags.writtenTo())
 	return keep
+}
+
+// forFiles adds what it takes to read files again, and to write into directories.
+func (r reasons) forFiles(read, write []string) {
+	dac := privilege.Of(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH)
+	for _, path := range read {
+		if err := privilege.TryWithout(dac, func() error { return tryRead(path) }); errors.Is(err, fs.ErrPermission) {
+			r[unix.CAP_DAC_READ_SEARCH] = fmt.Sprintf("the file is read again when it changes: %v; give it to user %d to do without", err, os.Geteuid())
+		}
+	}
+	for _, dir := range write {
+		if err := privilege.TryWithout(dac, func() error { return tryWrite(dir) }); errors.Is(err, fs.ErrPermission) {
+			r[unix.CAP_DAC_OVERRIDE] = fmt.Sprintf("the directory is written to: %v; give it to user %d to do without", err, os.Geteuid())
+		}
+	}
 }
 
 // readAgain are the files that may be read at any time.

@@ -42,14 +42,13 @@ func reportDrops(ctx context.Context, log *slog.Logger, c carrier) error {
 }
 
 // notifySystemd tells systemd that the service is ready, feeds its watchdog, and says when it stops. It
-// does nothing where there is no systemd.
-func (d *daemon) notifySystemd(ctx context.Context) error {
-	log := d.log
+// does nothing where there is no systemd. goesOn reports whether the service goes on without this process.
+func notifySystemd(ctx context.Context, log *slog.Logger, goesOn func() bool) error {
 	if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
 		log.Warn("systemd was not told that we are ready", "err", err)
 	}
 	defer func() {
-		if d.departure == nil && !d.left { // or else the service goes on
+		if !goesOn() {
 			systemd.SdNotify(false, systemd.SdNotifyStopping)
 		}
 	}()

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -58,7 +57,7 @@ const (
 func (a *RouteAnswer) found() bool { return a.Way != routeNone }
 
 func newRouteCommand() *cobra.Command {
-	var control, output string
+	var control, output, name string
 	cmd := &cobra.Command{
 		Use:   "route ADDRESS",
 		Short: "Show which way a packet to an address goes from this node, and why",
@@ -78,7 +77,7 @@ The exit status is 0 if there is a way, and 1 if there is none.`,
 			if err != nil {
 				return err
 			}
-			answer, err := askRoute(cmd.Context(), control, to)
+			answer, err := askRoute(cmd.Context(), control, name, to)
 			if err != nil {
 				return err
 			}
@@ -94,6 +93,7 @@ The exit status is 0 if there is a way, and 1 if there is none.`,
 		},
 	}
 	cmd.Flags().StringVar(&control, "control", defaultControl, "unix `socket` of the daemon")
+	cmd.Flags().StringVar(&name, "net", "", "where a process runs several networks: the `name` of the one to ask (default: the one that ADDRESS is in)")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
 }
@@ -108,9 +108,13 @@ func parseRouteAddress(text string) (netip.Addr, error) {
 
 const routePath = "/v1/route"
 
-func askRoute(ctx context.Context, control string, to netip.Addr) (*RouteAnswer, error) {
+func askRoute(ctx context.Context, control, name string, to netip.Addr) (*RouteAnswer, error) {
 	var a RouteAnswer
-	err := askControl(ctx, control, routePath+"?"+url.Values{"to": {to.String()}}.Encode(), &a)
+	query := url.Values{"to": {to.String()}}
+	if name != "" {
+		query.Set("net", name)
+	}
+	err := askControl(ctx, control, routePath+"?"+query.Encode(), &a)
 	return &a, err
 }
 
@@ -126,8 +130,7 @@ func (d *daemon) serveRoute(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "it does not carry packets yet ("+v.state+"): try again when `muslin status` says "+stateRunning, http.StatusServiceUnavailable)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v.route(to)) // the client is gone: nobody to tell
+	answerJSON(w, v.route(to))
 }
 
 // route answers for a daemon that runs.

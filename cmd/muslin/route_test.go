@@ -158,7 +158,7 @@ func TestRouteOverTheControlSocket(t *testing.T) {
 	go func() {
 		done <- serveHTTP(ctx, l, controlHandler(func() *Status { return nil }, d.serveRoute, http.NotFound))
 	}()
-	_, err = askRoute(t.Context(), path, netip.MustParseAddr("10.244.2.7"))
+	_, err = askRoute(t.Context(), path, "", netip.MustParseAddr("10.244.2.7"))
 	if err == nil || !strings.Contains(err.Error(), "does not carry packets yet (waiting for etcd)") {
 		t.Errorf("a daemon that starts: %v", err)
 	}

@@ -54,14 +54,29 @@ first host can run itself with --embedded-etcd.`,
   muslin run --peers-file peers.json --net-config-path net-conf.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Whoever read our log may go away; the daemon stays, and undoes its changes at its end.
+			signal.Ignore(syscall.SIGPIPE)
+			ctx, gone := context.WithCancel(cmd.Context())
+			defer gone()
+			if flags.config != "" {
+				asked := make(chan struct{}, 1)
+				go takeHangups().run(ctx, func() {
+					select {
+					case asked <- struct{}{}:
+					default: // it is about to be read
+					}
+				}, gone)
+				return runNetworks(ctx, &flags, cmd.Flags(), cmd.ErrOrStderr(), asked)
+			}
 			opts, err := flags.options(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			// Whoever read our log may go away; the daemon stays, and undoes its changes at its end.
-			signal.Ignore(syscall.SIGPIPE)
+			if !hangupsIgnored {
+				go takeHangups().run(ctx, func() { nothingToReload(opts.log) }, gone)
+			}
 			d := newDaemon(opts)
-			err = d.run(cmd.Context())
+			err = d.run(ctx)
 			if err != nil && d.view.ready() {
 				return ranError{err}
 			}
@@ -85,6 +100,10 @@ first host can run itself with --embedded-etcd.`,
 // What a step opened or changed it undoes when it returns. With --replace, what the running daemon has open is
 // taken over instead (place.go), and that one carries packets until the last step (succeed.go).
 type daemon struct {
+	name    string    // of the network, where the process has several
+	among   *networks // it is one of these; nil: the process has no other
+	settled func()    // with among: to be called when packets are carried
+
 	opts *options
 	log  *slog.Logger
 	view view // what status shows of the rest
@@ -109,8 +128,10 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err := kernel.Preflight(); err != nil {
 		return err
 	}
-	if err := privilege.Inherit(privilege.Of(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)); err != nil {
-		d.log.Warn("iptables may be refused by the kernel", "err", err)
+	if d.among == nil {
+		if err := privilege.Inherit(privilege.Of(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)); err != nil {
+			d.log.Warn("iptables may be refused by the kernel", "err", err)
+		}
 	}
 	iface, err := d.chooseInterface()
 	if err != nil {
@@ -193,7 +214,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 			return d.whenAlone(func(ctx context.Context) error { return serveHTTP(ctx, l, h) })(servers)
 		})
 	}
-	answer(d.control, controlHandler(d.status, d.serveRoute, d.requestPlace))
+	answer(d.control, ofNetwork(d.name, controlHandler(d.status, d.serveRoute, d.requestPlace)))
 	if d.health != nil {
 		answer(d.health, healthHandler(d.view.ready))
 	}
@@ -229,6 +250,12 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 	previous := d.previousSubnet(ctx, src, node, remembered)
 	if err := d.place.fits(d.settings(node, previous)); err != nil {
 		return err
+	}
+	if d.among != nil {
+		if err := d.among.join(d.name, node); err != nil {
+			return err
+		}
+		defer d.among.part(d.name)
 	}
 	if err := d.clearSecond(node); err != nil {
 		return err

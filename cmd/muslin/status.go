@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -107,7 +108,7 @@ type PeerStatus struct {
 const someLines = 50
 
 func newStatusCommand() *cobra.Command {
-	var control, output string
+	var control, output, name string
 	var most int
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -126,20 +127,28 @@ docs/configuration.md.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			status, err := askStatus(cmd.Context(), control)
+			if most < 0 {
+				return fmt.Errorf("--peers %d: want 0 for all, or how many to list at most", most)
+			}
+			var status interface {
+				print(w io.Writer, now time.Time, most int) error
+			}
+			status, err := askNetwork(cmd.Context(), control, name)
+			if errors.Is(err, errSeveral) {
+				all := new(Networks)
+				status, err = all, askControl(cmd.Context(), control, networksPath, all)
+			}
 			if err != nil {
 				return err
 			}
 			if output == "json" {
 				return printJSON(cmd.OutOrStdout(), status)
 			}
-			if most < 0 {
-				return fmt.Errorf("--peers %d: want 0 for all, or how many to list at most", most)
-			}
 			return status.print(cmd.OutOrStdout(), time.Now(), most)
 		},
 	}
 	cmd.Flags().StringVar(&control, "control", defaultControl, "unix `socket` of the daemon")
+	cmd.Flags().StringVar(&name, "net", "", "where a process runs several networks: the `name` of the one to show (default: all)")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().IntVar(&most, "peers", someLines, "how many peers the text lists at `most`; 0: all")
 	return cmd

@@ -63,24 +63,16 @@ func (v *view) ready() bool { return v.get().running }
 // status puts together what status shows.
 func (d *daemon) status() *Status {
 	v := d.view.get()
-	s := &Status{
-		Version:  buildVersion(),
-		State:    v.state,
-		Store:    StoreStatus{Kind: v.kind, Endpoints: append([]string{}, v.endpoints...)},
-		Peers:    []PeerStatus{},
-		Drops:    map[string]uint64{},
-		Skipped:  map[string]int{},
-		Features: []kernel.Feature{},
-		Warnings: append([]string{}, v.warnings...),
-
-		Privileges: privilegeStatus(v.kept, v.keptErr),
-		Process:    processStatus(),
+	if d.among != nil {
+		v.kept, v.keptErr = d.among.privileges()
 	}
+	s := newStatus()
+	s.State = v.state
+	s.Store = StoreStatus{Kind: v.kind, Endpoints: append([]string{}, v.endpoints...)}
+	s.Warnings = append(s.Warnings, v.warnings...)
+	s.Privileges = privilegeStatus(v.kept, v.keptErr)
 	if v.keptErr != nil {
 		s.warn("the daemon keeps rights that it does not need: " + v.keptErr.Error())
-	}
-	if u, err := kernel.Uname(); err == nil {
-		s.Kernel = u.Release
 	}
 	s.Node.PublicIP, s.Node.Iface = addrText(v.iface.PublicIP), v.iface.Name
 	if v.node != nil {
@@ -91,6 +83,24 @@ func (d *daemon) status() *Status {
 	}
 	if v.running {
 		s.fillRunning(&v)
+	}
+	return s
+}
+
+// newStatus is what is known before anything is.
+func newStatus() *Status {
+	s := &Status{
+		Version:  buildVersion(),
+		Store:    StoreStatus{Endpoints: []string{}},
+		Peers:    []PeerStatus{},
+		Drops:    map[string]uint64{},
+		Skipped:  map[string]int{},
+		Features: []kernel.Feature{},
+		Warnings: []string{},
+		Process:  processStatus(),
+	}
+	if u, err := kernel.Uname(); err == nil {
+		s.Kernel = u.Release
 	}
 	return s
 }
