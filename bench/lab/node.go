@@ -225,6 +225,8 @@ type Pod struct {
 	*Node
 	Host *Host
 	Addr netip.Addr // of eth0
+
+	bridge string // of the host's
 }
 
 // PodNetwork is what a container runtime takes from the daemon's subnet file.
@@ -237,27 +239,34 @@ type PodNetwork struct {
 // bridge cni0 with the gateway address, pods get the addresses after the gateway's, and their default
 // route leads to it. Not for several goroutines on one host at once.
 func (h *Host) AddPod(ctx context.Context, name string, network PodNetwork) (*Pod, error) {
-	pod, err := h.addPod(ctx, name, network)
+	return h.AddPodOn(ctx, "cni0", name, network)
+}
+
+// AddPodOn is AddPod on a bridge of that name, for a host in several networks.
+func (h *Host) AddPodOn(ctx context.Context, bridge, name string, network PodNetwork) (*Pod, error) {
+	pod, err := h.addPod(ctx, bridge, name, network)
 	if err != nil {
 		return nil, fmt.Errorf("add pod %s to host %s: %w", name, h.Name, err)
 	}
 	return pod, nil
 }
 
-func (h *Host) addPod(ctx context.Context, name string, network PodNetwork) (*Pod, error) {
+func (h *Host) addPod(ctx context.Context, bridge, name string, network PodNetwork) (*Pod, error) {
 	mtu := fmt.Sprint(network.MTU)
-	if len(h.pods) == 0 {
+	addr, first := network.Gateway.Addr().Next(), true
+	for _, p := range h.pods {
+		if p.bridge == bridge {
+			addr, first = addr.Next(), false
+		}
+	}
+	if first {
 		if err := h.ip(ctx,
-			"link add cni0 type bridge forward_delay 0",
-			"link set cni0 mtu "+mtu+" up",
-			"addr add "+network.Gateway.String()+" dev cni0",
+			"link add "+bridge+" type bridge forward_delay 0",
+			"link set "+bridge+" mtu "+mtu+" up",
+			"addr add "+network.Gateway.String()+" dev "+bridge,
 		); err != nil {
 			return nil, err
 		}
-	}
-	addr := network.Gateway.Addr().Next()
-	for range h.pods {
-		addr = addr.Next()
 	}
 	if !network.Gateway.Contains(addr) {
 		return nil, fmt.Errorf("subnet %s is full", network.Gateway)
@@ -268,7 +277,7 @@ func (h *Host) addPod(ctx context.Context, name string, network PodNetwork) (*Po
 	}
 	if err := h.ip(ctx,
 		"link add veth-"+name+" mtu "+mtu+" type veth peer name eth0 mtu "+mtu+" netns "+node.NetNS,
-		"link set veth-"+name+" master cni0 up",
+		"link set veth-"+name+" master "+bridge+" up",
 	); err != nil {
 		return nil, err
 	}
@@ -279,7 +288,7 @@ func (h *Host) addPod(ctx context.Context, name string, network PodNetwork) (*Po
 	); err != nil {
 		return nil, err
 	}
-	pod := &Pod{Node: node, Host: h, Addr: addr}
+	pod := &Pod{Node: node, Host: h, Addr: addr, bridge: bridge}
 	h.pods = append(h.pods, pod)
 	return pod, nil
 }

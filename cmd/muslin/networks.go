@@ -403,7 +403,7 @@ func (n *networks) part(name string) {
 	defer n.mu.Unlock()
 	delete(n.joined, name)
 	if err := n.common.Set(n.overlays()); err != nil {
-		n.log.Error("cannot undo what was changed in the host for a network that is gone", "network", name, "err", err)
+		n.log.Error("cannot undo what was changed in the host for a network that is gone", "net", name, "err", err)
 	}
 }
 

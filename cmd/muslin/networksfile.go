@@ -364,7 +364,7 @@ func checkNetworks(p *processSettings, all []*networkSettings) error {
 	var bad []error
 	for _, s := range all {
 		var err error
-		if s.opts, err = s.flags.check(p.log.With("network", s.name)); err == nil {
+		if s.opts, err = s.flags.check(p.log.With("net", s.name)); err == nil {
 			continue
 		}
 		each := []error{err}
