@@ -134,11 +134,13 @@ func (s *several) apart(t *testing.T) (packets int) {
 	return packets
 }
 
-// Three networks in one process on each of two hosts, and a fourth that comes later:
+// Three networks in one process on each of two hosts:
 //
 //	p1blue  ── br-blue  ─┐                   ┌─ br-blue  ── p2blue     10.1.0.0/16 vxlan VNI 1 port 8472
 //	p1green ── br-green ─┼─ h1 ── br0 ── h2 ─┼─ br-green ── p2green    10.2.0.0/16 vxlan VNI 2 port 8473
 //	p1red   ── br-red   ─┘  etcd             └─ br-red   ── p2red      10.3.0.0/16 udp
+//
+// Later gold (host-gw) comes, and pink (VNI 3 on port 8472).
 func TestSeveralNetworks(t *testing.T) {
 	lab.RequireTool(t, "iperf3", "nft", "tcpdump")
 	l := newLab(t, 2)
@@ -304,8 +306,9 @@ func expectReloads(t *testing.T, one, two *several, networks map[string]string) 
 		stream <- err
 	}()
 
-	// red goes, and gold comes.
+	// red goes, gold comes, and pink, which has the port of blue.
 	delete(networks, "red")
+	networks["pink"] = "network: 10.6.0.0/16, backend: {Type: vxlan, VNI: 3}"
 	networks["gold"] = "network: 10.4.0.0/16, backend: host-gw"
 	for _, s := range both {
 		s.reload(t, networks, again)
@@ -314,8 +317,10 @@ func expectReloads(t *testing.T, one, two *several, networks map[string]string) 
 		if err := s.WaitReady(ctx); err != nil {
 			t.Fatal(err)
 		}
-		waitPeers(t, s.network("gold"), 1)
-		s.addPod(t, "gold")
+		for _, name := range []string{"gold", "pink"} {
+			waitPeers(t, s.network(name), 1)
+			s.addPod(t, name)
+		}
 		for _, command := range [][]string{{"ip", "link", "show"}, {"iptables-save"}, {"nft", "list", "ruleset"}, {"ip", "route"}} {
 			out := must(s.Host.Run(ctx, command...))(t)
 			if strings.Contains(out, "mu-red") || strings.Contains(out, "FWD-red") || strings.Contains(out, "muslin-red") || strings.Contains(out, "10.3.0.0/16") {
@@ -327,13 +332,15 @@ func expectReloads(t *testing.T, one, two *several, networks map[string]string) 
 		}
 	}
 	expectPing(t, one.pods["gold"].Node, two.pods["gold"].Addr, 3)
+	expectPing(t, one.pods["pink"].Node, two.pods["pink"].Addr, 3)
 	was := one.apart(t)
 	var pings sync.WaitGroup
 	pings.Go(func() { expectNoAnswer(t, one.pods["gold"].Node, two.pods["blue"].Addr) })
 	pings.Go(func() { expectNoAnswer(t, one.pods["green"].Node, one.pods["gold"].Addr) })
+	pings.Go(func() { expectNoAnswer(t, one.pods["blue"].Node, two.pods["pink"].Addr) })
 	pings.Wait()
-	if now := one.apart(t); now != was+2 {
-		t.Errorf("%d packets kept apart after the reload, want 2", now-was)
+	if now := one.apart(t); now != was+3 {
+		t.Errorf("%d packets kept apart after the reload, want 3", now-was)
 	}
 
 	// A file that is wrong changes nothing.
@@ -341,7 +348,7 @@ func expectReloads(t *testing.T, one, two *several, networks map[string]string) 
 		t.Fatal(err)
 	}
 	one.hangUp(t, "is wrong, and all stay as they are")
-	if s := one.status(t); !strings.Contains(s.Error, one.file+":2: network blue: unknown setting") || len(s.Networks) != 3 {
+	if s := one.status(t); !strings.Contains(s.Error, one.file+":2: network blue: unknown setting") || len(s.Networks) != 4 {
 		t.Errorf("status after a wrong file: %+v", s)
 	}
 
@@ -361,10 +368,11 @@ func expectReloads(t *testing.T, one, two *several, networks map[string]string) 
 		}
 		return nil
 	})
-	expectWords(t, must(one.Command(ctx, "status"))(t), "3 of 4 networks running", "does not run, and starts again in")
+	expectWords(t, must(one.Command(ctx, "status"))(t), "4 of 5 networks running", "does not run, and starts again in")
 	expectPing(t, one.pods["gold"].Node, two.pods["gold"].Addr, 1)
 	delete(networks, "gray")
-	one.reload(t, networks, "removed=[gray]")
+	delete(networks, "pink")
+	one.reload(t, networks, "removed=\"[gray pink]\"")
 
 	if err := <-stream; err != nil {
 		t.Errorf("the stream in green: %v", err)

@@ -81,14 +81,14 @@ func (d *daemon) queueCount(features kernel.Features, node *node) (int, error) {
 
 // keepProcessors gives the Go runtime more processors than there are workers. A worker in a system call keeps
 // its processor only while another one is idle; with none to spare the runtime's monitor takes it away every
-// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md). The queues are added
-// to those of other networks and of the other address family, until release.
-func keepProcessors(queues int) (release func()) {
+// few microseconds and wakes a thread that finds nothing to do (docs/decisions/processors.md). These workers are
+// added to those of other networks and of the other address family, until release.
+func keepProcessors(n int) (release func()) {
 	if os.Getenv("GOMAXPROCS") != "" {
 		return func() {}
 	}
-	workers.add(2 * queues)
-	return sync.OnceFunc(func() { workers.add(-2 * queues) })
+	workers.add(n)
+	return sync.OnceFunc(func() { workers.add(-n) })
 }
 
 // workers are those of the whole process.
@@ -232,22 +232,33 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 	if err != nil {
 		return nil, err
 	}
-	release := keepProcessors(queues)
 	var turns *waiter.Turns
 	if features.On(kernel.BusyPoll) {
 		turns = new(waiter.Turns)
 	}
 	var conn outer
-	if node.encrypts() {
+	cfg := underlay.Config{
+		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
+		Logger: d.log, Turns: turns, Adopt: d.place.of(node).sockets}
+	senders, receivers := queues, queues
+	addr := netip.AddrPortFrom(node.iface.Addr, node.port)
+	switch {
+	case node.encrypts():
 		conn, err = d.openEncrypted(node)
-	} else {
-		conn, err = underlay.Open(underlay.Config{
-			Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
-			Logger: d.log, Turns: turns, Adopt: d.place.of(node).sockets})
+		err = host.ExplainBind(addr, err)
+	case d.sharesPort(node):
+		var m *portMember
+		if m, err = d.among.ports.join(d.name, node, cfg); err == nil {
+			conn, turns, receivers = m, m.shared.turns, 0 // which the port has
+		}
+	default:
+		conn, err = underlay.Open(cfg)
+		err = host.ExplainBind(addr, err)
 	}
+	release := keepProcessors(senders + receivers)
 	if err != nil {
 		release()
-		return nil, host.ExplainBind(netip.AddrPortFrom(node.iface.Addr, node.port), err)
+		return nil, err
 	}
 	dev, err := d.openTUN(tun.Config{
 		Name: node.tun, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.of(node).tun, Reuse: found})
@@ -257,6 +268,11 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 		return nil, err
 	}
 	return &sides{conn: conn, dev: dev, six: node.six, release: release}, nil
+}
+
+// sharesPort reports whether other networks of this process may have the node's UDP port, too.
+func (d *daemon) sharesPort(node *node) bool {
+	return d.among != nil && node.backend == lease.BackendVXLAN
 }
 
 // examine says which of the wanted features this kernel has.

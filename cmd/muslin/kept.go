@@ -149,6 +149,7 @@ func (d *daemon) checkConflictsOf(node *node, previous netip.Prefix, found bool)
 	holdsPort := found && host.TypeOf(node.tun) == host.TypeWireGuard // the kernel's device, of a killed daemon
 	if !d.place.isKept() && !holdsPort {
 		plan.Listen = netip.AddrPortFrom(node.iface.Addr, node.port)
+		plan.Shared = d.sharesPort(node)
 	}
 	return host.CheckConflicts(plan)
 }

@@ -43,6 +43,8 @@ type networks struct {
 	health  *net.TCPListener // nil: none
 	lock    *os.File         // of the process's state directory
 
+	ports *ports // that vxlan networks have in common
+
 	leaving chan struct{} // closed when everything is to stay in place for the next process
 
 	mu      sync.Mutex
@@ -114,7 +116,7 @@ func runNetworks(ctx context.Context, flags *runFlags, set *pflag.FlagSet, logTo
 		log.Warn("iptables may be refused by the kernel", "err", err)
 	}
 	n := &networks{p: p, log: log, leaving: make(chan struct{}), members: make(map[string]*member), joined: make(map[string]*node),
-		examined: make(map[string]kernel.Features), loaded: time.Now()}
+		examined: make(map[string]kernel.Features), ports: newPorts(), loaded: time.Now()}
 	if err := n.open(ctx, health); err != nil {
 		return err
 	}

@@ -462,6 +462,8 @@ func portClash(a, b lease.Backend) string {
 		return ""
 	case a.Type == lease.BackendVXLAN && b.Type == lease.BackendVXLAN && a.VNI == b.VNI:
 		return fmt.Sprintf("both are VNI %d on UDP port %d: give one another Backend.VNI", a.VNI.Uint32(), a.Port)
+	case a.Type == lease.BackendVXLAN && b.Type == lease.BackendVXLAN:
+		return "" // ports.join
 	}
 	return fmt.Sprintf("both want UDP port %d: give one another Backend.Port", a.Port)
 }

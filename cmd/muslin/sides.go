@@ -125,6 +125,9 @@ func (s *sides) offer(o *handover.Offer) error {
 
 // sockets and wireGuard are the underlay of the one kind or of the other; nil: it is not that.
 func (s *sides) sockets() *underlay.Conn {
+	if m, ok := s.conn.(*portMember); ok {
+		return m.shared.conn
+	}
 	c, _ := s.conn.(*underlay.Conn)
 	return c
 }

@@ -24,6 +24,7 @@ type Plan struct {
 	Network6  netip.Prefix // the same of IPv6
 	Previous6 netip.Prefix
 	Listen    netip.AddrPort // the outer UDP socket; the zero value is not checked
+	Shared    bool           // it may be this process's own already, and is not tried
 
 	VXLAN bool   // the backend is vxlan, and VNI counts
 	VNI   uint32 // 24 bits
@@ -156,7 +157,7 @@ func CheckConflicts(p Plan) error {
 		found = append(found, device)
 	}
 	// A vxlan device that is up is also why the port is taken; one sentence about it is enough.
-	if p.Listen.IsValid() && (device == nil || !device.Up) {
+	if p.Listen.IsValid() && !p.Shared && (device == nil || !device.Up) {
 		found = append(found, CheckPort(p.Listen))
 	}
 	if p.TUN != "" && !p.Found {
