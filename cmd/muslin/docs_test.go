@@ -538,3 +538,50 @@ func anchors(text string) []string {
 	}
 	return out
 }
+
+// TestDocsNetworks: the reference file is read, and the tables of docs/networks.md are what the code does.
+func TestDocsNetworks(t *testing.T) {
+	text := readDoc(t, "docs/networks.md")
+	_, rest, ok := strings.Cut(text, "<!-- reference networks -->\n```yaml\n")
+	raw, _, closed := strings.Cut(rest, "```")
+	if !ok || !closed {
+		t.Fatal("no reference networks")
+	}
+	all, err := networksOf(t, process(t), raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 3 {
+		t.Errorf("%d networks", len(all))
+	}
+	derived := make(map[string]bool)
+	for _, row := range tableRows(section(t, text, "What follows from the name")) {
+		flag, value := quoted(row[0])[0], quoted(row[1])[0]
+		derived[flag] = true
+		if got := flagValues(all["blue"].set)[flag]; got != value {
+			t.Errorf("%s of blue: %s in the docs, %s in the code", flag, value, got)
+		}
+	}
+	if len(derived) != 5 {
+		t.Errorf("derived: %v", derived)
+	}
+	refused, _, _ := strings.Cut(section(t, text, "The file"), "What is wrong")
+	for _, name := range slices.Concat(networkFlags, processFlags) {
+		if name != "config" && name != "replace" && !strings.Contains(refused, "`--"+name+"`") {
+			t.Errorf("--%s is not among the flags that are one network's or the process's", name)
+		}
+	}
+	var inDocs, inCode []string
+	for _, row := range tableRows(section(t, text, "Looking at them")) {
+		inDocs = append(inDocs, quoted(row[0])...)
+	}
+	for _, path := range statusPaths(reflect.TypeFor[Networks](), "") {
+		if top, _, _ := strings.Cut(path, "."); top == "privileges" || top == "process" || strings.HasPrefix(top, "privileges") {
+			path = strings.TrimSuffix(top, "[]")
+		}
+		if !slices.Contains(inCode, path) {
+			inCode = append(inCode, path)
+		}
+	}
+	same(t, "field of the status of several networks", inDocs, inCode)
+}
