@@ -45,10 +45,10 @@ func tryCopyTCP(from, to *lab.Pod, size int64) error {
 
 // streamTCP is tryCopyTCP for what a reader gives until its end.
 func streamTCP(from, to *lab.Pod, content io.Reader, limit time.Duration) error {
-	at := netip.AddrPortFrom(to.Addr, 7000)
+	// Whatever port is free: one that was just closed may be open still, in a child of another test's fork.
 	var listener *net.TCPListener
 	if err := to.Do(func() (err error) {
-		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		listener, err = net.ListenTCP("tcp", &net.TCPAddr{IP: to.Addr.AsSlice()})
 		return err
 	}); err != nil {
 		return err
@@ -78,7 +78,7 @@ func streamTCP(from, to *lab.Pod, content io.Reader, limit time.Duration) error 
 	g.Go(func() error {
 		var conn net.Conn
 		if err := from.Do(func() (err error) {
-			conn, err = net.DialTimeout("tcp", at.String(), lab.Patience(10*time.Second))
+			conn, err = net.DialTimeout("tcp", listener.Addr().String(), lab.Patience(10*time.Second))
 			return err
 		}); err != nil {
 			listener.Close()
