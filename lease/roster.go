@@ -357,8 +357,8 @@ func (r *roster) peer(p place) *fib.Peer {
 	if family := six - p.family; r.node.carries(family) {
 		other = p.lease.half(family).subnet
 	}
-	return &fib.Peer{Subnet: l.subnet, Other: other, PublicIP: l.address, Backend: p.lease.Attrs.BackendType, MAC: l.mac,
-		Key: l.key, Port: l.port, Counters: c}
+	return &fib.Peer{Subnet: l.subnet, PublicIP: l.address, Backend: p.lease.Attrs.BackendType, MAC: l.mac,
+		Key: l.key, Port: l.port, Counters: c, Other: other}
 }
 
 // forget drops the counters of peers that are gone, once there are many.

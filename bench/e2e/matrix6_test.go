@@ -289,6 +289,7 @@ func oneFamilyDown(t *testing.T, p *pair6) {
 		t.Errorf("route: %q", notes)
 	}
 	cut("del")
+	eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, p.b6, p.a6.Addr, 56) }) // who is heard is up at once
 	eventually(t, 30*time.Second, state(p.n2.Subnet6, true))
 }
 

@@ -17,13 +17,13 @@ import (
 // Immutable after it is put into a Table, but for what Counters points to.
 type Peer struct {
 	Subnet   netip.Prefix // inner prefix that the peer holds, masked
-	Other    netip.Prefix // what the same lease holds of the other family; zero: nothing, or we do not carry that
 	PublicIP netip.Addr   // outer address, source and destination of its datagrams
 	Backend  string       // its type, as leased
 	MAC      encap.MAC    // VtepMAC; zero for all but vxlan
 	Key      PublicKey    // of WireGuard; zero for all but wireguard
 	Port     uint16       // its UDP port, of WireGuard; 0: as ours
 	Counters *Counters    // survives a change of the lease; never nil in a Table
+	Other    netip.Prefix // not for the data path: what the same lease holds of the other family; zero: nothing, or we do not carry that
 }
 
 // Counters is the traffic exchanged with one peer: packets, bytes of inner IP packets, and the time of
