@@ -15,7 +15,7 @@ import (
 
 // carrier is what carries packets between this node's containers and its peers: what a backend comes down to in this
 // process. There are three: sides (a VTEP between a TUN device and sockets, or WireGuard's engine), kernelWireGuard, and
-// absent, with host-gw, where routes alone carry packets.
+// absent, with host-gw, where routes alone carry packets. A network of both families has two as one: both.
 type carrier interface {
 	// name is the device's that the overlay's route leads to; empty: there is none.
 	name() string
