@@ -43,8 +43,13 @@ const (
 	stagger = 64 * 19
 )
 
-func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue, intake *intake) *inbound {
-	return &inbound{v: v, dev: dev, out: out, intake: intake, join: gso.NewCoalescer(joinPackets)}
+// newInbound makes one that receives by itself, or not.
+func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue, receives bool) *inbound {
+	in := &inbound{v: v, dev: dev, out: out, join: gso.NewCoalescer(joinPackets)}
+	if receives {
+		in.intake = newIntake()
+	}
+	return in
 }
 
 // intake is what datagrams are received into.

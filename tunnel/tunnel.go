@@ -284,18 +284,18 @@ func New(cfg Config) (*VTEP, error) {
 	v.table.Store(fib.New(nil))
 	for i := range inner {
 		v.out = append(v.out, newOutbound(v, inner[i], outer[i]))
-		v.in = append(v.in, newInbound(v, inner[i], outer[i], v.intake()))
+		v.in = append(v.in, newInbound(v, inner[i], outer[i], v.receives()))
 	}
 	return v, nil
 }
 
-// intake is what an inbound worker receives into, or nil where others receive.
-func (v *VTEP) intake() *intake {
+// receives reports whether the workers receive, and nobody does so for them.
+func (v *VTEP) receives() bool {
 	switch v.cfg.Underlay.(type) {
 	case Engine, Fed:
-		return nil
+		return false
 	}
-	return newIntake()
+	return true
 }
 
 // SetTable replaces the peers. Packets under way finish with the old table. It is not to be called by two
