@@ -1,7 +1,8 @@
 // Package tunnel is the VTEP: it joins the inner side (a TUN device) and the outer side (UDP sockets)
 // through the FIB, both ways. It carries one address family: inner packets of it in outer datagrams of it.
 //
-// How a packet leaves is outbound.go, how one arrives is inbound.go, why one was dropped is drop.go.
+// How a packet leaves is outbound.go, how one arrives is inbound.go, why one was dropped is drop.go. How several VTEPs share
+// a UDP port is port.go.
 // Each queue has two workers, one for each direction, that carry a batch from read to write without a
 // channel, a lock, an allocation or a log line. The package makes no system call of its own and knows nothing of etcd.
 package tunnel
