@@ -215,6 +215,12 @@ func testDocker(t *testing.T, variant string, first bool) {
 	m2.Kill()
 	out := h2.in(t, labtest.Bin, "cleanup", "--control", m2.Control, "--state-dir", m2.StateDir)
 	expectWords(t, out, "removed the iptables rules")
+	if !first || os.Getenv(dockerdEnv) != "" {
+		// Docker found forwarding on, or has switched it on itself.
+		if on := must(h2.ReadSysctl("net/ipv4/ip_forward"))(t); on != "1" {
+			t.Errorf("ip_forward is %s after cleanup, and Docker relies on it:\n%s", on, out)
+		}
+	}
 	if now, ours := h2.rules(t); now != dockers || ours != 0 {
 		t.Errorf("after cleanup %d rules of ours, and these:\n%s\nbefore:\n%s", ours, now, dockers)
 	}

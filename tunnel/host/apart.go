@@ -104,6 +104,7 @@ func (c *Common) forward(overlays []Overlay) error {
 			if len(main) == 0 {
 				continue
 			}
+			c.journal.noteForwarders(family == "ipv6", c.log)
 			if err := c.journal.save(); err != nil {
 				failed = append(failed, err)
 				continue

@@ -275,8 +275,15 @@ func (u *undoing) sysctls(j *journal) {
 			}
 		}
 	}
-	for _, s := range slices.Backward(j.Sysctls) {
-		back(s)
+	kept := make(map[string]bool)                  // which families' forwarding stays on
+	for _, s := range slices.Backward(j.Sysctls) { // forwarding before what came before it
+		switch {
+		case (s.Path == ipForward || s.Path == ip6Forward) && u.keeps(j, s):
+			kept[s.family()] = true
+		case s.keepsRouters() && kept[s.family()]: // without it the default route would go
+		default:
+			back(s)
+		}
 	}
 	for _, s := range j.Along {
 		if forward[s.family()] {

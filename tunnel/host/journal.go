@@ -41,6 +41,10 @@ type journal struct {
 	// after that one was.
 	Along []sysctl `json:"along,omitempty"`
 
+	// How many rules others had for what is forwarded, by chain, before that was switched on (forwarders.go).
+	Forwarders  map[string]int `json:"forwarders,omitzero"`
+	Forwarders6 map[string]int `json:"forwarders6,omitzero"`
+
 	Name      string       `json:"name,omitempty"` // of the overlay, in the names of its rules
 	Firewall  firewallKind `json:"firewall,omitempty"`
 	Firewall6 firewallKind `json:"firewall6,omitempty"` // of the rules for IPv6
@@ -146,6 +150,12 @@ func (j *journal) inherit(old *journal) {
 	j.TUN = old.TUN
 	j.Sysctls = inheritSysctls(old.Sysctls, j.Sysctls)
 	j.Along = inheritSysctls(old.Along, j.Along)
+	if old.Forwarders != nil {
+		j.Forwarders = old.Forwarders
+	}
+	if old.Forwarders6 != nil {
+		j.Forwarders6 = old.Forwarders6
+	}
 	for _, six := range []bool{false, true} {
 		if kind := old.firewall(six); old.standIn(six) != "" && j.firewall(six) != "" && j.firewall(six) != kind {
 			j.setFirewall(six, kind) // what stands stays

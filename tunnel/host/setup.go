@@ -194,6 +194,9 @@ func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
 			return nil, err
 		}
 		j.Sysctls, j.Along = append(j.Sysctls, main...), append(j.Along, along...)
+		if len(main) > 0 {
+			j.noteForwarders(h.network.Addr().Is6(), orDiscard(c.Logger))
+		}
 	}
 	for _, r := range rulesFor(c) {
 		j.setFirewall(r.six, candidates(c.UseNFTables, r.six)[0])
