@@ -35,13 +35,13 @@ func TestForwardingOfOthers(t *testing.T) {
 			run(t, "sysctl -qw net.ipv6.conf.eth0.accept_ra=1; "+w.before)
 			c := config6(t.TempDir())
 			c.UseNFTables, c.Outer.Iface = i%2 == 0, "eth0"
-			s, err := Setup(c)
-			if err != nil {
+			if _, err := Setup(c); err != nil {
 				t.Fatal(err)
 			}
 			// Killed, taken over: what was there before the first daemon counts.
 			run(t, w.then)
-			if s, err = Setup(c); err != nil {
+			s, err := Setup(c)
+			if err != nil {
 				t.Fatal(err)
 			}
 			did, err := Cleanup(c.StateDir, nil)

@@ -5,7 +5,6 @@ package host
 import (
 	"encoding/binary"
 	"net"
-	"os"
 	"strings"
 	"testing"
 )
@@ -93,43 +92,6 @@ func TestRulesOfBothFamilies(t *testing.T) {
 	}
 }
 
-// The same as TestPacketsAreForwardedAndMasqueraded for IPv6.
-//
-//	TUN 2001:db8:42:9::7 ──► muslin0 ─ host ─ wan0 2001:db8:1::2 ──► wan TUN 2001:db8:9::9
-func TestIPv6IsForwardedAndMasqueraded(t *testing.T) {
-	for _, tool := range bothTools {
-		t.Run(tool.name, func(t *testing.T) {
-			newNamespace(t)
-			inner, world := openTestTUN(t, "muslin0"), openTestTUN(t, "wan0")
-			run(t, "ip link set wan0 up; ip addr add 2001:db8:1::2/64 dev wan0 nodad; ip -6 route add default dev wan0")
-			if !tool.nft { // nftables cannot overrule another table's drop
-				run(t, "ip6tables -P FORWARD DROP")
-			}
-			c := only6(config6(t.TempDir()))
-			c.UseNFTables, c.Outer.Iface = tool.nft, "wan0"
-			s, err := Setup(c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := inner.Write(udpPacket6("2001:db8:42:9::7", "2001:db8:9::9")); err != nil {
-				t.Fatal(err)
-			}
-			if src, dst := nextUDP6(t, world); src != "2001:db8:1::2" || dst != "2001:db8:9::9" {
-				t.Errorf("out to the world: %s to %s, want this host's address as source", src, dst)
-			}
-			if _, err := world.Write(udpPacket6("2001:db8:42:5::7", "2001:db8:42:9::7")); err != nil {
-				t.Fatal(err)
-			}
-			if src, dst := nextUDP6(t, inner); src != "2001:db8:42:5::7" || dst != "2001:db8:42:9::7" {
-				t.Errorf("between pods: %s to %s, want the source as it was", src, dst)
-			}
-			if err := s.Undo(); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-}
-
 // udpPacket6 is an IPv6 packet with an empty UDP datagram of port 5000 to 5000 (RFC 8200, section 3; the checksum is
 // that of section 8.1).
 func udpPacket6(src, dst string) []byte {
@@ -149,22 +111,4 @@ func udpPacket6(src, dst string) []byte {
 	}
 	binary.BigEndian.PutUint16(p[46:], ^uint16(sum))
 	return p
-}
-
-// nextUDP6 skips what is not such a datagram: the kernel's own chatter.
-func nextUDP6(t *testing.T, f *os.File) (src, dst string) {
-	t.Helper()
-	if err := f.SetReadDeadline(deadline()); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 2000)
-	for {
-		n, err := f.Read(buf)
-		if err != nil {
-			t.Fatalf("read the TUN: %v", err)
-		}
-		if p := buf[:n]; n >= 48 && p[0]>>4 == 6 && p[6] == 17 && binary.BigEndian.Uint16(p[42:]) == 5000 {
-			return net.IP(p[8:24]).String(), net.IP(p[24:40]).String()
-		}
-	}
 }

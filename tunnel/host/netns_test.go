@@ -131,24 +131,6 @@ func attachTUN(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
 }
 
-// tunPacket returns the next IPv4 packet that the kernel sends into the TUN.
-func tunPacket(t *testing.T, f *os.File) []byte {
-	t.Helper()
-	if err := f.SetReadDeadline(deadline()); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 2000)
-	for {
-		n, err := f.Read(buf)
-		if err != nil {
-			t.Fatalf("read the TUN: %v", err)
-		}
-		if n >= 20 && buf[0]>>4 == 4 {
-			return buf[:n]
-		}
-	}
-}
-
 // snapshot is everything in the namespace that Setup could change, as text.
 func snapshot(t *testing.T) map[string]string {
 	t.Helper()
