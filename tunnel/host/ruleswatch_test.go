@@ -3,6 +3,8 @@
 package host
 
 import (
+	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -50,5 +52,44 @@ func TestRunHearsOfTheFirewall(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// Of iptables-legacy the kernel tells nothing: rules come back, and warnings come and go, by the period.
+func TestRunLooksAtLegacy(t *testing.T) {
+	newHost(t)
+	openTestTUN(t, "muslin0")
+	t.Setenv("PATH", programs(t, map[string]string{"iptables": "iptables-legacy", "ip6tables": "ip6tables-legacy"})+":"+os.Getenv("PATH"))
+	c := config(t.TempDir())
+	c.Resync = 200 * time.Millisecond
+	s, err := Setup(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	warned := func(want int) {
+		t.Helper()
+		for end := deadline(); len(s.Warnings()) != want; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Errorf("warnings %q, want %d", s.Warnings(), want)
+				return
+			}
+		}
+	}
+	err = runWhile(t, s, func(in func(string) string) {
+		in("iptables-legacy -F; iptables-legacy -t nat -F MUSLIN-POSTRTG")
+		eventuallyIn(t, in, "iptables-legacy-save | grep -c -- '-A.*MUSLIN'", "10")
+		in("iptables-legacy -I FORWARD -j REJECT")
+		warned(2)
+		in("iptables-legacy -D FORWARD -j REJECT")
+		warned(0)
+	})
+	if err != nil {
+		t.Errorf("Run() = %v", err)
+	}
+	if err := s.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	if left := run(t, "iptables-legacy-save"); strings.Contains(left, "MUSLIN") {
+		t.Errorf("left:\n%s", left)
 	}
 }
