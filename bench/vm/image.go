@@ -24,7 +24,8 @@ var initScript []byte
 
 // tools are what the suite calls beside muslin, and what busybox has not got. They come from this machine.
 var tools = []string{
-	"bridge", "etcd", "etcdctl", "ethtool", "install", "ip", "iperf3", "iptables", "iptables-legacy", "modprobe", "nft", "nstat",
+	"bridge", "etcd", "etcdctl", "ethtool", "install", "ip", "iperf3", "iptables", "iptables-legacy", "iptables-nft",
+	"ip6tables", "ip6tables-legacy", "ip6tables-nft", "modprobe", "nft", "nstat",
 	"nsenter", "ping", "setpriv", "sockperf", "tc", "tcpdump", "unshare", "wg", "wireguard-go",
 }
 

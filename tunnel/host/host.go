@@ -9,10 +9,12 @@
 // Every change is written to a journal in the state directory before it is made (journal.go), so that
 // Cleanup can put back what a killed daemon left. The package never opens a TUN or UDP file descriptor
 // that carries packets, never touches another owner's firewall rules or routes, and works in the network
-// namespace of the calling thread. It speaks netlink to the kernel and executes nothing but iptables.
+// namespace of the calling thread. It speaks netlink to the kernel, asks it for iptables-legacy's rules by a
+// socket, and executes nothing but iptables.
 //
 // Why does the daemon refuse to start? conflict.go. Which interface did it choose? iface.go. What did it
 // change? setup.go, converge.go. What is left after a crash? cleanup.go. Whose rules drop our packets? obstacle.go.
+// Which tool has our rules? choose.go.
 package host
 
 import (

@@ -5,9 +5,7 @@ package host
 import (
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -38,7 +36,7 @@ type obstacle struct {
 // obstacles are those of this moment.
 func (c SetupConfig) obstacles() ([]obstacle, error) {
 	chains, w, err := readNFTables()
-	if err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) { // a kernel without has no obstacles there
+	if err != nil && !isWithoutNFTables(err) { // which has no obstacles there
 		return nil, err
 	}
 	var found []obstacle
@@ -79,6 +77,13 @@ func (c SetupConfig) legacyObstacles(six bool) ([]obstacle, error) {
 		found = append(found, more...)
 	}
 	return found, nil
+}
+
+// isWithoutNFTables reports whether a kernel has no nf_tables: EPROTONOSUPPORT where it has no nfnetlink either, and
+// else what that says of a subsystem that nobody has registered (net/netfilter/nfnetlink.c), EINVAL to a question and
+// EOPNOTSUPP to a batch.
+func isWithoutNFTables(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 func readNFTables() ([]*nftables.Chain, *walk, error) {
@@ -411,145 +416,4 @@ func (s *specimen) xtPorts(u *xt.Udp) tri {
 		return in
 	}
 	return port(0, u.SrcPorts, u.InvFlags&xt.UdpInvSrcPorts != 0).and(port(2, u.DstPorts, u.InvFlags&xt.UdpInvDestPorts != 0))
-}
-
-// dockerUser is the chain that Docker leaves to the host's owner, before its own.
-const dockerUser = "DOCKER-USER"
-
-// program is the name of the iptables that has the table; "": none has.
-func (o obstacle) program() string {
-	name := commandFor(o.six)
-	has := func(program string) bool {
-		_, err := exec.LookPath(program)
-		return err == nil
-	}
-	switch {
-	case o.legacy:
-		if has(name + "-legacy") {
-			return name + "-legacy"
-		}
-		return name
-	case o.table.Family == nftables.TableFamilyINet || o.chain != "FORWARD" && o.chain != "INPUT" ||
-		!slices.Contains([]string{"filter", "mangle", "security"}, o.table.Name):
-		return ""
-	case has(name+"-nft") && (&ipTables{name: name}).isLegacy():
-		return name + "-nft"
-	}
-	return name
-}
-
-// place names the table, and the chain.
-func (o obstacle) place(program string) string {
-	at := o.chain
-	if o.at != o.chain {
-		at += ", by " + o.at
-	}
-	if o.legacy {
-		return fmt.Sprintf("%s table %s, chain %s", program, o.table.Name, at)
-	}
-	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}
-	return fmt.Sprintf("nftables table %s %s, chain %s", family[o.table.Family], o.table.Name, at)
-}
-
-// sentence names the chain, what it does and the command that mends it.
-func (o obstacle) sentence(c SetupConfig) string {
-	program := o.program()
-	does := "drops"
-	if o.reject {
-		does = "rejects"
-	}
-	owner := "another program's firewall"
-	if o.table.Name == firewalld {
-		owner = firewalld
-	}
-	what := fmt.Sprintf("packets %s, and no rule of ours can overrule it", o.what)
-	mend := o.mendForward(c, program)
-	if o.input {
-		what = fmt.Sprintf("the other nodes' datagrams to UDP port %d", c.Outer.Port)
-		mend = o.mendInput(c, program)
-	}
-	return fmt.Sprintf("%s (%s) %s %s: %s", owner, o.place(program), does, what, mend)
-}
-
-const firewalld = "firewalld" // its table, and the program
-
-func (o obstacle) mendForward(c SetupConfig, program string) string {
-	network := c.Network
-	if o.six {
-		network = c.Network6
-	}
-	if o.table.Name == firewalld {
-		return fmt.Sprintf("run \"firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload\"", network)
-	}
-	if program == "" {
-		return fmt.Sprintf("accept %s there, as source and as destination", network)
-	}
-	chain := o.chain
-	if o.docker {
-		chain = dockerUser
-	}
-	table := o.option()
-	return fmt.Sprintf("run \"%s %s-I %s -s %s -j ACCEPT && %s %s-I %s -d %s -j ACCEPT\"", program, table, chain, network, program, table, chain, network)
-}
-
-func (o obstacle) mendInput(c SetupConfig, program string) string {
-	switch {
-	case o.table.Name == firewalld:
-		zone := ""
-		if name, ok := strings.CutPrefix(o.at, "filter_IN_"); ok {
-			zone = "--zone=" + name + " "
-		}
-		return fmt.Sprintf("run \"firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload\"", zone, c.Outer.Port)
-	case program == "":
-		return fmt.Sprintf("accept UDP port %d there", c.Outer.Port)
-	}
-	return fmt.Sprintf("run \"%s %s-I %s -p udp --dport %d -j ACCEPT\"", program, o.option(), o.chain, c.Outer.Port)
-}
-
-// option is what a command needs for another table than filter.
-func (o obstacle) option() string {
-	if o.table.Name == "filter" {
-		return ""
-	}
-	return "-t " + o.table.Name + " "
-}
-
-// lookForObstacles logs what is new among the chains that drop our packets, and keeps it for Warnings.
-func (s *State) lookForObstacles() {
-	s.mu.Lock()
-	c := s.config
-	s.mu.Unlock()
-	found, err := c.obstacles()
-	if err != nil {
-		// A ruleset that changes under the look is looked at again.
-		s.log.Debug("cannot look for other owners' firewall chains", "error", err)
-		return
-	}
-	var now []string
-	for _, o := range found {
-		now = append(now, o.sentence(c))
-	}
-	var before []string
-	if p := s.obstacles.Load(); p != nil {
-		before = *p
-	}
-	for _, sentence := range now {
-		if !slices.Contains(before, sentence) {
-			s.log.Warn(sentence, "tun", c.TUN)
-		}
-	}
-	if len(now) == 0 && len(before) > 0 {
-		s.log.Info("no other owner's firewall chain drops the overlay's packets any more", "tun", c.TUN)
-	}
-	s.obstacles.Store(&now)
-}
-
-// Warnings are sentences about firewall rules: ours that this host refuses, and other owners' that drop what the overlay
-// has to get through.
-func (s *State) Warnings() []string {
-	all := slices.Clone(s.firewallWarnings)
-	if p := s.obstacles.Load(); p != nil {
-		all = append(all, *p...)
-	}
-	return all
 }

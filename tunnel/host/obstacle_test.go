@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Rulesets of others, and what is said of them: nothing where the overlay's packets may pass.
@@ -154,5 +156,25 @@ func TestObstacles(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A kernel without nf_tables has obstacles in iptables-legacy all the same.
+func TestObstaclesWithoutNFTables(t *testing.T) {
+	newNamespace(t)
+	openTestTUN(t, "muslin0")
+	run(t, "iptables-legacy -P FORWARD DROP")
+	onKernelWithout(t, lacksNFTables, func() {
+		if found, err := config(t.TempDir()).obstacles(); err != nil || len(found) != 2 {
+			t.Errorf("found %+v, %v; want two", found, err)
+		}
+		if rules, err := forwarders(false); err != nil || len(rules) != 1 {
+			t.Errorf("others' rules %v, %v; want those of one chain", rules, err)
+		}
+	})
+	for _, err := range []error{unix.EINVAL, unix.EOPNOTSUPP} { // as nfnetlink says it
+		if !isWithoutNFTables(fmt.Errorf("list nftables chains: %w", err)) {
+			t.Errorf("%v says that there are nftables", err)
+		}
 	}
 }
