@@ -82,7 +82,7 @@ func (r *roster) judgeHalf(l Lease, err error, family int) verdict {
 		return verdict{SkipKey, slog.LevelWarn, "a foreign key lies among the leases: skipped; flannel nodes lose their peers over it, so remove it", []any{"err", err}}
 	case theirs.subnet.IsValid() && theirs.subnet == ours.subnet:
 		return verdict{why: own}
-	case err != nil:
+	case err != nil && (backend != BackendUDP || !isNode(theirs.address)): // udp has no use for what a backend wrote
 		return verdict{SkipValue, slog.LevelWarn, "a lease cannot be read: skipped", []any{"err", err}}
 	case !theirs.subnet.IsValid():
 		return r.missing(l, family)
