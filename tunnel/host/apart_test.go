@@ -131,6 +131,18 @@ func TestCommon(t *testing.T) {
 			if _, err := os.Stat(journalPath(dir)); !os.IsNotExist(err) {
 				t.Errorf("the journal: %v", err)
 			}
+
+			// Somebody else has come to rely on forwarding IPv4.
+			if c, err = OpenCommon(dir, 0, nil); err != nil {
+				t.Fatal(err)
+			}
+			asked()
+			set(overlayBlue, overlayGreen)
+			run(t, "iptables -A FORWARD -i docker0 -j ACCEPT")
+			if err := c.Undo(); err != nil {
+				t.Fatal(err)
+			}
+			expect("1", "0")
 		})
 	}
 }
