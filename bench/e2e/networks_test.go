@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,8 +24,14 @@ import (
 
 // severalNetworks is `muslin status --output json` of a process with several networks, declared a second time on purpose.
 type severalNetworks struct {
-	Config   string `json:"config"`
-	Error    string `json:"config_error"`
+	Config     string `json:"config"`
+	Error      string `json:"config_error"`
+	Privileges struct {
+		NoNewPrivs   bool `json:"no_new_privs"`
+		Capabilities []struct {
+			Name string `json:"name"`
+		} `json:"capabilities"`
+	} `json:"privileges"`
 	Networks []struct {
 		Name    string      `json:"name"`
 		Control string      `json:"control"`
@@ -47,9 +54,16 @@ func launchSeveral(t *testing.T, h *lab.Host, networks map[string]string) *sever
 	t.Helper()
 	s := &several{Muslin: h.Muslin(labtest.Bin), file: filepath.Join(h.Dir, "networks.yaml"), pods: make(map[string]*lab.Pod)}
 	s.write(t, networks)
+	s.launch(t)
+	return s
+}
+
+// launch starts it with the file as it is, again if it has ended.
+func (s *several) launch(t *testing.T) {
+	t.Helper()
+	h := s.Host
 	s.Proc = must(h.Start("muslin", nil, labtest.Bin, "run", "--config", s.file, "--iface", "eth0", "--etcd-endpoints", endpoint(h.Lab().Host(1)),
 		"--state-dir", s.StateDir, "--control", s.Control, "--healthz-port", "8081"))(t)
-	return s
 }
 
 func (s *several) write(t *testing.T, networks map[string]string) {
@@ -192,6 +206,38 @@ func TestSeveralNetworks(t *testing.T) {
 	expectNetworkHostile(t, one, two)
 	expectCommands(t, one)
 	expectReloads(t, one, two, networks)
+
+	// One leaves everything in its place, and the other is killed; both start again on that.
+	if err := one.Signal(syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	expectExit(t, one.Proc, 75)
+	two.Kill()
+	for _, s := range both {
+		if left := snapshot(t, s.Host.Node); !strings.Contains(left, "mu-blue") || !strings.Contains(left, "muslin_apart") {
+			t.Errorf("host %s has nothing left of its networks: the rest of this test shows nothing:\n%s", s.Host.Name, left)
+		}
+		s.launch(t)
+	}
+	for _, s := range both {
+		if err := s.WaitReady(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name := range networks {
+		expectPing(t, one.pods[name].Node, two.pods[name].Addr, 1)
+	}
+	eventually(t, 5*time.Second, func() error {
+		var has []string
+		p := one.status(t).Privileges
+		for _, c := range p.Capabilities {
+			has = append(has, c.Name)
+		}
+		if want := "[CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_NET_RAW]"; !p.NoNewPrivs || fmt.Sprint(slices.Sorted(slices.Values(has))) != want {
+			return fmt.Errorf("no_new_privs %v and %v, want %s", p.NoNewPrivs, has, want)
+		}
+		return nil
+	})
 
 	// One ends in good order, the other is killed.
 	if err := one.Signal(syscall.SIGINT); err != nil {

@@ -309,6 +309,13 @@ func TestStop(t *testing.T) {
 			t.Fatal("the snapshot does not see a running daemon")
 		}
 		subnet = status(t, m).Node.Subnet
+		// Which asks a daemon with one network for nothing that it could do.
+		if err := m.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.WaitOutput(t.Context(), "nothing to read again without --config"); err != nil {
+			t.Fatal(err)
+		}
 		if err := m.Signal(sig); err != nil {
 			t.Fatal(err)
 		}

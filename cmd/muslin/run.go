@@ -47,6 +47,9 @@ first host can run itself with --embedded-etcd.`,
   # among flannel nodes: the network's config is in etcd already
   muslin run --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem --etcd-certfile node.pem --etcd-keyfile node-key.pem
 
+  # several networks in one process, each as the file says; SIGHUP has it read the file again
+  muslin run --config /etc/muslin/networks.yaml
+
   # put a new version in place of the daemon that runs; if it does not work, that one goes on
   muslin run --replace --etcd-endpoints https://etcd:2379
 
