@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"muslin/encap"
@@ -137,4 +138,62 @@ func total(drops map[string]uint64) (n uint64) {
 		n += count
 	}
 	return n
+}
+
+// FuzzSharedPort has what came joined split as a slow twin does: whatever it is, each datagram goes to its network, none
+// is lost or doubled, and those of one network keep their order.
+func FuzzSharedPort(f *testing.F) {
+	header := func(vni byte) []byte { return []byte{8, 0, 0, 0, 0, 0, vni, 0} }
+	f.Add(bytes.Join([][]byte{header(1), header(2), header(1), header(9), header(2), header(2)}, nil), uint16(8), false)
+	f.Add(append(bytes.Repeat(append(header(2), 1, 2, 3), 70), 8, 0, 0), uint16(11), false)
+	f.Add(header(1), uint16(0), true)
+	f.Add(header(2), uint16(3), false) // no datagram of it is long enough
+	f.Add([]byte{}, uint16(1), false)
+	lie := framed(f, 1, nodeB, sized(f, "10.2.0.5", "10.1.0.5", 50)).Buf // states the length of itself and the next one
+	binary.BigEndian.PutUint16(lie[24:], uint16(2*len(lie)-encap.VXLANHeadroom))
+	other := framed(f, 2, nodeB, sized(f, "10.2.0.5", "10.1.0.5", 50)).Buf
+	f.Add(slices.Concat(lie, lie, other), uint16(len(lie)), false)
+	p := newSharedPort(f, nodeA, 1, 1, 2)
+	var got [2][][]byte // datagrams that the members were given
+	for i, x := range p.ends {
+		must(f, x.member.Feed([]func([]Datagram){func(ds []Datagram) {
+			for _, d := range ds {
+				got[i] = append(got[i], apart(d)...)
+			}
+		}}))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte, size uint16, truncated bool) {
+		if len(payload) > maxPacket {
+			return
+		}
+		got = [2][][]byte{}
+		d := Datagram{Buf: payload, Size: int(size), Truncated: truncated, Addr: netip.AddrPortFrom(nodeB.public, 1)}
+		var want [2][][]byte
+		for _, one := range apart(d) {
+			to := 0 // has what is nobody's, too
+			if len(one) >= 8 && bytes.Equal(one[4:7], []byte{0, 0, 2}) {
+				to = 1
+			}
+			want[to] = append(want[to], one)
+		}
+		p.readers[0].carry([]Datagram{d})
+		for i := range want {
+			if !slices.EqualFunc(got[i], want[i], bytes.Equal) {
+				t.Errorf("network %d got\n%x, want\n%x", i+1, got[i], want[i])
+			}
+		}
+	})
+}
+
+// apart is what d holds, datagram by datagram.
+func apart(d Datagram) (all [][]byte) {
+	rest, size := d.Buf, d.Size
+	if size == 0 || size >= len(rest) || d.Truncated || whole(rest, encap.VXLANHeadroom) {
+		return [][]byte{rest}
+	}
+	for len(rest) > 0 {
+		n := min(size, len(rest))
+		all, rest = append(all, rest[:n]), rest[n:]
+	}
+	return all
 }

@@ -60,7 +60,7 @@ func (m *Member) SetPeers(t *fib.Table, use func()) {
 func (m *Member) Losses() Losses {
 	m.port.counting.Lock()
 	defer m.port.counting.Unlock()
-	m.port.count()
+	m.port.count(m)
 	return m.losses
 }
 
@@ -68,7 +68,7 @@ func (m *Member) Losses() Losses {
 func (m *Member) SendOverflow() uint64 {
 	m.port.counting.Lock()
 	defer m.port.counting.Unlock()
-	m.port.count()
+	m.port.count(m)
 	return m.overflow
 }
 

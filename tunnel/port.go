@@ -232,7 +232,7 @@ func (p *Port) leave(m *Member) error {
 // unseat ends what feed began.
 func (p *Port) unseat(m *Member) {
 	p.counting.Lock()
-	p.count() // while m is there to have it
+	p.count(m)
 	p.reseat(without(p.seats.Load().all, m))
 	p.counting.Unlock()
 	p.settle()
@@ -243,15 +243,13 @@ func without(all []*Member, m *Member) []*Member {
 	return slices.DeleteFunc(slices.Clone(all), func(other *Member) bool { return other == m })
 }
 
-// count gives what the underlay has lost since the last time to the member that has run longest, so that over all
-// members each loss is counted once. p.counting is held.
-func (p *Port) count() {
-	all := p.seats.Load().all
-	if len(all) == 0 {
+// count gives m what the underlay has lost since the last time, if m is the member that has run longest: so each loss is
+// counted once over all members. p.counting is held.
+func (p *Port) count(m *Member) {
+	if all := p.seats.Load().all; len(all) == 0 || all[0] != m {
 		return
 	}
 	losses, overflow := p.und.Losses(), p.und.SendOverflow()
-	m := all[0]
 	m.losses = m.losses.Plus(losses.since(p.losses))
 	m.overflow += overflow - p.overflow
 	p.losses, p.overflow = losses, overflow
@@ -320,9 +318,12 @@ func (r *portReader) unpack(last *finder, d *Datagram) {
 	}
 	one := *d
 	for rest := d.Buf; len(rest) > 0; rest = rest[len(one.Buf):] {
-		vni, n := vniOf(rest), d.Size
-		for n < len(rest) && vniOf(rest[n:]) == vni {
+		vni, n := vniOf(rest[:min(d.Size, len(rest))]), d.Size
+		for n < len(rest) && vniOf(rest[n:min(n+d.Size, len(rest))]) == vni {
 			n += d.Size
+		}
+		if n > d.Size && whole(rest[:min(n, len(rest))], encap.VXLANHeadroom) {
+			n = d.Size // it would be taken for one datagram, which it is not
 		}
 		one.Buf, one.Size = rest[:min(n, len(rest))], d.Size
 		if len(one.Buf) <= one.Size {

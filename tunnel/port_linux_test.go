@@ -347,7 +347,8 @@ func (l *sharedLab) startStream(t *testing.T, n *sharedNet) (end func() (packets
 	}()
 	window := make(chan struct{}, underWay)
 	var ending atomic.Bool
-	sent, got := make(chan int, 1), make(chan int, 1)
+	sent, done := make(chan int, 1), make(chan struct{})
+	var got atomic.Int64
 	go func() {
 		i := 0
 		for ; !ending.Load(); i++ {
@@ -360,30 +361,38 @@ func (l *sharedLab) startStream(t *testing.T, n *sharedNet) (end func() (packets
 		sent <- i
 	}()
 	go func() {
+		defer close(done)
 		buf := make([]byte, 100)
-		i := 0
-		for {
+		for i := uint32(0); ; i++ {
 			size, err := a.Read(buf)
 			if err != nil {
-				break
+				return
 			}
-			if size != 4 || binary.BigEndian.Uint32(buf) != uint32(i) {
+			if size != 4 || binary.BigEndian.Uint32(buf) != i {
 				t.Errorf("%x came back, want packet %d", buf[:size], i)
 			}
-			i++
+			got.Add(1)
 			<-window
 		}
-		got <- i
 	}()
 	return func() int {
 		ending.Store(true)
-		a.SetReadDeadline(time.Now().Add(2 * time.Second)) // the last ones need less
-		if s, g := <-sent, <-got; s != g {
-			t.Errorf("%d packets of %d came back", g, s)
-			return g
-		} else {
-			return s
+		var n int
+		select {
+		case n = <-sent:
+		case <-time.After(2 * time.Second): // it waits for answers that do not come
+			t.Errorf("%d packets came back, and then no more", got.Load())
+			return 0
 		}
+		for late := time.Now().Add(2 * time.Second); got.Load() < int64(n) && time.Now().Before(late); {
+			time.Sleep(time.Millisecond)
+		}
+		a.SetReadDeadline(time.Now())
+		<-done
+		if got.Load() != int64(n) {
+			t.Errorf("%d packets of %d came back", got.Load(), n)
+		}
+		return n
 	}
 }
 
