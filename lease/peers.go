@@ -87,10 +87,7 @@ func NewWatcher(cfg WatcherConfig) *Watcher {
 }
 
 // Table is the peers as they are known now.
-func (w *Watcher) Table() *fib.Table {
-	t, _ := w.update()
-	return t
-}
+func (w *Watcher) Table() *fib.Table { return w.update() }
 
 // Run hands out tables until ctx ends; then it returns nil. Nothing else ends it. It watches the store itself,
 // unless there is a Feed.
@@ -105,8 +102,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 // publish hands out a table at first, and whenever the peers have changed.
 func (w *Watcher) publish(ctx context.Context) error {
-	first := true
-	var last time.Time // when the last table was in use
+	var given *fib.Table // what was handed out last: who asks for the Table meanwhile has it brought up to date
+	var last time.Time   // when the last table was in use
 	var took time.Duration
 	for {
 		select {
@@ -123,8 +120,8 @@ func (w *Watcher) publish(ctx context.Context) error {
 		default:
 		}
 		began := time.Now()
-		if t, changed := w.update(); changed || first {
-			first = false
+		if t := w.update(); t != given {
+			given = t
 			w.cfg.OnTable(t)
 		}
 		last = time.Now()
@@ -217,15 +214,15 @@ func (w *Watcher) touch() {
 	}
 }
 
-func (w *Watcher) update() (t *fib.Table, changed bool) {
+func (w *Watcher) update() *fib.Table {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.roster.letGo(time.Now())
-	t, changed = w.roster.update()
+	t, changed := w.roster.update()
 	w.status.Held, w.status.HeldUntil = len(w.roster.held), w.roster.heldUntil()
 	w.status.Peers, w.status.Skipped = len(t.Peers()), maps.Clone(w.roster.skipped)
 	if changed {
 		w.cfg.Logger.Debug("peers changed", "peers", len(t.Peers()), "skipped", describe(w.status.Skipped))
 	}
-	return t, changed
+	return t
 }

@@ -342,3 +342,22 @@ func TestStaticRefuses(t *testing.T) {
 		t.Errorf("missing file: %v", err)
 	}
 }
+
+// Whoever asks for the table between a change and its handing out, as a status does, does not take the change away from
+// those that it is handed out to.
+func TestWatcherTableAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemStore()
+		w, got, _, stop := watching(t, m, testNode(t, BackendHostGW))
+		defer stop()
+		m.PutRaw("10.244.4.0-24", `{"PublicIP":"192.0.2.4","PublicIPv6":null,"BackendType":"host-gw"}`, TTL)
+		synctest.Wait()
+		if got.last() != "" || len(w.Table().Peers()) != 1 {
+			t.Fatalf("handed out %q, and the table has %d peers: the rest of this test shows nothing", got.last(), len(w.Table().Peers()))
+		}
+		settle(time.Second)
+		if got.last() != "10.244.4.0/24>192.0.2.4" {
+			t.Errorf("handed out %q", got.last())
+		}
+	})
+}
