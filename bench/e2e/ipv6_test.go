@@ -39,9 +39,14 @@ func hostAddr6(h *lab.Host) netip.Addr {
 // pod6 gives a pod an address of its host's IPv6 subnet as well, behind the bridge's, and returns it by that address.
 func pod6(t *testing.T, p *lab.Pod, subnet netip.Prefix) *lab.Pod {
 	t.Helper()
+	return pod6On(t, p, "cni0", subnet)
+}
+
+func pod6On(t *testing.T, p *lab.Pod, bridge string, subnet netip.Prefix) *lab.Pod {
+	t.Helper()
 	gateway := subnet.Addr().Next()
 	addr := gateway.Next()
-	runIn(t, p.Host.Node, "ip", "addr", "add", fmt.Sprintf("%s/%d", gateway, subnet.Bits()), "dev", "cni0", "nodad")
+	runIn(t, p.Host.Node, "ip", "addr", "add", fmt.Sprintf("%s/%d", gateway, subnet.Bits()), "dev", bridge, "nodad")
 	runIn(t, p.Node, "ip", "addr", "add", fmt.Sprintf("%s/%d", addr, subnet.Bits()), "dev", "eth0", "nodad")
 	runIn(t, p.Node, "ip", "-6", "route", "add", "default", "via", gateway.String())
 	six := *p

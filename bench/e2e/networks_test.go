@@ -134,9 +134,11 @@ func (s *several) status(t *testing.T) severalNetworks {
 }
 
 // apart counts the packets that the host has kept from going from one network to another.
-func (s *several) apart(t *testing.T) (packets int) {
+func (s *several) apart(t *testing.T) int { return s.apartOf(t, "ip") }
+
+func (s *several) apartOf(t *testing.T, family string) (packets int) {
 	t.Helper()
-	for line := range strings.Lines(must(s.Host.Run(t.Context(), "nft", "list", "table", "ip", "muslin_apart"))(t)) {
+	for line := range strings.Lines(must(s.Host.Run(t.Context(), "nft", "list", "table", family, "muslin_apart"))(t)) {
 		if _, rest, ok := strings.Cut(line, "counter packets "); ok {
 			var n int
 			if _, err := fmt.Sscan(rest, &n); err != nil {
@@ -150,8 +152,8 @@ func (s *several) apart(t *testing.T) (packets int) {
 
 // Three networks in one process on each of two hosts:
 //
-//	p1blue  ── br-blue  ─┐                   ┌─ br-blue  ── p2blue     10.1.0.0/16 vxlan VNI 1 port 8472
-//	p1green ── br-green ─┼─ h1 ── br0 ── h2 ─┼─ br-green ── p2green    10.2.0.0/16 vxlan VNI 2 port 8473
+//	p1blue  ── br-blue  ─┐                   ┌─ br-blue  ── p2blue     10.1.0.0/16 and fd00:1::/48, vxlan VNI 1 port 8472
+//	p1green ── br-green ─┼─ h1 ── br0 ── h2 ─┼─ br-green ── p2green    10.2.0.0/16 and fd00:2::/48, vxlan VNI 2 port 8473
 //	p1red   ── br-red   ─┘  etcd             └─ br-red   ── p2red      10.3.0.0/16 udp
 //
 // Later gold (host-gw) comes, and pink (VNI 3 on port 8472).
@@ -159,14 +161,15 @@ func TestSeveralNetworks(t *testing.T) {
 	lab.RequireTool(t, "iperf3", "nft", "tcpdump")
 	l := newLab(t, 2)
 	ctx := t.Context()
+	underlay6(t, l)
 	var before []string
 	for _, h := range l.Hosts() {
 		before = append(before, snapshot(t, h.Node))
 	}
 	startEtcd(t, l.Host(1))
 	networks := map[string]string{
-		"blue":  "network: 10.1.0.0/16",
-		"green": "network: 10.2.0.0/16, backend: {Type: vxlan, VNI: 2, Port: 8473}",
+		"blue":  "net-config-path: " + bothFamilies(t, l, 1, `{"Type":"vxlan"}`),
+		"green": "net-config-path: " + bothFamilies(t, l, 2, `{"Type":"vxlan","VNI":2,"Port":8473}`),
 		"red":   "network: 10.3.0.0/16, backend: udp",
 	}
 	var both [2]*several
@@ -178,7 +181,7 @@ func TestSeveralNetworks(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name := range networks {
-			waitPeers(t, s.network(name), 1)
+			waitPeers(t, s.network(name), peersOf(name))
 			s.addPod(t, name)
 		}
 	}
@@ -203,6 +206,7 @@ func TestSeveralNetworks(t *testing.T) {
 	if got := must(sniffed.packets())(t); len(got) != 0 {
 		t.Errorf("%d packets of other networks came to a pod of green", len(got))
 	}
+	expectApart6(t, one, two)
 	expectNetworkHostile(t, one, two)
 	expectCommands(t, one)
 	expectReloads(t, one, two, networks)
@@ -259,6 +263,62 @@ func TestSeveralNetworks(t *testing.T) {
 	}
 }
 
+// peersOf is how many peers a node has in a network of two: one of each family.
+func peersOf(name string) int {
+	if name == "blue" || name == "green" {
+		return 2
+	}
+	return 1
+}
+
+// bothFamilies is a file with the config of a network 10.N.0.0/16 and fd00:N::/48.
+func bothFamilies(t *testing.T, l *lab.Lab, n int, backend string) string {
+	t.Helper()
+	path := filepath.Join(l.Dir(), fmt.Sprintf("net-%d.json", n))
+	config := fmt.Sprintf(`{"Network":"10.%d.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:%d::/48","Backend":%s}`, n, n, backend)
+	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// expectApart6 wants of IPv6 what IPv4 has to do.
+func expectApart6(t *testing.T, one, two *several) {
+	t.Helper()
+	pods := make(map[string]*lab.Pod)
+	for i, s := range []*several{one, two} {
+		for _, name := range []string{"blue", "green"} {
+			subnet := netip.MustParsePrefix(status(t, s.network(name)).Node.Subnet6)
+			pods[fmt.Sprint(name, i)] = pod6On(t, s.pods[name], "br-"+name, subnet)
+		}
+	}
+	for _, name := range []string{"blue", "green"} {
+		if err := ping6(t, pods[name+"0"], pods[name+"1"].Addr, 1000); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	to := netip.AddrPortFrom(pods["green0"].Addr, 7300)
+	sink := listenUDP(t, pods["green0"].Node, to)
+	defer sink.Close()
+	from := listenUDP(t, pods["blue0"].Node, netip.AddrPortFrom(pods["blue0"].Addr, 0))
+	defer from.Close()
+	if _, err := from.WriteToUDPAddrPort([]byte("hello"), to); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, func() error {
+		if n := one.apartOf(t, "ip6"); n != 1 {
+			return fmt.Errorf("%d packets of IPv6 kept apart, want 1", n)
+		}
+		return nil
+	})
+	if err := sink.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := sink.ReadFromUDPAddrPort(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes came from blue to green", n)
+	}
+}
+
 // expectNetworkHostile has a peer of blue send to blue's VTEP what is for a pod of green, and what is of green's VNI: it
 // is dropped and counted.
 func expectNetworkHostile(t *testing.T, one, two *several) {
@@ -300,7 +360,7 @@ func expectCommands(t *testing.T, s *several) {
 		t.Errorf("status: %+v", all)
 	}
 	for i, name := range []string{"blue", "green", "red"} {
-		if n := all.Networks[i]; n.Name != name || n.State != "running" || n.Control != s.network(name).Control || n.Status.Node.TUN != "mu-"+name || len(n.Status.Peers) != 1 {
+		if n := all.Networks[i]; n.Name != name || n.State != "running" || n.Control != s.network(name).Control || n.Status.Node.TUN != "mu-"+name || len(n.Status.Peers) != peersOf(name) {
 			t.Errorf("status of %s: %+v", name, n)
 		}
 	}
