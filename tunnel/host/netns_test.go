@@ -136,9 +136,10 @@ func snapshot(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{
 		// An anycast route has the metric 0 only from the kernel itself (anycast.go).
-		// The queue discipline's name follows from having been up once; it is nobody's setting.
-		"link":      run(t, "ip -d link | sed 's/qdisc [a-z_]*//'"),
-		"addr":      run(t, "ip addr | sed 's/qdisc [a-z_]*//'"),
+		// The queue discipline's name follows from having been up once, and a carrier comes a moment after its link: neither is anybody's
+		// setting.
+		"link":      run(t, "ip -d link | sed 's/qdisc [a-z_]*//; s/ state [A-Z]*//; s/NO-CARRIER,//'"),
+		"addr":      run(t, "ip addr | sed 's/qdisc [a-z_]*//; s/ state [A-Z]*//; s/NO-CARRIER,//'"),
 		"route":     run(t, "ip route show table all | sed 's/^\\(anycast .* metric\\) 1024/\\1 0/'"),
 		"iptables":  run(t, "iptables-save 2>/dev/null | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'"),
 		"ip6tables": run(t, "ip6tables-save 2>/dev/null | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'"),
