@@ -3,6 +3,8 @@ package underlay
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -19,11 +21,18 @@ type sender struct {
 	most     int                   // datagrams in one piece, at first
 	segments atomic.Int32          // the same, as it is now; 1: none
 	size     atomic.Int32          // longest datagram that may be one of several
+	paths    atomic.Pointer[paths] // the same of some destinations; nil: of none. Not changed once it is here
 	gsoErr   atomic.Pointer[error] // why segments was lowered
 }
 
 // unlimited is longer than any datagram.
 const unlimited = 1 << 16
+
+// paths are the longest datagrams, bytes, that may be one of several to a destination with a smaller MTU.
+type paths map[netip.Addr]int
+
+// mostPaths is how many there may be in one: beyond them all destinations are limited alike.
+const mostPaths = 1024
 
 func newSender(s *socket, segments, least int) *sender {
 	n := &sender{socket: s, least: least, most: segments}
@@ -32,9 +41,17 @@ func newSender(s *socket, segments, least int) *sender {
 	return n
 }
 
-// takes reports whether a message may go out in one piece.
-func (s *sender) takes(segments, size int) bool {
-	return segments <= int(s.segments.Load()) && size <= int(s.size.Load())
+// takes reports whether a message to a destination may go out in one piece.
+func (s *sender) takes(segments, size int, to netip.Addr) bool {
+	if segments > int(s.segments.Load()) || size > int(s.size.Load()) {
+		return false
+	}
+	known := s.paths.Load()
+	if known == nil {
+		return true
+	}
+	most, there := (*known)[to]
+	return !there || size <= most
 }
 
 // maxSegmentsBefore69 was UDP_MAX_SEGMENTS until Linux 6.9 (1382e3b6a350), which has 128.
@@ -42,15 +59,15 @@ const maxSegmentsBefore69 = 64
 
 // refused notes that a message was sent in pieces only. It gives up as little as the error allows, and
 // returns what to tell the operator, which is nothing when there was a refusal before.
-func (s *sender) refused(err error, segments, size int) string {
-	what := s.giveUp(err, segments, size)
+func (s *sender) refused(err error, segments, size int, to netip.Addr) string {
+	what := s.giveUp(err, segments, size, to)
 	if s.gsoErr.Swap(&err) != nil {
 		return ""
 	}
 	return what
 }
 
-func (s *sender) giveUp(err error, segments, size int) string {
+func (s *sender) giveUp(err error, segments, size int, to netip.Addr) string {
 	invalid := errors.Is(err, unix.EINVAL)
 	switch {
 	case invalid && segments > maxSegmentsBefore69:
@@ -59,11 +76,29 @@ func (s *sender) giveUp(err error, segments, size int) string {
 	case errors.Is(err, unix.EMSGSIZE), invalid && size > s.least:
 		// Longer than the MTU of the way to this peer. Kernels before 6.14 say EINVAL; where that
 		// meant something else, it comes again for ever shorter datagrams.
-		s.size.Store(int32(min(int(s.size.Load()), size-1)))
-		return fmt.Sprintf("datagrams of %d bytes and more go out one by one from this source port: the path's MTU is smaller", size)
+		s.limit(size-1, to)
+		return fmt.Sprintf("datagrams of %d bytes and more to %v go out one by one from this source port: the path's MTU is smaller", size, to)
 	}
 	s.segments.Store(1)
 	return "switched off for one source port: the kernel did not send a run of datagrams that it sent one by one"
+}
+
+// limit notes what a destination takes at most in one of several datagrams. Another worker may do so at the same time:
+// what is lost of it comes again.
+func (s *sender) limit(size int, to netip.Addr) {
+	old := s.paths.Load()
+	known := make(paths)
+	if old != nil {
+		known = maps.Clone(*old)
+	}
+	if len(known) == mostPaths {
+		s.size.Store(int32(min(int(s.size.Load()), size)))
+		return
+	}
+	if most, there := known[to]; !there || size < most {
+		known[to] = size
+	}
+	s.paths.CompareAndSwap(old, &known)
 }
 
 // leastPathMTU is what every IPv4 host takes, or every IPv6 link, less both headers (RFC 791, section 3.1; RFC 8200,
@@ -91,10 +126,11 @@ func (q *queue) MaxSegments() int {
 	return int(most)
 }
 
-// PathMTUChanged forgets that datagrams were too long: the underlay's MTU is another one now.
+// PathMTUChanged forgets that datagrams were too long: the underlay's MTU is another one now, or that of a path.
 func (c *Conn) PathMTUChanged() {
 	for _, s := range c.senders {
-		if s.size.Swap(unlimited) != unlimited && int(s.segments.Load()) == s.most {
+		limited := s.paths.Swap(nil) != nil
+		if (s.size.Swap(unlimited) != unlimited || limited) && int(s.segments.Load()) == s.most {
 			s.gsoErr.Store(nil)
 		}
 	}
@@ -112,7 +148,7 @@ func (c *Conn) gsoFeature() kernel.Feature {
 		switch {
 		case s.segments.Load() == 1:
 			off++
-		case s.size.Load() != unlimited || int(s.segments.Load()) < s.most:
+		case s.size.Load() != unlimited || s.paths.Load() != nil || int(s.segments.Load()) < s.most:
 			limited++
 		default:
 			continue

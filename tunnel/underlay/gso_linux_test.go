@@ -270,7 +270,7 @@ func TestEIO(t *testing.T) {
 			t.Errorf("feature %+v", f)
 		}
 	}
-	if sender.senders[1].takes(2, 100) || !sender.senders[2].takes(maxSegments, 1400) {
+	if sender.senders[1].takes(2, 100, to.Addr()) || !sender.senders[2].takes(maxSegments, 1400, to.Addr()) {
 		t.Error("not just source port 1 is affected")
 	}
 }
@@ -291,11 +291,12 @@ func TestLongerThanTheMTU(t *testing.T) {
 	}
 	limited := func(is bool) {
 		t.Helper()
-		if got := sender.senders[1].takes(2, fits+1); got == is {
+		if got := sender.senders[1].takes(2, fits+1, to.Addr()); got == is {
 			t.Errorf("%d bytes go out in a run: %v", fits+1, got)
 		}
-		if !sender.senders[1].takes(maxSegments, fits) || !sender.senders[2].takes(maxSegments, 9000) {
-			t.Error("more than the longest datagrams of one source port is affected")
+		if !sender.senders[1].takes(maxSegments, fits, to.Addr()) || !sender.senders[2].takes(maxSegments, 9000, to.Addr()) ||
+			!sender.senders[1].takes(maxSegments, 9000, to.Addr().Next()) {
+			t.Error("more than the longest datagrams to one destination from one source port is affected")
 		}
 		f := sender.gsoFeature()
 		if said := strings.Contains(f.Reason, "limited for 1 of 16"); !f.On || said != is {

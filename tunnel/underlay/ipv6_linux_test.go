@@ -183,8 +183,8 @@ func TestRunsAboveThePathMTUOfIPv6(t *testing.T) {
 		checkPayloads(t, got, all...)
 	}
 	log.check(t, kernel.UDPGSO, 1)
-	if s := sender.senders[1]; s.takes(20, 1400) || !s.takes(20, 1232) {
-		t.Errorf("the path takes runs of 1400 bytes: %v, of 1232: %v", s.takes(20, 1400), s.takes(20, 1232))
+	if s := sender.senders[1]; s.takes(20, 1400, to.Addr()) || !s.takes(20, 1232, to.Addr()) || !s.takes(20, 1400, to.Addr().Next()) {
+		t.Errorf("the path takes runs of 1400 bytes: %v, of 1232: %v", s.takes(20, 1400, to.Addr()), s.takes(20, 1232, to.Addr()))
 	}
 }
 

@@ -85,7 +85,7 @@ func (q *queue) add(s *way, m *tunnel.Message) error {
 	if !q.conn.ecn.Load() {
 		ecn = 0
 	}
-	if m.Segments == 1 || s.takes(m.Segments, m.Size) {
+	if m.Segments == 1 || s.takes(m.Segments, m.Size, m.Addr.Addr()) {
 		if b.full(len(m.Bufs)) {
 			if err := q.transmit(s, b); err != nil {
 				return err
@@ -165,8 +165,8 @@ func (q *queue) replay(s *way, e *entry, refusal error) error {
 	if err := q.transmit(s, &q.out.pieces); err != nil {
 		return err
 	}
-	if m.Failed-before < m.Segments && s.takes(m.Segments, m.Size) {
-		if what := s.refused(refusal, m.Segments, m.Size); what != "" {
+	if m.Failed-before < m.Segments && s.takes(m.Segments, m.Size, m.Addr.Addr()) {
+		if what := s.refused(refusal, m.Segments, m.Size, m.Addr.Addr()); what != "" {
 			q.conn.log.Warn(what, "feature", "udp-gso", "err", refusal, "segments", m.Segments, "size", m.Size)
 		}
 	}

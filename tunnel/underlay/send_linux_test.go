@@ -210,7 +210,7 @@ func TestBadDatagramFailsAlone(t *testing.T) {
 				if !sender.ecn.Load() {
 					t.Error("a bad destination switched outer ECN off")
 				}
-				if got := sender.queues[0].MaxSegments(); got != maxSegments || !sender.senders[3].takes(maxSegments, 1400) {
+				if got := sender.queues[0].MaxSegments(); got != maxSegments || !sender.senders[3].takes(maxSegments, 1400, receiver.cfg.Local) {
 					t.Errorf("a bad destination changed what goes out in one piece: %d, %+v", got, sender.gsoFeature())
 				}
 				log.check(t, "none", 0)

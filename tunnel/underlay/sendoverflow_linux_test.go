@@ -81,7 +81,7 @@ func TestSendBufferFull(t *testing.T) {
 	if full < tunnel.BatchSize/2 || full == tunnel.BatchSize {
 		t.Errorf("%d of %d messages met a full queue", full, len(ms))
 	}
-	if !sender.senders[0].takes(maxSegments, 1000) {
+	if !sender.senders[0].takes(maxSegments, 1000, farAddr) {
 		t.Error("a full queue changed what goes out in one piece")
 	}
 }
