@@ -104,6 +104,25 @@ const MinInnerMTU6 InnerMTU = 1280
 // OuterMTU is the largest outer IP packet, in bytes: the MTU of the underlay interface.
 type OuterMTU int
 
+// LeastOuter is what every path is taken to carry whole, header included, whatever anyone says: over IPv6 what each link
+// has to (RFC 8200, section 5), over IPv4 what each host has to take (RFC 791, section 3.1), which links of today all
+// exceed. Linux believes no ICMP message that says less either (net.ipv4.route.min_pmtu, 552).
+func (f Family) LeastOuter() OuterMTU {
+	if f == IPv6 {
+		return 1280
+	}
+	return 576
+}
+
+// LeastInner is what remains of that inside framing f, but over IPv6 what inner IPv6 is entitled to all the same.
+func LeastInner(f Framing) InnerMTU {
+	least := f.Family().LeastOuter().Inner(f)
+	if f.Family() == IPv6 {
+		return max(least, MinInnerMTU6)
+	}
+	return least
+}
+
 // Inner returns what remains of the outer MTU inside framing f.
 func (m OuterMTU) Inner(f Framing) InnerMTU { return InnerMTU(int(m) - Overhead(f)) }
 

@@ -228,6 +228,9 @@ func (in *inbound) accept(b []byte, d *Datagram, udpSize int) (Reason, bool) {
 		if info, unfinished = gso.Partial(p); unfinished {
 			in.unfinished.Add(1)
 		}
+		if cfg.ClampMSS {
+			in.v.clamp(p, &h, peer, unfinished)
+		}
 	}
 	in.queue(p, info)
 	in.tally.count(peer, segments, len(p))

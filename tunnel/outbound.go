@@ -30,6 +30,7 @@ type outbound struct {
 	split   gso.Splitter
 	heads   []byte // what is in front of the payload of each segment: headroom, IP and transport header
 	headed  int    // how much of heads is in use
+	cut     int    // the packet that route has let through is cut into fragments so long at most; 0: it is not
 
 	msgs messages
 }
@@ -110,12 +111,38 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 		}
 		return nil
 	}
-	if mtu := o.v.MTU(); longest > int(mtu) {
-		o.drops.add(DropTooBig, segments)
-		o.reply(ip, h, icmpFragNeeded, uint16(mtu))
-		return nil
+	if o.v.cfg.ClampMSS && p.Info.Kind == gso.None {
+		o.v.clamp(ip, h, peer, false)
+	}
+	if longest > int(o.v.MTU()) || longest > int(peer.Counters.PathMTU.Load()) {
+		if !o.fits(ip, h, peer, longest, segments) {
+			return nil
+		}
 	}
 	return peer
+}
+
+// fits decides about a packet, of which the longest segment has that length, where it may be too long for the way to
+// the peer. What may not be cut is answered and dropped, as a router does. What may be is, in frame: outside, the
+// fragments could be lost.
+func (o *outbound) fits(ip []byte, h *encap.Header, peer *fib.Peer, longest, segments int) bool {
+	mtu := int(o.v.MTU())
+	path := int(peer.Counters.PathMTU.Load())
+	if path == 0 {
+		path = fib.PathAny
+		if longest > o.v.least {
+			peer.Counters.PathMTU.CompareAndSwap(0, fib.PathAny)
+		}
+	}
+	switch {
+	case longest > mtu, longest > path && (h.DF || o.v.six):
+		o.drops.add(DropTooBig, segments)
+		o.reply(ip, h, icmpFragNeeded, uint16(min(mtu, path)))
+		return false
+	case longest > path:
+		o.cut = path
+	}
+	return true
 }
 
 // outboundFault is the reason for what is wrong with a packet that the local kernel handed over.
@@ -165,7 +192,13 @@ func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.Header) e
 		port: uint8(hash % SourcePorts),
 		ecn:  encap.OuterECN(h.TOS),
 	}
+	cut := o.cut
+	o.cut = 0
 	if p.Info.Kind == gso.None {
+		if cut != 0 {
+			at := head + h.HeaderLen
+			return o.fragment(&to, p.Buf[head:at], p.Buf[at:head+h.TotalLen], h.HeaderLen, cut)
+		}
 		if o.msgs.full() {
 			if err := o.send(); err != nil {
 				return err
@@ -186,6 +219,12 @@ func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.Header) e
 		payload, ok := o.split.Next(front[head:])
 		if !ok {
 			return nil
+		}
+		if cut != 0 {
+			if err := o.fragment(&to, front[head:], payload, h.HeaderLen, cut); err != nil {
+				return err
+			}
+			continue
 		}
 		o.headed += length
 		o.v.cfg.Framing.Encode(front, peer.MAC)

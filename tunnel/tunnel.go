@@ -245,12 +245,14 @@ type Config struct {
 	Jumbo    int            // longest datagram taken, bytes, but for superpackets: else DropOversized
 
 	SourceCheck SourceCheck
+	ClampMSS    bool // see mss.go
 }
 
 // VTEP is one end of the overlay's tunnels. Make it with New, give it peers with SetTable, and Run it.
 type VTEP struct {
 	cfg   Config
 	six   bool // carries IPv6, not IPv4
+	least int  // bytes of an inner packet that every path takes
 	table atomic.Pointer[fib.Table]
 	mtu   atomic.Int32
 	gate  gate // where workers stand while paused
@@ -279,7 +281,7 @@ func New(cfg Config) (*VTEP, error) {
 	if len(inner) != len(outer) {
 		return nil, fmt.Errorf("VTEP: %d queues on the TUN device, %d on the underlay", len(inner), len(outer))
 	}
-	v := &VTEP{cfg: cfg, six: family == encap.IPv6, failed: make(chan error, 1)}
+	v := &VTEP{cfg: cfg, six: family == encap.IPv6, least: int(encap.LeastInner(cfg.Framing)), failed: make(chan error, 1)}
 	v.gate.init()
 	v.SetMTU(cfg.MTU)
 	v.table.Store(fib.New(nil))

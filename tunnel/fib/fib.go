@@ -34,7 +34,15 @@ type Counters struct {
 	RxPackets, RxBytes atomic.Uint64
 	LastRx             atomic.Int64 // Unix nanoseconds, 0: never. The same for all of a batch.
 	Answered           atomic.Int64 // likewise
+
+	// PathMTU is how long an inner packet to the peer may be, bytes, beside what the VTEP's MTU says: package pathmtu
+	// sets it. 0 says that nothing was sent yet, or not since the path was looked at, that could be too long. The data
+	// path then puts PathAny in its place with the first such packet, which asks for the path to be looked at.
+	PathMTU atomic.Int32
 }
+
+// PathAny is a Counters.PathMTU that no packet is longer than.
+const PathAny = 1 << 16
 
 // Table answers the two questions of the data path: which peer holds this inner address, and does this
 // outer address belong to a peer at all. It holds peers of both address families, which have nothing to do with
