@@ -19,6 +19,7 @@ type routeAnswer struct {
 	Device  string `json:"device"`
 	NextHop string `json:"next_hop"`
 	MTU     int    `json:"mtu"`
+	MTURule string `json:"mtu_rule"`
 	Kernel  struct {
 		Device string `json:"device"`
 		Source string `json:"source"`

@@ -149,8 +149,11 @@ type kernelWireGuard struct {
 // it. found says that a killed daemon's device is there.
 func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
 	wanted := d.opts.flags.wireguard
-	if wanted == wireguardUserspace {
+	switch {
+	case wanted == wireguardUserspace:
 		return nil, nil
+	case d.opts.flags.clampMSS:
+		return nil, errors.New("--clamp-mss: with the kernel's WireGuard this process sees no packet: leave the flag out, or give --wireguard userspace")
 	}
 	name := node.tun
 	if len(d.place.of(node).tun) > 0 && wanted == wireguardAuto {

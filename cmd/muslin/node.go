@@ -46,6 +46,9 @@ func (d *daemon) newNode(src *source, iface host.Interface) (*node, error) {
 	if err := cfg.Supported(); err != nil {
 		return nil, err
 	}
+	if d.opts.flags.clampMSS && cfg.Backend.Type == lease.BackendHostGW {
+		return nil, errors.New("--clamp-mss: with host-gw the kernel alone carries packets, by routes that have the underlay's MTU: leave the flag out, or have the kernel do it (`nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu`)")
+	}
 	n := &node{tun: d.opts.flags.tunName, stateDir: d.opts.flags.stateDir, iface: iface, network: cfg.Network,
 		backend: cfg.Backend.Type, port: cfg.Backend.Port, vni: cfg.Backend.VNI, fixedMTU: cfg.Backend.MTU,
 		directRouting: cfg.Backend.DirectRouting || cfg.Backend.Type == lease.BackendHostGW}

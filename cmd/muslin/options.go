@@ -18,6 +18,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/pathmtu"
 )
 
 // Where things are unless a flag says otherwise.
@@ -30,6 +31,9 @@ const (
 
 // maxQueues is more than any machine gains from: the workers of a queue carry some ten Gb/s.
 const maxQueues = 16
+
+// leastPathMTU is the shortest --path-mtu-interval: a search takes a second or two.
+const leastPathMTU = 5 * time.Second
 
 // runFlags are the flags of "run" as given; options are what they mean.
 type runFlags struct {
@@ -58,6 +62,8 @@ type runFlags struct {
 	sourceCheck  string
 	features     string
 	queues       int
+	pathMTU      time.Duration
+	clampMSS     bool
 	ipMasq       bool
 	noRandom     bool
 	resync       int
@@ -99,6 +105,8 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&r.sourceCheck, "source-check", "strict", "how far the sender of a datagram is checked: strict, peers or off")
 	f.StringVar(&r.features, "features", "auto", "which features of the kernel to use: auto or none, then -`NAME` to leave one out, NAME to take it in (muslin features lists them)")
 	f.IntVar(&r.queues, "queues", 0, "`number` of queues, each with two workers; 0: by the number of processors")
+	f.DurationVar(&r.pathMTU, "path-mtu-interval", pathmtu.DefaultInterval, "`how often` the path to a peer that takes smaller packets is tried again with larger ones, and five times as often whether one still takes the largest; 0: paths are not looked at")
+	f.BoolVar(&r.clampMSS, "clamp-mss", false, "lower the MSS of TCP connections through the overlay to what fits, where ICMP errors do not get to the containers")
 	f.BoolVar(&r.ipMasq, "ip-masq", false, "masquerade what leaves the overlay")
 	f.BoolVar(&r.noRandom, "ip-masq-fully-random-disable", false, "do not randomise the ports of masqueraded connections fully")
 	f.IntVar(&r.resync, "iptables-resync", int(host.DefaultResync/time.Second), "look after firewall rules and routes every this many `seconds`")
@@ -158,6 +166,9 @@ func (r *runFlags) check(log *slog.Logger) (*options, error) {
 	}
 	if r.queues < 0 || r.queues > maxQueues {
 		check(fmt.Errorf("--queues %d: want 1 to %d, or 0 to choose by the number of processors", r.queues, maxQueues))
+	}
+	if r.pathMTU != 0 && r.pathMTU < leastPathMTU {
+		check(fmt.Errorf("--path-mtu-interval %v: want %v at least, or 0 for never", r.pathMTU, leastPathMTU))
 	}
 	o.iface = host.InterfaceOptions{Iface: r.iface, IfaceRegex: r.ifaceRegex}
 	o.iface.CanReach, err = optionalIPv4("--iface-can-reach", r.canReach)

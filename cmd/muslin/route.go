@@ -30,6 +30,7 @@ type RouteAnswer struct {
 	Device  string       `json:"device"`   // that the packet leaves by, as muslin has it; empty: none
 	NextHop string       `json:"next_hop"` // where it, or its datagram, is sent to; empty: nowhere else
 	MTU     int          `json:"mtu"`      // bytes, of the largest packet that this way takes; 0: there is none
+	MTURule string       `json:"mtu_rule"` // what it is: a rule below; empty: there is none
 	Kernel  KernelAnswer `json:"kernel"`
 	Notes   []string     `json:"notes"` // sentences: where the kernel does something else, what else is to be known
 }
@@ -51,6 +52,13 @@ const (
 	ruleOwnSubnet = "own-subnet"
 	ruleOutside   = "outside-network"
 	ruleNoPeer    = "no-peer"
+)
+
+// Rules of RouteAnswer.MTU.
+const (
+	mtuDevice  = "device"   // the device's that the packet leaves by, or its route's
+	mtuOverlay = "overlay"  // the underlay's less what is put around a packet
+	mtuPath    = "path-mtu" // a hop on the way to the peer takes less
 )
 
 // found reports whether there is a way.
@@ -202,12 +210,12 @@ func (q *routeQuestion) local(a *RouteAnswer) {
 	a.Reason = "it lies in this node's own subnet"
 	switch {
 	case q.kernelErr == nil && q.kernel.Local:
-		a.Device, a.MTU = q.kernel.Device, q.kernel.MTU
+		a.Device, a.MTU, a.MTURule = q.kernel.Device, q.kernel.MTU, mtuDevice
 		a.Notes = append(a.Notes, "it is an address of this host itself")
 	case q.kernelErr != nil || q.kernel.Device == q.tun:
 		a.Notes = append(a.Notes, "this host has no bridge or route for it: no container has this address here")
 	default:
-		a.Device, a.NextHop, a.MTU = q.kernel.Device, addrText(q.kernel.Gateway), q.kernel.MTU
+		a.Device, a.NextHop, a.MTU, a.MTURule = q.kernel.Device, addrText(q.kernel.Gateway), q.kernel.MTU, mtuDevice
 		q.expect(a, q.kernel.Device != q.underlay)
 	}
 }
@@ -222,7 +230,11 @@ func (q *routeQuestion) viaPeer(a *RouteAnswer) {
 	case way.Direct:
 		q.direct(a)
 	default:
-		a.Device, a.MTU = q.tun, q.mtu
+		a.Device, a.MTU, a.MTURule = q.tun, q.mtu, mtuOverlay
+		if path := q.peerStatus.PathMTU; path != 0 && path < q.mtu {
+			a.MTU, a.MTURule = path, mtuPath
+			a.Notes = append(a.Notes, q.peerStatus.explainPath())
+		}
 		a.NextHop = q.peerStatus.Endpoint // of WireGuard
 		if a.NextHop == "" {
 			a.NextHop = netip.AddrPortFrom(q.peer.PublicIP, cmp.Or(q.peer.Port, q.port)).String()
@@ -236,7 +248,7 @@ func (q *routeQuestion) viaPeer(a *RouteAnswer) {
 
 // direct is about a peer that is reached so.
 func (q *routeQuestion) direct(a *RouteAnswer) {
-	a.Device, a.MTU = q.underlay, q.outerMTU
+	a.Device, a.MTU, a.MTURule = q.underlay, q.outerMTU, mtuDevice
 	switch {
 	case q.kernelErr == nil && q.kernel.Device == q.underlay && q.kernel.Gateway == q.peer.PublicIP:
 		a.MTU = q.kernel.MTU
@@ -291,7 +303,7 @@ func (a *RouteAnswer) print(w io.Writer, now time.Time) error {
 		case a.NextHop != "":
 			hop = " via " + a.NextHop
 		}
-		p.line("  leaves by\t%s%s, MTU %d", a.Device, hop, a.MTU)
+		p.line("  leaves by\t%s%s, MTU %d (%s)", a.Device, hop, a.MTU, a.MTURule)
 	}
 	if a.Kernel.Error != "" {
 		p.line("  kernel\t%s", a.Kernel.Error)

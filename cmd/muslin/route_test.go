@@ -186,7 +186,7 @@ func TestRouteShape(t *testing.T) {
 	if err := json.Unmarshal(data, &got); err != nil {
 		t.Fatal(err)
 	}
-	if have := strings.Join(keys(got), " "); have != "address device kernel mtu next_hop notes peer reason rule subnet way" {
+	if have := strings.Join(keys(got), " "); have != "address device kernel mtu mtu_rule next_hop notes peer reason rule subnet way" {
 		t.Errorf("an answer has %s", have)
 	}
 	if have := strings.Join(keys(got["kernel"]), " "); have != "device error gateway mtu source" {

@@ -10,6 +10,7 @@ import (
 	"muslin/tunnel/fib"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/pathmtu"
 	"muslin/tunnel/underlay"
 	"muslin/tunnel/wireguard"
 )
@@ -26,6 +27,8 @@ type sides struct {
 	guest  bool
 
 	release func() // gives its workers' processors back
+
+	paths *pathmtu.Prober // nil: nobody looks at them
 }
 
 // outer is what both kinds of underlay have beside moving datagrams: the one that does just that, and WireGuard's.
@@ -57,10 +60,12 @@ func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.T
 		MTU:         node.mtu,
 		Jumbo:       max(16<<10, node.iface.MTU), // beyond any Ethernet's jumbo frame
 		SourceCheck: node.sourceCheck(d.opts.sourceCheck),
+		ClampMSS:    d.opts.flags.clampMSS,
 	})
 	if err != nil {
 		return err
 	}
+	s.paths = d.openPaths(s, node, subnet)
 	if d.place.from != nil {
 		if err := s.pause(); err != nil { // until succeed
 			return err
@@ -167,8 +172,12 @@ func (s *sides) shared() string {
 }
 
 func (s *sides) tasks() []task {
-	if s.guest {
-		return []task{s.vtep.Run}
+	all := []task{s.vtep.Run}
+	if !s.guest {
+		all = append(all, s.conn.Run)
 	}
-	return []task{s.vtep.Run, s.conn.Run}
+	if s.paths != nil {
+		all = append(all, s.paths.Run)
+	}
+	return all
 }

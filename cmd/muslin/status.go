@@ -98,6 +98,12 @@ type PeerStatus struct {
 	WayRule   string `json:"way_rule"` // what decided
 	WayReason string `json:"way_reason"`
 
+	// Of the path that datagrams take to it (package tunnel/pathmtu).
+	PathMTUState string     `json:"path_mtu_state"` // "full", "smaller", "unknown" if it does not answer; empty: nobody asked
+	PathMTU      int        `json:"path_mtu"`       // bytes, inner, of a smaller one; 0: none is known
+	PathMTUBy    string     `json:"path_mtu_by"`    // whose word that is: "icmp" a router's, "probe" probes that vanished
+	PathMTUSince *time.Time `json:"path_mtu_since"`
+
 	// With wireguard; empty and null otherwise.
 	PublicKey     string     `json:"public_key"`
 	Endpoint      string     `json:"endpoint"`       // where its datagrams came from last, or where its lease says
@@ -187,7 +193,7 @@ func (s *Status) print(w io.Writer, now time.Time, most int) error {
 	}
 	listed := heardLast(s.Peers, most)
 	for _, peer := range listed {
-		p.line("  %s\t%s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.Way, peer.describeState(now),
+		p.line("  %s\t%s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.Way, peer.describeState(now)+peer.describePath(now),
 			peer.TxPackets, bytesText(peer.TxBytes), peer.RxPackets, bytesText(peer.RxBytes), ago(now, peer.LastRx))
 	}
 	if rest := len(s.Peers) - len(listed); rest > 0 {

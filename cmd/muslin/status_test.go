@@ -88,7 +88,7 @@ func TestStatusShape(t *testing.T) {
 				t.Error("privileges.capabilities is no list")
 			}
 			if name == "running" {
-				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx other_subnet other_up public_ip public_key rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
+				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx other_subnet other_up path_mtu path_mtu_by path_mtu_since path_mtu_state public_ip public_key rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
 					t.Errorf("a peer has %s", have)
 				}
 				if have := strings.Join(keys(got["features"].([]any)[0]), " "); have != "name on reason" {

@@ -223,6 +223,7 @@ func (v *viewState) peerStatus(p *fib.Peer) PeerStatus {
 			peer.OtherUp, _ = v.up(other)
 		}
 	}
+	peer.fillPath(v.path(p))
 	if last := c.LastRx.Load(); last != 0 {
 		t := time.Unix(0, last).UTC()
 		peer.LastRx = &t
