@@ -28,7 +28,6 @@ type way struct {
 // run has a search sent to its end, in steps of 50 ms, and returns the verdict and how long it took.
 func (w *way) run(s *search) (v verdict, took time.Duration) {
 	type event struct {
-		at    time.Time
 		bytes int
 		long  bool
 	}
