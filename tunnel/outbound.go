@@ -114,7 +114,7 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 	if o.v.cfg.ClampMSS && p.Info.Kind == gso.None {
 		o.v.clamp(ip, h, peer, false)
 	}
-	if longest > int(o.v.MTU()) || longest > int(peer.Counters.PathMTU.Load()) {
+	if longest > int(o.v.MTU()) || longest > o.v.least && longest > int(peer.Counters.PathMTU.Load()) {
 		if !o.fits(ip, h, peer, longest, segments) {
 			return nil
 		}
