@@ -346,9 +346,14 @@ func (p *Prober) advance(r *record, now time.Time) {
 		nonce := rand.Uint64()
 		p.probes[nonce] = probe{r, s, size, now}
 		// What the kernel does not take for another reason counts like what is not answered.
-		if err := p.cfg.Conn.Send(r.peer, nonce, size); errors.Is(err, ErrTooLong) {
+		switch err := p.cfg.Conn.Send(r.peer, nonce, size); {
+		case errors.Is(err, ErrTooLong):
 			delete(p.probes, nonce)
 			s.tooLong(size, 0)
+		case err == nil: // the peer counts it among what it receives
+			r.peer.Counters.TxPackets.Add(1)
+			r.peer.Counters.TxBytes.Add(uint64(size))
+			r.tx += uint64(size) // no sign of trouble
 		}
 	}
 	p.apply(r, now)
