@@ -259,11 +259,11 @@ func (e *sharedEnd) join(t *testing.T, n *sharedNet) (v *vtep, stop func()) {
 		return err
 	})
 	v.SetTable(fib.New([]*fib.Peer{&other}))
-	stop = running(t, v.Run)
 	e.ns.Sh(t, fmt.Sprintf(`
 		ip addr add %v/%d dev %s %s
 		ip link set %s mtu %d up
 		ip route add %v dev %s`, own.Subnet.Addr(), own.Subnet.Addr().BitLen(), name, e.l.nodad(), name, v.MTU(), other.Subnet, name))
+	stop = running(t, v.Run) // now that the device is up: what the far end sends again may come at once
 	e.l.await(t, e.ns, own.Subnet.Addr())
 	return v, stop
 }
