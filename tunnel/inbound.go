@@ -151,20 +151,27 @@ func (in *inbound) unpack(d *Datagram) {
 // to two VLAN tags. head is the framing's length. Whom it is for, and whether we carry it, is looked at later. To cut it would be to take
 // pieces of its payload, which whoever sent it could have made look like datagrams.
 func whole(b []byte, head int) bool {
-	const tag = 4
-	for at := head; at <= head+2*tag && at+20 <= len(b); at += tag {
-		length := 0
-		switch p := b[at:]; p[0] >> 4 {
-		case 4:
-			length = int(binary.BigEndian.Uint16(p[2:]))
-		case 6:
-			length = 40 + int(binary.BigEndian.Uint16(p[4:]))
-		}
-		if length == len(b)-at {
-			return true
-		}
+	at := head
+	for tags := 0; tags < 2 && at >= 2 && at+4 <= len(b) && isTag(b[at-2:at]); tags++ {
+		at += 4
 	}
-	return false
+	if at+20 > len(b) {
+		return false
+	}
+	length := 0
+	switch p := b[at:]; p[0] >> 4 {
+	case 4:
+		length = int(binary.BigEndian.Uint16(p[2:]))
+	case 6:
+		length = 40 + int(binary.BigEndian.Uint16(p[4:]))
+	}
+	return length == len(b)-at
+}
+
+// isTag reports whether an EtherType is that of a VLAN tag (IEEE 802.1Q, 802.1ad), which four bytes later another one follows.
+func isTag(etherType []byte) bool {
+	t := binary.BigEndian.Uint16(etherType)
+	return t == 0x8100 || t == 0x88a8
 }
 
 func (in *inbound) datagram(b []byte, d *Datagram, udpSize int) {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
@@ -170,5 +171,50 @@ func TestInboundCounters(t *testing.T) {
 	}
 	if c.RxPackets.Load() != 0 || c.RxBytes.Load() != 0 || c.LastRx.Load() != 0 {
 		t.Error("C sent nothing, but is counted")
+	}
+}
+
+// No train of joined datagrams is taken for one datagram, whatever its first packet's header says: neither a checksum nor
+// an identification is a length behind a VLAN tag.
+func TestWholeIsNoTrain(t *testing.T) {
+	const head, packet, trains = encap.VXLANHeadroom, 100, 10
+	train := make([]byte, trains*(head+packet))
+	for i := range trains {
+		ip := train[i*(head+packet)+head:]
+		binary.BigEndian.PutUint16(ip, 0x4500)
+		binary.BigEndian.PutUint16(train[i*(head+packet)+head-2:], 0x0800)
+		binary.BigEndian.PutUint16(ip[2:], packet)
+	}
+	ip := train[head:]
+	for id := range 1 << 16 {
+		for _, ttl := range []byte{0x40, 0x60} {
+			binary.BigEndian.PutUint16(ip[4:], uint16(id))
+			ip[8], ip[9] = ttl, 17
+			for _, word := range []int{6, 8, 10, 12} { // what would be the length behind one tag or two
+				old := binary.BigEndian.Uint16(ip[word:])
+				for _, length := range []int{len(train) - head - 4, len(train) - head - 8} {
+					binary.BigEndian.PutUint16(ip[word:], uint16(length))
+					if word == 8 {
+						ip[8] = ttl
+					}
+					if whole(train, head) {
+						t.Fatalf("taken for one datagram: %x", ip[:20])
+					}
+				}
+				binary.BigEndian.PutUint16(ip[word:], old)
+			}
+		}
+	}
+	for tags := range 3 {
+		one := make([]byte, head+4*tags+packet)
+		for at := range tags {
+			binary.BigEndian.PutUint16(one[head-2+4*at:], 0x8100)
+		}
+		binary.BigEndian.PutUint16(one[head-2+4*tags:], 0x0800)
+		one[head+4*tags] = 0x45
+		binary.BigEndian.PutUint16(one[head+4*tags+2:], packet)
+		if !whole(one, head) {
+			t.Errorf("a datagram behind %d VLAN tags is not one", tags)
+		}
 	}
 }
