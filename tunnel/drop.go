@@ -15,7 +15,7 @@ const (
 	DropTUNOverflow    Reason = iota // the TUN device's queue was full: the kernel dropped it before us
 	DropNoRoute                      // no peer's subnet holds the destination
 	DropOwnSubnet                    // the destination is in our own subnet, but no pod route took it
-	DropTooBig                       // longer than the inner MTU
+	DropTooBig                       // longer than the inner MTU, or than the path takes
 	DropMalformed                    // the local kernel handed over something that is not an IP packet
 	DropIPv6                         // inner IPv6, on an overlay that carries IPv4
 	DropIPv4                         // inner IPv4, on an overlay that carries IPv6
@@ -56,7 +56,7 @@ var reasons = [numReasons]struct{ name, explain string }{
 	DropTUNOverflow:    {"tun-overflow", "the TUN device's queue was full: senders were faster than the daemon, as in any router"},
 	DropNoRoute:        {"no-route", "no lease holds the destination; the sender got ICMP net unreachable"},
 	DropOwnSubnet:      {"own-subnet", "destination in this node's subnet, but no pod route took it: is the pod bridge up?"},
-	DropTooBig:         {"too-big", "longer than the overlay MTU; the sender got ICMP fragmentation needed (IPv6: packet too big)"},
+	DropTooBig:         {"too-big", "longer than the overlay MTU or the path to the peer takes; the sender got ICMP fragmentation needed (IPv6: packet too big)"},
 	DropMalformed:      {"malformed", "the local kernel handed over something that is not an IP packet"},
 	DropIPv6:           {"ipv6", "a local IPv6 packet; this overlay carries IPv4"},
 	DropIPv4:           {"ipv4", "a local IPv4 packet; this overlay carries IPv6"},

@@ -8,7 +8,8 @@
 // time to time after that, and when a peer is not heard of while much is sent to it. docs/decisions/path-mtu.md has the
 // reasons.
 //
-// What it costs is bounded: perSecond probes a second at most, whatever the number of peers.
+// What it costs is bounded: perSecond probes a second at most, and as many again after a quiet second, whatever the number
+// of peers.
 package pathmtu
 
 import (
