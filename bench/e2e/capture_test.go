@@ -69,16 +69,22 @@ func (c *capture) packets() ([][]byte, error) {
 // wait returns the packets once there are n.
 func (c *capture) wait(t *testing.T, n int) [][]byte {
 	t.Helper()
-	var all [][]byte
+	all := c.atLeast(t, n)
+	if len(all) != n {
+		t.Fatalf("%s has %d packets, want %d", filepath.Base(c.file), len(all), n)
+	}
+	return all
+}
+
+// atLeast waits for so many packets, or more: tcpdump writes them a moment after they passed.
+func (c *capture) atLeast(t *testing.T, n int) (all [][]byte) {
+	t.Helper()
 	eventually(t, 10*time.Second, func() (err error) {
 		if all, err = c.packets(); err == nil && len(all) < n {
 			err = fmt.Errorf("%s has %d packets, want %d", filepath.Base(c.file), len(all), n)
 		}
 		return err
 	})
-	if len(all) != n {
-		t.Fatalf("%s has %d packets, want %d", filepath.Base(c.file), len(all), n)
-	}
 	return all
 }
 
