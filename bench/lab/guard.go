@@ -118,11 +118,17 @@ func writeState(id string, content []byte) error {
 	}
 }
 
-// release lets the guard clean, and waits for it.
+// release lets the guard clean, and waits for it. One that is dead has a substitute: Ctrl-C ends it too, where it comes
+// before the guard has its own session.
 func (g *guard) release() error {
 	g.pipe.Close()
 	err := g.cmd.Wait()
-	left := (&Lab{id: g.id, dir: g.dir, cgroup: g.cgroup}).Leftovers()
+	lab := &Lab{id: g.id, dir: g.dir, cgroup: g.cgroup}
+	left := lab.Leftovers()
+	if len(left) != 0 && err != nil {
+		err = g.command().Run()
+		left = lab.Leftovers()
+	}
 	if len(left) == 0 {
 		return nil
 	}

@@ -458,3 +458,22 @@ func TestSweep(t *testing.T) {
 	}
 	expectGone(t, pid)
 }
+
+// A lab whose guard is dead is cleaned all the same when it is closed.
+func TestCloseWithoutGuard(t *testing.T) {
+	t.Parallel()
+	RequireRoot(t)
+	l, err := New(t.Context(), Config{Hosts: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.guard.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if left := l.Leftovers(); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
