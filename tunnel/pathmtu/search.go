@@ -93,7 +93,7 @@ func (s *search) tooLong(bytes, mtu int) {
 		return
 	}
 	s.fails, s.icmp = bytes, true
-	if mtu < bytes {
+	if mtu < bytes && (mtu == 0 || mtu >= s.passes) { // what has passed is not longer than what passes
 		mtu = max(mtu, s.floor)
 		s.add(mtu)
 		if mtu > s.floor {
