@@ -108,7 +108,7 @@ func TestOnTheWire(t *testing.T) {
 func testOnTheWire(t *testing.T, backend string) {
 	l := newLab(t, 2)
 	// Without offloads on the TUN device, where the capture would show checksums that are not finished.
-	daemons := join(t, l, backend, "--features=-tun-tso")
+	daemons := join(t, l, backend, "--features=-tun-tso", "--path-mtu-interval=0") // nor probes among the packets
 	ctx := t.Context()
 	if _, err := l.Host(1).Run(ctx, "ethtool", "-K", "eth0", "tx", "off"); err != nil {
 		t.Fatal(err)
