@@ -4,6 +4,7 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 15s
+FUZZSIDE ?= 2
 SOAK     ?= 30m
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -157,8 +158,8 @@ soak: deps-test build ## Traffic, churn and restarts for SOAK (30m): what the da
 	$(GO) run ./bench/plot bench/results
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for FUZZTIME (15s), two side by side
-	GO="$(GO)" bench/fuzz/run.sh $(FUZZTIME) 2
+fuzz: ## Run each fuzz target for FUZZTIME (15s), FUZZSIDE (2) side by side
+	GO="$(GO)" bench/fuzz/run.sh $(FUZZTIME) $(FUZZSIDE)
 
 .PHONY: fuzz-long
 fuzz-long: ## Run each fuzz target for 5 minutes, two side by side: an hour and more
