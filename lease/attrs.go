@@ -243,16 +243,28 @@ func decodeAttrs(value []byte) (Attrs, error) {
 	return a, nil
 }
 
-// decodeWireGuard is as decodeVXLAN.
-func (a *Attrs) decodeWireGuard() (err error) {
+// decodeWireGuard takes the fields of both halves out of BackendData and BackendV6Data.
+func (a *Attrs) decodeWireGuard() error {
+	return a.decodeHalves(func(raw json.RawMessage) (err error) {
+		a.Key, a.Port, err = decodeWireGuardData(raw)
+		return err
+	}, func(raw json.RawMessage) (err error) {
+		a.Key6, a.Port6, err = decodeWireGuardData(raw)
+		return err
+	})
+}
+
+// decodeHalves has BackendData read by four and BackendV6Data by six. Beside an IPv4 half the IPv6 half may be missing, and
+// is kept as it is where it cannot be read.
+func (a *Attrs) decodeHalves(four, six func(json.RawMessage) error) error {
 	if !a.sixOnly() {
-		if a.Key, a.Port, err = decodeWireGuardData(a.BackendData); err != nil {
+		if err := four(a.BackendData); err != nil {
 			return fmt.Errorf("BackendData: %w", err)
 		}
 	}
 	a.BackendData = nil
 	if a.sixOnly() || a.BackendV6Data != nil {
-		if a.Key6, a.Port6, err = decodeWireGuardData(a.BackendV6Data); err == nil {
+		if err := six(a.BackendV6Data); err == nil {
 			a.BackendV6Data = nil
 		} else if a.sixOnly() {
 			return fmt.Errorf("BackendV6Data: %w", err)
@@ -287,22 +299,15 @@ func isNode(a netip.Addr) bool {
 		(a.Is4() || !a.IsLinkLocalUnicast()) // one of IPv6 means something on one link only
 }
 
-// decodeVXLAN takes the fields of both halves out of BackendData and BackendV6Data.
-func (a *Attrs) decodeVXLAN() (err error) {
-	if !a.sixOnly() {
-		if a.VNI, a.MAC, err = decodeVXLANData(a.BackendData); err != nil {
-			return fmt.Errorf("BackendData: %w", err)
-		}
-	}
-	a.BackendData = nil
-	if a.sixOnly() || a.BackendV6Data != nil {
-		if a.VNI6, a.MAC6, err = decodeVXLANData(a.BackendV6Data); err == nil {
-			a.BackendV6Data = nil
-		} else if a.sixOnly() {
-			return fmt.Errorf("BackendV6Data: %w", err)
-		}
-	}
-	return nil
+// decodeVXLAN is as decodeWireGuard.
+func (a *Attrs) decodeVXLAN() error {
+	return a.decodeHalves(func(raw json.RawMessage) (err error) {
+		a.VNI, a.MAC, err = decodeVXLANData(raw)
+		return err
+	}, func(raw json.RawMessage) (err error) {
+		a.VNI6, a.MAC6, err = decodeVXLANData(raw)
+		return err
+	})
 }
 
 func decodeVXLANData(raw json.RawMessage) (encap.VNI, encap.MAC, error) {
