@@ -233,7 +233,7 @@ func (c *Common) Run(ctx context.Context) error {
 	defer tick.Stop()
 	watch := newRulesWatch(c.log)
 	defer watch.close()
-	said := ""
+	repairs := repairs{log: c.log, period: c.resync}
 	for {
 		select {
 		case <-ctx.Done():
@@ -245,18 +245,7 @@ func (c *Common) Run(ctx context.Context) error {
 			watch.looked()
 		case <-tick.C:
 		}
-		did, err := c.converge()
-		for _, what := range did {
-			c.log.Warn("put back what something removed", "what", what)
-		}
-		text := ""
-		if err != nil {
-			text = err.Error()
-		}
-		if text != said && err != nil {
-			c.log.Error("cannot put back what something removed; trying again every period", "period", c.resync, "error", err)
-		}
-		said = text
+		repairs.report(c.converge())
 	}
 }
 
@@ -300,19 +289,10 @@ func (c *Common) Undo() error {
 
 // apart is the tool that has the rules of one family, "" for none. A nil journal has none.
 func (j *journal) apart(six bool) firewallKind {
-	switch {
-	case j == nil:
+	if j == nil {
 		return ""
-	case six:
-		return j.Apart6
 	}
-	return j.Apart
+	return *pick(six, &j.Apart, &j.Apart6)
 }
 
-func (j *journal) setApart(six bool, kind firewallKind) {
-	if six {
-		j.Apart6 = kind
-	} else {
-		j.Apart = kind
-	}
-}
+func (j *journal) setApart(six bool, kind firewallKind) { *pick(six, &j.Apart, &j.Apart6) = kind }

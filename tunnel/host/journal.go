@@ -219,36 +219,24 @@ func (j *journal) owns(r netlink.Route) bool {
 	return isDirect(r, j.Direct) || isDirect(r, j.Direct6) || slices.ContainsFunc(j.Routes, func(p plannedRoute) bool { return p.is(r) })
 }
 
-// firewall is the tool that has our rules of one family, "" for none.
-func (j *journal) firewall(six bool) firewallKind {
+// pick is the one of two fields that is a family's.
+func pick[T any](six bool, of4, of6 *T) *T {
 	if six {
-		return j.Firewall6
+		return of6
 	}
-	return j.Firewall
+	return of4
 }
+
+// firewall is the tool that has our rules of one family, "" for none.
+func (j *journal) firewall(six bool) firewallKind { return *pick(six, &j.Firewall, &j.Firewall6) }
 
 func (j *journal) setFirewall(six bool, kind firewallKind) {
-	if six {
-		j.Firewall6 = kind
-	} else {
-		j.Firewall = kind
-	}
+	*pick(six, &j.Firewall, &j.Firewall6) = kind
 }
 
-func (j *journal) standIn(six bool) string {
-	if six {
-		return j.StandIn6
-	}
-	return j.StandIn
-}
+func (j *journal) standIn(six bool) string { return *pick(six, &j.StandIn, &j.StandIn6) }
 
-func (j *journal) setStandIn(six bool, why string) {
-	if six {
-		j.StandIn6 = why
-	} else {
-		j.StandIn = why
-	}
-}
+func (j *journal) setStandIn(six bool, why string) { *pick(six, &j.StandIn, &j.StandIn6) = why }
 
 // tools names the tools that have our rules.
 func (j *journal) tools() string {

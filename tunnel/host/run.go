@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -45,7 +46,7 @@ func (s *State) Run(ctx context.Context) error {
 
 	look := time.NewTimer(0)
 	defer look.Stop()
-	var last string // the error that was logged last
+	repairs := repairs{log: s.log.With("tun", s.config.TUN), period: period}
 	for {
 		var did []string
 		var err error
@@ -77,21 +78,33 @@ func (s *State) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // what is missing now was taken away on purpose
 		}
-		for _, what := range did {
-			s.log.Warn("put back what something removed", "tun", s.config.TUN, "what", what)
-		}
 		if errors.Is(err, ErrTUNGone) {
+			repairs.report(did, nil)
 			return err
 		}
-		text := ""
-		if err != nil {
-			text = err.Error()
-		}
-		if text != last && err != nil {
-			s.log.Error("cannot put back what something removed; trying again every period", "tun", s.config.TUN, "period", period, "error", err)
-		}
-		last = text
+		repairs.report(did, err)
 	}
+}
+
+// repairs logs what was put back, and why something could not be, once for each reason.
+type repairs struct {
+	log    *slog.Logger
+	period time.Duration // at which it is tried again
+	said   string
+}
+
+func (r *repairs) report(did []string, err error) {
+	for _, what := range did {
+		r.log.Warn("put back what something removed", "what", what)
+	}
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != r.said && err != nil {
+		r.log.Error("cannot put back what something removed; trying again every period", "period", r.period, "error", err)
+	}
+	r.said = text
 }
 
 func (s *State) convergeFirewall() (did []string, err error) {
