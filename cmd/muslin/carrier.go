@@ -20,17 +20,11 @@ type carrier interface {
 	// name is the device's that the overlay's route leads to; empty: there is none.
 	name() string
 
-	// connect makes it ready to carry, once there is a lease. Nothing is carried before its tasks run, nor, with
-	// another daemon in our place, before resume.
-	connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.Table) error
-
 	// setTable says who the peers are from now on; table is them, or nil where nobody but the lease side keeps them.
 	setTable(*fib.Table)
 	table() *fib.Table
 
-	// setMTU says how long an inner packet is at most from now on; pathMTUChanged, that the underlay's MTU is another.
-	setMTU(encap.InnerMTU)
-	pathMTUChanged()
+	pathMTUChanged() // the underlay's MTU is another
 
 	// persist has the device outlive a crash; keep says whether it stays when it is closed.
 	persist(*daemon)
@@ -49,11 +43,25 @@ type carrier interface {
 	features() []kernel.Feature
 	counts() (drops map[string]uint64, unfinished uint64)
 	lastSendError() error
-	sessions() (map[string]wireguard.Session, error) // by a peer's WireGuard key; nil: there are none
-	shared() string                                  // see wireguard.Underlay.Shared
+	shared() string // see wireguard.Underlay.Shared
 
 	tasks() []task
 	close()
+}
+
+// part is a carrier of one address family: every one but both.
+type part interface {
+	carrier
+
+	// connect makes it ready to carry, once there is a lease. Nothing is carried before its tasks run, nor, with
+	// another daemon in our place, before resume.
+	connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.Table) error
+
+	// setMTU says how long an inner packet is at most from now on (see mtuFollower).
+	setMTU(encap.InnerMTU)
+
+	// sessions are by a peer's WireGuard key, of which a node has one for both families; nil: there are none.
+	sessions() (map[string]wireguard.Session, error)
 }
 
 // absent carries nothing.
@@ -80,21 +88,16 @@ func (absent) tasks() []task                                          { return n
 func (absent) close()                                                 {}
 
 // both carries each address family by itself. The first is IPv4's, whose device and features stand for the two.
-type both struct{ four, six carrier }
+type both struct{ four, six part }
 
 func (b both) each(do func(carrier) error) error { return errors.Join(do(b.four), do(b.six)) }
 
 func (b both) name() string { return b.four.name() }
 
-// connect is done for each before the two become one.
-func (b both) connect(*daemon, *node, netip.Prefix, *fib.Table) error { return errors.ErrUnsupported }
-
 func (b both) setTable(t *fib.Table) { b.four.setTable(t); b.six.setTable(t) }
 func (b both) table() *fib.Table     { return b.four.table() }
 
-// setMTU is for each what is its own: see mtuFollower.
-func (b both) setMTU(encap.InnerMTU) {}
-func (b both) pathMTUChanged()       { b.four.pathMTUChanged(); b.six.pathMTUChanged() }
+func (b both) pathMTUChanged() { b.four.pathMTUChanged(); b.six.pathMTUChanged() }
 
 func (b both) persist(d *daemon) { b.four.persist(d); b.six.persist(d) }
 func (b both) keep(stay bool)    { b.four.keep(stay); b.six.keep(stay) }
@@ -125,25 +128,23 @@ func (b both) lastSendError() error {
 	return b.six.lastSendError()
 }
 
-// sessions are asked for of each by itself: both have the same keys.
-func (b both) sessions() (map[string]wireguard.Session, error) { return nil, errors.ErrUnsupported }
-func (b both) shared() string                                  { return cmp.Or(b.four.shared(), b.six.shared()) }
+func (b both) shared() string { return cmp.Or(b.four.shared(), b.six.shared()) }
 
 func (b both) tasks() []task { return append(b.four.tasks(), b.six.tasks()...) }
 func (b both) close()        { b.four.close(); b.six.close() }
 
 // parts are the carriers of each family.
-func parts(c carrier) []carrier {
+func parts(c carrier) []part {
 	if b, ok := c.(both); ok {
-		return []carrier{b.four, b.six}
+		return []part{b.four, b.six}
 	}
-	return []carrier{c}
+	return []part{c.(part)}
 }
 
 // family is what there is of one address family.
 type family struct {
 	node    *node
-	carrier carrier
+	carrier part
 	state   *host.State
 }
 

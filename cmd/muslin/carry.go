@@ -199,7 +199,7 @@ func (d *daemon) openCarrier(ctx context.Context, node *node, found foundDevices
 	return both{four, six}, nil
 }
 
-func (d *daemon) openFamily(ctx context.Context, node *node, found bool) (carrier, error) {
+func (d *daemon) openFamily(ctx context.Context, node *node, found bool) (part, error) {
 	if node.hostGateway() {
 		return absent{}, nil
 	}
@@ -218,7 +218,7 @@ func (d *daemon) openFamily(ctx context.Context, node *node, found bool) (carrie
 }
 
 // openSides opens the sockets and the TUN device, or takes them over, with the features that this kernel has.
-func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier, error) {
+func (d *daemon) openSides(ctx context.Context, node *node, found bool) (part, error) {
 	d.view.waiting("trying out the kernel's features")
 	wanted := d.opts.features
 	if d.opts.sourceCheck == tunnel.SourceCheckOff {
@@ -255,11 +255,10 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (carrier
 		conn, err = underlay.Open(cfg)
 		err = host.ExplainBind(addr, err)
 	}
-	release := keepProcessors(senders + receivers)
 	if err != nil {
-		release()
 		return nil, err
 	}
+	release := keepProcessors(senders + receivers)
 	dev, err := d.openTUN(tun.Config{
 		Name: node.tun, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.of(node).tun, Reuse: found})
 	if err != nil {

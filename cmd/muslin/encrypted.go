@@ -147,7 +147,7 @@ type kernelWireGuard struct {
 
 // openKernelWireGuard makes the device, or takes over the one that is there; nil: the engine in this process is to do
 // it. found says that a killed daemon's device is there.
-func (d *daemon) openKernelWireGuard(node *node, found bool) (carrier, error) {
+func (d *daemon) openKernelWireGuard(node *node, found bool) (part, error) {
 	wanted := d.opts.flags.wireguard
 	switch {
 	case wanted == wireguardUserspace:
@@ -244,7 +244,7 @@ func (s sameDevice) table() *fib.Table { return s.of.table() }
 func (s sameDevice) sessions() (map[string]wireguard.Session, error) { return s.of.sessions() }
 
 // withSix adds what carries IPv6 to a carrier of IPv4 whose one tunnel carries both.
-func withSix(four carrier) (carrier, error) {
+func withSix(four part) (carrier, error) {
 	switch c := four.(type) {
 	case *kernelWireGuard:
 		return both{c, sameDevice{of: c}}, nil
