@@ -10,13 +10,13 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"muslin/bench/link"
+	"muslin/cmd/muslin/text"
 )
 
 // benchLink is `muslin bench link`, of either side. Which addresses are measured comes from the daemon's
@@ -121,7 +121,7 @@ func (b *benchLink) check(cmd *cobra.Command, args []string) error {
 	if b.port == 0 {
 		bad = append(bad, errors.New("--port 0: want 1 to 65535"))
 	}
-	if err := checkOutput(b.output); err != nil {
+	if err := text.CheckOutput(b.output); err != nil {
 		bad = append(bad, err)
 	}
 	for name, value := range map[string]string{"--overlay-addr": b.overlayAddr, "--underlay-addr": b.underlayAddr} {
@@ -292,24 +292,24 @@ func isTerminal(r io.Reader) bool {
 
 func (b *benchLink) print(out io.Writer, r *link.Result) error {
 	if b.output == "json" {
-		return printJSON(out, r)
+		return text.JSON(out, r)
 	}
-	p := &printer{w: tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)}
-	p.line("overlay    %s to %s", dash(r.Overlay.Local), r.Overlay.Address)
-	p.line("underlay   %s to %s", dash(r.Underlay.Local), r.Underlay.Address)
+	p := text.NewPrinter(out)
+	p.Line("overlay    %s to %s", text.Dash(r.Overlay.Local), r.Overlay.Address)
+	p.Line("underlay   %s to %s", text.Dash(r.Underlay.Local), r.Underlay.Address)
 	if len(r.Measures) > 0 {
-		p.line("")
+		p.Line("")
 		for _, row := range r.Table() {
-			p.line("%s", strings.Join(row, "\t"))
+			p.Line("%s", strings.Join(row, "\t"))
 		}
 	}
 	for i, note := range r.Notes {
 		if i == 0 {
-			p.line("")
+			p.Line("")
 		}
-		p.line("NOTE: %s", note)
+		p.Line("NOTE: %s", note)
 	}
-	return p.finish()
+	return p.Finish()
 }
 
 // verdict is an error where anything does not work over the overlay.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"muslin/bench/link"
+	"muslin/cmd/muslin/control"
 )
 
 // linkRun is a call of `muslin bench link` in this process.
@@ -67,17 +68,17 @@ func runLink(t *testing.T, args ...string) *linkRun {
 }
 
 // fakeDaemon serves a status on a control socket.
-func fakeDaemon(t *testing.T, status *Status) (control string) {
+func fakeDaemon(t *testing.T, status *control.Status) (socket string) {
 	t.Helper()
-	control = filepath.Join(t.TempDir(), "muslin.sock")
-	l, err := listenControl(control)
+	socket = filepath.Join(t.TempDir(), "muslin.sock")
+	l, err := listenControl(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func() *Status { return status }, http.NotFound, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func() *control.Status { return status }, http.NotFound, http.NotFound))
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -85,7 +86,7 @@ func fakeDaemon(t *testing.T, status *Status) (control string) {
 			t.Error(err)
 		}
 	})
-	return control
+	return socket
 }
 
 func freePort(t *testing.T) string {
@@ -99,7 +100,7 @@ func freePort(t *testing.T) string {
 }
 
 // loopStatus is a daemon's whose addresses are all on loopback.
-func loopStatus(own, publicIP string, peers ...PeerStatus) *Status {
+func loopStatus(own, publicIP string, peers ...control.PeerStatus) *control.Status {
 	s := exampleStatus(time.Now())
 	s.Node.Subnet, s.Node.PublicIP, s.Node.Iface, s.Peers = own, publicIP, "lo", peers
 	return s
@@ -110,7 +111,7 @@ func TestBenchLinkBothSides(t *testing.T) {
 	port := freePort(t)
 	// This host is both nodes; 127.1.2.0 and 127.1.1.0 are on loopback as all of 127.0.0.0/8 is.
 	serving := fakeDaemon(t, loopStatus("127.1.2.0/24", "127.0.0.1"))
-	measuring := fakeDaemon(t, loopStatus("127.1.1.0/24", "127.0.0.7", PeerStatus{Subnet: "127.1.2.0/24", PublicIP: "127.0.0.1"}))
+	measuring := fakeDaemon(t, loopStatus("127.1.1.0/24", "127.0.0.7", control.PeerStatus{Subnet: "127.1.2.0/24", PublicIP: "127.0.0.1"}))
 	ctx, cancel := context.WithCancel(t.Context())
 	server := startLink(ctx, nil, "--serve", "--control", serving, "--port", port, "--rate", "50M")
 	defer func() {
@@ -293,9 +294,9 @@ func TestParseRate(t *testing.T) {
 
 func TestFindPeer(t *testing.T) {
 	s := loopStatus("10.244.1.0/24", "192.0.2.1",
-		PeerStatus{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2"},
-		PeerStatus{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3"},
-		PeerStatus{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.3"})
+		control.PeerStatus{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2"},
+		control.PeerStatus{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3"},
+		control.PeerStatus{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.3"})
 	for name, want := range map[string]string{
 		"10.244.2.0/24": "10.244.2.0/24",
 		"10.244.2.7/24": "10.244.2.0/24",

@@ -7,18 +7,20 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"muslin/cmd/muslin/control"
 )
 
 // Which addresses `muslin bench link` measures.
 
 // askRunning is the daemon's status once it carries packets.
-func (b *benchLink) askRunning(ctx context.Context) (*Status, error) {
-	status, err := askStatus(ctx, b.control)
+func (b *benchLink) askRunning(ctx context.Context) (*control.Status, error) {
+	status, err := control.AskStatus(ctx, b.control)
 	if err != nil {
 		return nil, fmt.Errorf("%w; or give --overlay-addr and --underlay-addr, which need no daemon", err)
 	}
-	if status.State != stateRunning {
-		return nil, fmt.Errorf("the daemon carries no packets yet (%s): try again when `muslin status` says %s", status.State, stateRunning)
+	if status.State != control.StateRunning {
+		return nil, fmt.Errorf("the daemon carries no packets yet (%s): try again when `muslin status` says %s", status.State, control.StateRunning)
 	}
 	return status, nil
 }
@@ -128,7 +130,7 @@ func (b *benchLink) target(ctx context.Context, args []string) (linkTarget, erro
 }
 
 // findPeer is the one peer that has the subnet, the subnet with the address, or the PublicIP.
-func findPeer(status *Status, name string) (*PeerStatus, error) {
+func findPeer(status *control.Status, name string) (*control.PeerStatus, error) {
 	wanted, err := netip.ParsePrefix(name)
 	addr, addrErr := netip.ParseAddr(name)
 	if err != nil && addrErr != nil {
@@ -141,7 +143,7 @@ func findPeer(status *Status, name string) (*PeerStatus, error) {
 	if is(status.Node.Subnet, status.Node.PublicIP) {
 		return nil, fmt.Errorf("PEER %s is this node itself: name the other one", name)
 	}
-	var found []*PeerStatus
+	var found []*control.PeerStatus
 	var subnets []string
 	for i, p := range status.Peers {
 		if is(p.Subnet, p.PublicIP) {

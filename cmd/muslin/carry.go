@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"muslin/cmd/muslin/control"
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/host"
@@ -416,7 +417,7 @@ func runTasks(ctx context.Context, tasks []task) error {
 
 // announce says that packets are carried.
 func (d *daemon) announce(context.Context) error {
-	d.view.set(func(v *viewState) { v.state, v.running, v.since = stateRunning, true, time.Now() })
+	d.view.set(func(v *viewState) { v.state, v.running, v.since = control.StateRunning, true, time.Now() })
 	d.logStart()
 	if d.settled != nil {
 		d.settled()

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"muslin/cmd/muslin/control"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
 )
@@ -106,7 +107,7 @@ func (own remains) withNetworks(config string) ([]remains, error) {
 
 // refuse is an error while a daemon is there.
 func (r remains) refuse(cmd *cobra.Command) error {
-	if _, err := askStatus(cmd.Context(), r.control); err == nil || errors.Is(err, errSeveral) {
+	if _, err := control.AskStatus(cmd.Context(), r.control); err == nil || errors.Is(err, control.ErrSeveral) {
 		return fmt.Errorf("a daemon runs behind %s: stop it first, it cleans up after itself", r.control)
 	}
 	return nil

@@ -2,19 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
+
+	"muslin/cmd/muslin/control"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,8 +24,6 @@ import (
 //	GET /v1/status      Status
 //	GET /v1/route?to=   RouteAnswer
 //	POST /v1/handover   an upgrade to what package handover speaks
-
-const statusPath = "/v1/status"
 
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind
 // it is an error.
@@ -57,7 +53,7 @@ func listenControl(path string) (*net.UnixListener, error) {
 }
 
 // dialControl returns nil if a live daemon is behind the socket: it takes a connection and waits for a request. One that
-// was killed a moment ago may take it, too; its end closes it. An error says why nobody is reached.
+// was killed a moment text.Ago may take it, too; its end closes it. An error says why nobody is reached.
 func dialControl(path string) error {
 	const patience = 300 * time.Millisecond
 	for range 10 {
@@ -92,10 +88,10 @@ func removeDeadControl(path string, reached error) (bool, error) {
 }
 
 // controlHandler answers on the control socket.
-func controlHandler(status func() *Status, route, replace http.HandlerFunc) http.Handler {
+func controlHandler(status func() *control.Status, route, replace http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, status()) })
-	mux.HandleFunc("GET "+routePath, route)
+	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, status()) })
+	mux.HandleFunc("GET "+control.RoutePath, route)
 	mux.HandleFunc("POST "+handover.Path, replace)
 	return mux
 }
@@ -138,68 +134,4 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 		return g.Wait()
 	}
 	return fmt.Errorf("serve %s: %w", l.Addr(), errors.Join(err, g.Wait()))
-}
-
-// askStatus gets the status from the daemon behind the control socket.
-func askStatus(ctx context.Context, control string) (*Status, error) {
-	return askNetwork(ctx, control, "")
-}
-
-// askNetwork gets that of one of several networks; without a name there has to be but one.
-func askNetwork(ctx context.Context, control, name string) (*Status, error) {
-	var s Status
-	path := statusPath
-	if name != "" {
-		path += "?" + url.Values{"net": {name}}.Encode()
-	}
-	if err := askControl(ctx, control, path, &s); err != nil {
-		return nil, err
-	}
-	return &s, nil
-}
-
-// askControl gets what the daemon behind the control socket has at a path, as JSON.
-func askControl(ctx context.Context, control, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", control)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://muslin"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return explainControl(control, err)
-	}
-	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return fmt.Errorf("the daemon behind %s is of another version, which does not know the question %s: `muslin run --replace` puts this one in its place", control, req.URL.Path)
-	case http.StatusMultipleChoices:
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
-		return fmt.Errorf("%w: the process behind %s: %s", errSeveral, control, strings.TrimSpace(string(why)))
-	default:
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
-		return fmt.Errorf("the daemon behind %s answered %s: %s", control, resp.Status, strings.TrimSpace(string(why)))
-	}
-	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	return nil
-}
-
-func explainControl(control string, err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no daemon behind %s: start one with \"muslin run\", or say where its socket is with --control", control)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("the control socket %s is not ours to open: run this as the daemon's user (root)", control)
-	}
-	return fmt.Errorf("ask the daemon behind %s: %w", control, err)
 }

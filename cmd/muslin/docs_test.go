@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"muslin/cmd/muslin/control"
 	"muslin/lease"
 	"muslin/tunnel"
 )
@@ -244,7 +245,7 @@ func TestDocsListEveryStatusField(t *testing.T) {
 			t.Errorf("%s has no type", row[0])
 		}
 	}
-	same(t, "status field", inDocs, statusPaths(reflect.TypeFor[Status](), ""))
+	same(t, "status field", inDocs, statusPaths(reflect.TypeFor[control.Status](), ""))
 }
 
 func TestDocsListEveryRouteField(t *testing.T) {
@@ -256,7 +257,7 @@ func TestDocsListEveryRouteField(t *testing.T) {
 			t.Errorf("%s has no type", row[0])
 		}
 	}
-	same(t, "field of the route", inDocs, statusPaths(reflect.TypeFor[RouteAnswer](), ""))
+	same(t, "field of the route", inDocs, statusPaths(reflect.TypeFor[control.RouteAnswer](), ""))
 }
 
 func TestDocsListEveryDropReason(t *testing.T) {
@@ -575,7 +576,7 @@ func TestDocsNetworks(t *testing.T) {
 	for _, row := range tableRows(section(t, text, "Looking at them")) {
 		inDocs = append(inDocs, quoted(row[0])...)
 	}
-	for _, path := range statusPaths(reflect.TypeFor[Networks](), "") {
+	for _, path := range statusPaths(reflect.TypeFor[control.Networks](), "") {
 		if top, _, _ := strings.Cut(path, "."); top == "privileges" || top == "process" || strings.HasPrefix(top, "privileges") {
 			path = strings.TrimSuffix(top, "[]")
 		}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"muslin/cmd/muslin/control"
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel"
@@ -98,7 +99,7 @@ func (d *daemon) openEncrypted(node *node) (*wireguard.Underlay, error) {
 }
 
 // fillSessions adds what WireGuard knows of the peers. A node has one key for both families, and a session of each.
-func (v *viewState) fillSessions(peers []PeerStatus) error {
+func (v *viewState) fillSessions(peers []control.PeerStatus) error {
 	var failed error
 	for i, n := range v.node.all() {
 		all, err := parts(v.carrier)[i].sessions()
@@ -108,7 +109,7 @@ func (v *viewState) fillSessions(peers []PeerStatus) error {
 	return failed
 }
 
-func fillSessions(peers []PeerStatus, six bool, all map[string]wireguard.Session) {
+func fillSessions(peers []control.PeerStatus, six bool, all map[string]wireguard.Session) {
 	for i := range peers {
 		p := &peers[i]
 		if strings.Contains(p.Subnet, ":") != six {

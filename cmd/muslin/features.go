@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"muslin/cmd/muslin/text"
 	"muslin/tunnel/kernel"
 )
 
@@ -58,7 +58,7 @@ feature needs and what kernels had broken is in docs/kernels.md.`,
   muslin status                                  # what the running daemon uses`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := text.CheckOutput(output); err != nil {
 				return err
 			}
 			wanted, err := kernel.ParseFeatures(features)
@@ -76,7 +76,7 @@ feature needs and what kernels had broken is in docs/kernels.md.`,
 				report.Notes = append(report.Notes, "run as root for the full answer")
 			}
 			if output == "json" {
-				return printJSON(cmd.OutOrStdout(), report)
+				return text.JSON(cmd.OutOrStdout(), report)
 			}
 			return report.print(cmd.OutOrStdout())
 		},
@@ -123,24 +123,24 @@ func (r *FeaturesReport) count(state string) int {
 
 // print writes the report for a person: what a feature buys, and under it why it is not on.
 func (r *FeaturesReport) print(w io.Writer) error {
-	p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
-	p.line("%s: %d of %d features on, up to %d datagrams in one send", r.Kernel, r.count(featureOn), len(r.Features), r.MaxSegments)
-	p.line("\nFEATURE\tSTATE\tSINCE\tWHAT IT BUYS")
+	p := text.NewPrinter(w)
+	p.Line("%s: %d of %d features on, up to %d datagrams in one send", r.Kernel, r.count(featureOn), len(r.Features), r.MaxSegments)
+	p.Line("\nFEATURE\tSTATE\tSINCE\tWHAT IT BUYS")
 	for _, f := range r.Features {
 		state := f.State
 		if state == featureOff {
 			state = "OFF"
 		}
-		p.line("%s\t%s\t%s\t%s", f.Name, state, f.Since, f.Buys)
+		p.Line("%s\t%s\t%s\t%s", f.Name, state, f.Since, f.Buys)
 		if f.State != featureOn {
-			p.line("\t\t\t  %s", f.Reason)
+			p.Line("\t\t\t  %s", f.Reason)
 		}
 	}
 	for i, note := range r.Notes {
 		if i == 0 {
-			p.line("")
+			p.Line("")
 		}
-		p.line("NOTE: %s", note)
+		p.Line("NOTE: %s", note)
 	}
-	return p.finish()
+	return p.Finish()
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"muslin/cmd/muslin/control"
 	"muslin/tunnel/handover"
 )
 
@@ -36,7 +37,7 @@ func FuzzControl(f *testing.F) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	handler := controlHandler(func() *Status { asked.Add(1); return &Status{State: stateRunning} }, new(daemon).serveRoute,
+	handler := controlHandler(func() *control.Status { asked.Add(1); return &control.Status{State: control.StateRunning} }, new(daemon).serveRoute,
 		func(w http.ResponseWriter, _ *http.Request) {
 			replaced.Add(1)
 			http.Error(w, "not now", http.StatusConflict)
@@ -72,7 +73,7 @@ func FuzzControl(f *testing.F) {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				answered++
-				var s Status
+				var s control.Status
 				if err == nil && json.Unmarshal(body, &s) != nil && len(body) > 0 {
 					t.Fatalf("answered %q", body)
 				}
@@ -85,7 +86,7 @@ func FuzzControl(f *testing.F) {
 		if replaced.Load() > places && !bytes.Contains(data, []byte("POST ")) {
 			t.Fatalf("asked to be replaced by %q", data)
 		}
-		if s, err := askStatus(context.Background(), path); err != nil || s.State != stateRunning {
+		if s, err := control.AskStatus(context.Background(), path); err != nil || s.State != control.StateRunning {
 			t.Fatalf("afterwards the status is %+v, %v", s, err)
 		}
 	})

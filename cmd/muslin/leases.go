@@ -10,11 +10,11 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"muslin/cmd/muslin/text"
 	"muslin/lease"
 	"muslin/lease/etcd"
 )
@@ -101,10 +101,10 @@ func printLeases(ctx context.Context, cmd *cobra.Command, store *etcd.Store, ent
 			line.Problem = err.Error()
 		} else {
 			good = append(good, l)
-			line.Subnet, line.PublicIP, line.Backend = prefixText(l.Subnet), addrText(l.Attrs.PublicIP), l.Attrs.BackendType
+			line.Subnet, line.PublicIP, line.Backend = text.Prefix(l.Subnet), text.Addr(l.Attrs.PublicIP), l.Attrs.BackendType
 			mac := l.Attrs.MAC
 			if !l.Subnet.IsValid() { // of IPv6 alone
-				line.Subnet, line.PublicIP, mac = prefixText(l.Subnet6), addrText(l.Attrs.PublicIPv6), l.Attrs.MAC6
+				line.Subnet, line.PublicIP, mac = text.Prefix(l.Subnet6), text.Addr(l.Attrs.PublicIPv6), l.Attrs.MAC6
 			}
 			if l.Attrs.BackendType == lease.BackendVXLAN {
 				line.VtepMAC = mac.String()
@@ -120,7 +120,7 @@ func printLeases(ctx context.Context, cmd *cobra.Command, store *etcd.Store, ent
 	}
 	switch output {
 	case "json":
-		return printJSON(w, lines)
+		return text.JSON(w, lines)
 	case "peers-file":
 		for _, l := range lines {
 			if l.Problem != "" {
@@ -129,12 +129,12 @@ func printLeases(ctx context.Context, cmd *cobra.Command, store *etcd.Store, ent
 		}
 		return writePeersFile(w, cmd.ErrOrStderr(), good)
 	case "text":
-		p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
-		p.line("KEY\tPUBLIC IP\tBACKEND\tVTEP MAC\tEXPIRES\tPROBLEM")
+		p := text.NewPrinter(w)
+		p.Line("KEY\tPUBLIC IP\tBACKEND\tVTEP MAC\tEXPIRES\tPROBLEM")
 		for _, l := range lines {
-			p.line("%s\t%s\t%s\t%s\t%s\t%s", l.Key, dash(l.PublicIP), dash(l.Backend), dash(l.VtepMAC), l.expiry(), l.Problem)
+			p.Line("%s\t%s\t%s\t%s\t%s\t%s", l.Key, text.Dash(l.PublicIP), text.Dash(l.Backend), text.Dash(l.VtepMAC), l.expiry(), l.Problem)
 		}
-		return p.finish()
+		return p.Finish()
 	}
 	return fmt.Errorf("--output %q: want text, json or peers-file", output)
 }

@@ -2,16 +2,15 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
+
+	"muslin/cmd/muslin/control"
 
 	"muslin/tunnel/handover"
 	"muslin/tunnel/kernel"
@@ -23,58 +22,28 @@ import (
 //	GET /v1/status?net=NAME      Status
 //	GET /v1/route?to=[&net=NAME] RouteAnswer; without a name, of the network that the address is in
 
-const networksPath = "/v1/networks"
-
-// errSeveral says that the process behind a control socket has several networks, and none was named.
-var errSeveral = errors.New("several networks run there")
-
-// Networks is what `muslin status --output json` prints for a process with several networks. Others script against it:
-// fields are added, never renamed or removed (docs/networks.md).
-type Networks struct {
-	Version    string          `json:"version"`
-	Kernel     string          `json:"kernel"`
-	Config     string          `json:"config"`       // the file
-	Loaded     time.Time       `json:"loaded"`       // when it was taken last
-	Error      string          `json:"config_error"` // why it was not, when it was read after that; empty: it was
-	Networks   []NetworkStatus `json:"networks"`     // by name
-	Privileges PrivilegeStatus `json:"privileges"`
-	Process    ProcessStatus   `json:"process"`
-}
-
-// NetworkStatus is one of them.
-type NetworkStatus struct {
-	Name    string     `json:"name"`
-	Control string     `json:"control"` // its own socket
-	State   string     `json:"state"`   // "running", "failed", or what its start waits for
-	Error   string     `json:"error"`   // failed: why
-	Again   *time.Time `json:"again"`   // failed: when it starts again
-	Status  *Status    `json:"status"`  // as its own socket has it
-}
-
-const stateFailed = "failed"
-
 // status is the network's, whether it runs or not.
-func (m *member) status() NetworkStatus {
+func (m *member) status() control.NetworkStatus {
 	d, again, failed := m.now()
-	out := NetworkStatus{Name: m.name, Control: m.flags.control}
+	out := control.NetworkStatus{Name: m.name, Control: m.flags.control}
 	if failed == nil {
 		out.Status = d.status()
 		out.State = out.Status.State
 		return out
 	}
 	again = again.UTC()
-	out.State, out.Error, out.Again = stateFailed, failed.Error(), &again
+	out.State, out.Error, out.Again = control.StateFailed, failed.Error(), &again
 	out.Status = newStatus()
-	out.Status.State = stateFailed
-	out.Status.warn(fmt.Sprintf("the network does not run, and starts again at %s: %v", again.Format(time.TimeOnly), failed))
+	out.Status.State = control.StateFailed
+	out.Status.Warn(fmt.Sprintf("the network does not run, and starts again at %s: %v", again.Format(time.TimeOnly), failed))
 	out.Status.Privileges = privilegeStatus(d.among.privileges())
 	return out
 }
 
-func (n *networks) status() *Networks {
+func (n *networks) status() *control.Networks {
 	n.mu.Lock()
-	s := &Networks{Version: buildVersion(), Config: n.p.flags.config, Loaded: n.loaded.UTC(), Error: n.refused,
-		Networks: []NetworkStatus{}, Privileges: privilegeStatus(n.kept, n.keptErr), Process: processStatus()}
+	s := &control.Networks{Version: buildVersion(), Config: n.p.flags.config, Loaded: n.loaded.UTC(), Error: n.refused,
+		Networks: []control.NetworkStatus{}, Privileges: privilegeStatus(n.kept, n.keptErr), Process: processStatus()}
 	n.mu.Unlock()
 	if u, err := kernel.Uname(); err == nil {
 		s.Kernel = u.Release
@@ -89,13 +58,13 @@ func (n *networks) status() *Networks {
 // handler answers on the process's control socket.
 func (n *networks) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+networksPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, n.status()) })
-	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+control.NetworksPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, n.status()) })
+	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		if m := n.chosen(w, r, nil); m != nil {
 			answerJSON(w, m.status().Status)
 		}
 	})
-	mux.HandleFunc("GET "+routePath, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+control.RoutePath, func(w http.ResponseWriter, r *http.Request) {
 		m := n.chosen(w, r, n.holder)
 		if m == nil {
 			return
@@ -173,42 +142,4 @@ func ofNetwork(name string, h http.Handler) http.Handler {
 func answerJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(v) // the client is gone: nobody to tell
-}
-
-// print writes them for a person, with so many peers of each at most, 0 for all.
-func (s *Networks) print(w io.Writer, now time.Time, most int) error {
-	running := 0
-	for _, one := range s.Networks {
-		if one.State == stateRunning {
-			running++
-		}
-	}
-	p := &printer{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
-	p.line("muslin %s: %d of %d networks running", s.Version, running, len(s.Networks))
-	if s.Error != "" {
-		p.line("WARNING: %s is wrong now, and all stay as they were: %s", s.Config, s.Error)
-	}
-	for _, one := range s.Networks {
-		p.line("  %s\t%s", one.Name, one.State)
-	}
-	if err := p.finish(); err != nil {
-		return err
-	}
-	for _, one := range s.Networks {
-		if _, err := fmt.Fprintf(w, "\n--- network %s (--net %s)\n", one.Name, one.Name); err != nil {
-			return err
-		}
-		if err := one.print(w, now, most); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *NetworkStatus) print(w io.Writer, now time.Time, most int) error {
-	if s.State != stateFailed {
-		return s.Status.print(w, now, most)
-	}
-	_, err := fmt.Fprintf(w, "does not run, and starts again in %v: %s\n", max(0, s.Again.Sub(now)).Round(time.Second), s.Error)
-	return err
 }

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"fmt"
 	"net/netip"
-	"time"
 
+	"muslin/cmd/muslin/control"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/pathmtu"
 )
@@ -37,34 +36,10 @@ func (v *viewState) path(peer *fib.Peer) pathmtu.Path {
 	return pathmtu.Path{}
 }
 
-func (p *PeerStatus) fillPath(path pathmtu.Path) {
+func fillPath(p *control.PeerStatus, path pathmtu.Path) {
 	p.PathMTUState, p.PathMTU, p.PathMTUBy = string(path.State), int(path.MTU), string(path.By)
 	if !path.Since.IsZero() {
 		since := path.Since.UTC()
 		p.PathMTUSince = &since
 	}
-}
-
-// describePath is what stands behind a peer's state; empty: there is nothing to be said of its path.
-func (p *PeerStatus) describePath(now time.Time) string {
-	text := ""
-	if p.PathMTU != 0 {
-		text = fmt.Sprintf(", MTU %d (%s)", p.PathMTU, p.PathMTUBy)
-	}
-	switch p.PathMTUState {
-	case string(pathmtu.Smaller):
-		text += " for " + now.Sub(*p.PathMTUSince).Round(time.Second).String()
-	case string(pathmtu.Unknown):
-		text += ", path MTU not known"
-	}
-	return text
-}
-
-// explainPath says why the MTU towards a peer is smaller than the overlay's.
-func (p *PeerStatus) explainPath() string {
-	who := "probes vanish that are longer: a hop on the way takes less, and does not say so by ICMP"
-	if p.PathMTUBy == string(pathmtu.ICMP) {
-		who = "a router on the way has said so by ICMP"
-	}
-	return fmt.Sprintf("the path to %s takes inner packets of up to %d bytes: %s", p.PublicIP, p.PathMTU, who)
 }

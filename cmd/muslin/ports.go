@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"muslin/cmd/muslin/text"
 	"muslin/tunnel"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
@@ -105,7 +106,7 @@ func (s *sharedPort) fits(cfg underlay.Config) error {
 	for _, f := range kernel.Ladder {
 		if cfg.Features.On(f.Name) != s.cfg.Features.On(f.Name) {
 			return fmt.Errorf("the feature %s is %s there and %s here: give both networks the same --features and --source-check, or this one another Backend.Port",
-				f.Name, onOff(s.cfg.Features.On(f.Name)), onOff(cfg.Features.On(f.Name)))
+				f.Name, text.OnOff(s.cfg.Features.On(f.Name)), text.OnOff(cfg.Features.On(f.Name)))
 		}
 	}
 	return nil

@@ -6,39 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/privilege"
 	"muslin/tunnel/host"
 )
-
-// PrivilegeStatus is what the daemon may do.
-type PrivilegeStatus struct {
-	UID          int                `json:"uid"`
-	Capabilities []CapabilityStatus `json:"capabilities"`
-	NoNewPrivs   bool               `json:"no_new_privs"` // neither it nor a program that it starts can gain a right
-	Error        string             `json:"error"`        // why it kept more than it needs
-}
-
-// CapabilityStatus is a capability that the daemon has.
-type CapabilityStatus struct {
-	Name   string `json:"name"`
-	Reason string `json:"reason"` // what it is kept for
-}
-
-// describe is the capabilities' names, or how many there are while the daemon still starts.
-func (p PrivilegeStatus) describe() string {
-	if !p.NoNewPrivs {
-		return fmt.Sprintf("%d capabilities, most of them for the start only", len(p.Capabilities))
-	}
-	var names []string
-	for _, c := range p.Capabilities {
-		names = append(names, c.Name)
-	}
-	return strings.Join(names, ", ")
-}
 
 // reasons says what a capability is kept for, by its number.
 type reasons map[int]string
@@ -123,8 +97,8 @@ func tryWrite(dir string) error {
 
 // privilegeStatus is what this process may do now. Until it has given up the rest, nothing is kept for a
 // reason.
-func privilegeStatus(kept reasons, keptErr error) PrivilegeStatus {
-	s := PrivilegeStatus{UID: os.Geteuid(), Capabilities: []CapabilityStatus{}}
+func privilegeStatus(kept reasons, keptErr error) control.PrivilegeStatus {
+	s := control.PrivilegeStatus{UID: os.Geteuid(), Capabilities: []control.CapabilityStatus{}}
 	if keptErr != nil {
 		s.Error = keptErr.Error()
 	}
@@ -135,7 +109,7 @@ func privilegeStatus(kept reasons, keptErr error) PrivilegeStatus {
 	}
 	s.NoNewPrivs = now.NoNewPrivs
 	for _, c := range now.Permitted.List() {
-		s.Capabilities = append(s.Capabilities, CapabilityStatus{Name: privilege.Name(c), Reason: kept[c]})
+		s.Capabilities = append(s.Capabilities, control.CapabilityStatus{Name: privilege.Name(c), Reason: kept[c]})
 	}
 	return s
 }

@@ -6,23 +6,16 @@ import (
 	"runtime"
 	"strconv"
 	"time"
-)
 
-// ProcessStatus is what the daemon takes of the machine: what should stay as it is while it runs.
-type ProcessStatus struct {
-	PID         int       `json:"pid"`
-	Started     time.Time `json:"started"`
-	Goroutines  int       `json:"goroutines"`
-	Descriptors int       `json:"descriptors"`    // open files and sockets
-	Resident    int64     `json:"resident_bytes"` // memory
-}
+	"muslin/cmd/muslin/control"
+)
 
 // processStarted is when this process began to run muslin's code.
 var processStarted = time.Now().UTC()
 
 // processStatus leaves 0 where the kernel does not say.
-func processStatus() ProcessStatus {
-	s := ProcessStatus{PID: os.Getpid(), Started: processStarted, Goroutines: runtime.NumGoroutine()}
+func processStatus() control.ProcessStatus {
+	s := control.ProcessStatus{PID: os.Getpid(), Started: processStarted, Goroutines: runtime.NumGoroutine()}
 	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
 		s.Descriptors = len(open) - 1 // the directory itself is one
 	}

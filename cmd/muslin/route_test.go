@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"muslin/cmd/muslin/control"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
 	"muslin/tunnel/way"
@@ -25,7 +26,7 @@ func exampleQuestion() routeQuestion {
 		to: addr("10.244.2.7"), network: prefix("10.244.0.0/16"), subnet: prefix("10.244.1.0/24"),
 		tun: "muslin0", underlay: "eth0", mtu: 1450, outerMTU: 1500, port: 8472,
 		peer:       &fib.Peer{Subnet: prefix("10.244.2.0/24"), PublicIP: addr("192.0.2.2")},
-		peerStatus: &PeerStatus{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2"},
+		peerStatus: &control.PeerStatus{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2"},
 		choice:     way.Choose(way.Facts{DirectRouting: true, PublicIP: addr("192.0.2.2"), Underlay: "eth0", Hop: way.Hop{Iface: "eth0"}}),
 		kernel:     host.KernelRoute{Device: "eth0", Gateway: addr("192.0.2.2"), Source: addr("10.244.1.0"), MTU: 1500},
 	}
@@ -40,7 +41,7 @@ func TestRouteAnswer(t *testing.T) {
 		q.to, q.network, q.subnet = addr("fd00:244:0:2::7"), netip.MustParsePrefix("fd00:244::/48"), netip.MustParsePrefix("fd00:244:0:1::/64")
 		q.tun, q.mtu = "muslin0-v6", 1430
 		q.peer = &fib.Peer{Subnet: netip.MustParsePrefix("fd00:244:0:2::/64"), PublicIP: addr("2001:db8::2")}
-		q.peerStatus = &PeerStatus{Subnet: "fd00:244:0:2::/64", PublicIP: "2001:db8::2"}
+		q.peerStatus = &control.PeerStatus{Subnet: "fd00:244:0:2::/64", PublicIP: "2001:db8::2"}
 		q.choice = way.Choose(way.Facts{DirectRouting: true, PublicIP: addr("2001:db8::2"), Underlay: "eth0", Hop: way.Hop{Iface: "eth0"}})
 		q.kernel = host.KernelRoute{Device: "eth0", Gateway: addr("2001:db8::2"), Source: addr("fd00:244:0:1::"), MTU: 1500}
 	}
@@ -115,11 +116,11 @@ func TestRouteAnswer(t *testing.T) {
 				q.peerStatus, q.choice = nil, way.Choice{}
 			}
 			a := q.answer()
-			if a.Way != c.way || a.Rule != c.rule || a.Device != c.device || a.NextHop != c.hop || a.MTU != c.mtu || (len(a.Notes) > 0) != c.surprise || a.found() == c.none {
+			if a.Way != c.way || a.Rule != c.rule || a.Device != c.device || a.NextHop != c.hop || a.MTU != c.mtu || (len(a.Notes) > 0) != c.surprise || a.Found() == c.none {
 				t.Errorf("%+v", a)
 			}
 			var b bytes.Buffer
-			if err := a.print(&b, time.Now()); err != nil {
+			if err := a.Print(&b, time.Now()); err != nil {
 				t.Fatal(err)
 			}
 			for _, want := range c.text {
@@ -156,17 +157,17 @@ func TestRouteOverTheControlSocket(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func() *Status { return nil }, d.serveRoute, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func() *control.Status { return nil }, d.serveRoute, http.NotFound))
 	}()
-	_, err = askRoute(t.Context(), path, "", netip.MustParseAddr("10.244.2.7"))
+	_, err = control.AskRoute(t.Context(), path, "", netip.MustParseAddr("10.244.2.7"))
 	if err == nil || !strings.Contains(err.Error(), "does not carry packets yet (waiting for etcd)") {
 		t.Errorf("a daemon that starts: %v", err)
 	}
-	var a RouteAnswer
-	if err := askControl(t.Context(), path, routePath+"?to=10.0.0", &a); err == nil || !strings.Contains(err.Error(), "is not an address") {
+	var a control.RouteAnswer
+	if err := control.Ask(t.Context(), path, control.RoutePath+"?to=10.0.0", &a); err == nil || !strings.Contains(err.Error(), "is not an address") {
 		t.Errorf("a bad address: %v", err)
 	}
-	if err := askControl(t.Context(), path, "/v1/nothing", &a); err == nil || !strings.Contains(err.Error(), "another version") {
+	if err := control.Ask(t.Context(), path, "/v1/nothing", &a); err == nil || !strings.Contains(err.Error(), "another version") {
 		t.Errorf("an unknown question: %v", err)
 	}
 	cancel()
@@ -195,7 +196,7 @@ func TestRouteShape(t *testing.T) {
 	if _, ok := got["notes"].([]any); !ok {
 		t.Error("notes is no list")
 	}
-	var back RouteAnswer
+	var back control.RouteAnswer
 	if err := json.Unmarshal(data, &back); err != nil || !reflect.DeepEqual(&back, q.answer()) {
 		t.Errorf("%+v, %v", back, err)
 	}

@@ -17,18 +17,20 @@ import (
 	"testing"
 	"time"
 
+	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/text"
 	"muslin/tunnel/kernel"
 )
 
-func exampleStatus(now time.Time) *Status {
+func exampleStatus(now time.Time) *control.Status {
 	vni, expires, last, long := uint32(1), now.Add(23*time.Hour), now.Add(-3*time.Second), now.Add(-7*time.Minute)
 	yes, no := true, false
-	return &Status{
+	return &control.Status{
 		Version: "v1", State: "running", Kernel: "6.1.0",
-		Node: NodeStatus{PublicIP: "192.0.2.1", Iface: "eth0", Subnet: "10.244.1.0/24", Network: "10.244.0.0/16", MTU: 1450,
+		Node: control.NodeStatus{PublicIP: "192.0.2.1", Iface: "eth0", Subnet: "10.244.1.0/24", Network: "10.244.0.0/16", MTU: 1450,
 			Backend: "vxlan", VNI: &vni, Port: 8472, VtepMAC: "02:00:00:00:00:01", TUN: "muslin0", LeaseExpires: &expires},
-		Store: StoreStatus{Kind: "etcd", Endpoints: []string{"http://192.0.2.9:2379"}, Healthy: true, Revision: 7},
-		Peers: []PeerStatus{{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2", Backend: "vxlan", VtepMAC: "02:00:00:00:00:02",
+		Store: control.StoreStatus{Kind: "etcd", Endpoints: []string{"http://192.0.2.9:2379"}, Healthy: true, Revision: 7},
+		Peers: []control.PeerStatus{{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2", Backend: "vxlan", VtepMAC: "02:00:00:00:00:02",
 			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last, Up: &yes, Way: "encapsulated", WayRule: "gateway", WayReason: "why"},
 			{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3", Backend: "vxlan", Up: &no, DownSince: &long},
 			{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.4", Backend: "vxlan", Way: "direct", WayRule: "on-link"}},
@@ -37,7 +39,7 @@ func exampleStatus(now time.Time) *Status {
 		Features: []kernel.Feature{{Name: "recvmmsg", On: true, Reason: "up to 64 datagrams a call"}},
 		Warnings: []string{"something is odd"},
 
-		Privileges: PrivilegeStatus{UID: 65534, NoNewPrivs: true, Capabilities: []CapabilityStatus{
+		Privileges: control.PrivilegeStatus{UID: 65534, NoNewPrivs: true, Capabilities: []control.CapabilityStatus{
 			{Name: "CAP_NET_ADMIN", Reason: "routes"}, {Name: "CAP_NET_RAW", Reason: "iptables"}}},
 	}
 }
@@ -47,7 +49,7 @@ func keys(v any) []string { return slices.Sorted(maps.Keys(v.(map[string]any))) 
 
 // Others script against this shape: a change here is a change of an interface.
 func TestStatusShape(t *testing.T) {
-	for name, status := range map[string]*Status{"running": exampleStatus(time.Now()), "starting": (&daemon{}).status()} {
+	for name, status := range map[string]*control.Status{"running": exampleStatus(time.Now()), "starting": (&daemon{}).status()} {
 		t.Run(name, func(t *testing.T) {
 			data, err := json.Marshal(status)
 			if err != nil {
@@ -102,7 +104,7 @@ func TestStatusShape(t *testing.T) {
 func TestStatusText(t *testing.T) {
 	now := time.Now()
 	var b bytes.Buffer
-	if err := exampleStatus(now).print(&b, now, 0); err != nil {
+	if err := exampleStatus(now).Print(&b, now, 0); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
@@ -119,14 +121,14 @@ func TestStatusTextIPv6(t *testing.T) {
 	yes, no, long := true, false, now.Add(-7*time.Minute)
 	s := exampleStatus(now)
 	s.Node.PublicIPv6, s.Node.Subnet6, s.Node.Network6, s.Node.VtepMAC6 = "2001:db8::1", "fd00:244:0:1::/64", "fd00:244::/48", "02:00:00:00:00:06"
-	s.Peers = []PeerStatus{
+	s.Peers = []control.PeerStatus{
 		{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3", Up: &yes, OtherSubnet: "fd00:244:0:3::/64", OtherUp: &no},
 		{Subnet: "fd00:244:0:3::/64", PublicIP: "2001:db8::3", Up: &no, DownSince: &long, OtherSubnet: "10.244.3.0/24", OtherUp: &yes},
 		{Subnet: "fd00:244:0:4::/64", PublicIP: "2001:db8::4", Up: &no, DownSince: &long, OtherSubnet: "10.244.4.0/24", OtherUp: &no},
 	}
 	text := func() string {
 		var b bytes.Buffer
-		if err := s.print(&b, now, 0); err != nil {
+		if err := s.Print(&b, now, 0); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()
@@ -155,7 +157,7 @@ func TestStatusTextIPv6(t *testing.T) {
 
 func TestBytesText(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 5 << 30: "5.0 GiB"} {
-		if got := bytesText(n); got != want {
+		if got := text.Bytes(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
 		}
 	}
@@ -163,7 +165,7 @@ func TestBytesText(t *testing.T) {
 
 func TestControlSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "muslin.sock")
-	if _, err := askStatus(t.Context(), path); err == nil || !strings.Contains(err.Error(), "muslin run") {
+	if _, err := control.AskStatus(t.Context(), path); err == nil || !strings.Contains(err.Error(), "muslin run") {
 		t.Errorf("no daemon: %v", err)
 	}
 	l, err := listenControl(path)
@@ -177,9 +179,9 @@ func TestControlSocket(t *testing.T) {
 	want := exampleStatus(time.Now().UTC().Truncate(time.Second))
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func() *Status { return want }, http.NotFound, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func() *control.Status { return want }, http.NotFound, http.NotFound))
 	}()
-	got, err := askStatus(t.Context(), path)
+	got, err := control.AskStatus(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,9 +247,9 @@ func TestControlSocketStale(t *testing.T) {
 // Of many peers a person sees those that were heard of last, in the table's order.
 func TestStatusOfManyPeers(t *testing.T) {
 	now := time.Now()
-	var s Status
+	var s control.Status
 	for i := range 1000 {
-		p := PeerStatus{Subnet: "10.0." + strconv.Itoa(i) + ".0/24"}
+		p := control.PeerStatus{Subnet: "10.0." + strconv.Itoa(i) + ".0/24"}
 		if i%100 == 7 {
 			last := now.Add(-time.Duration(i) * time.Second)
 			p.LastRx = &last
@@ -259,7 +261,7 @@ func TestStatusOfManyPeers(t *testing.T) {
 		12: "10.0.0.0/24 10.0.1.0/24 10.0.7.0/24 10.0.107.0/24 10.0.207.0/24 10.0.307.0/24 10.0.407.0/24 10.0.507.0/24 10.0.607.0/24 10.0.707.0/24 10.0.807.0/24 10.0.907.0/24",
 	} {
 		var b bytes.Buffer
-		if err := s.print(&b, now, most); err != nil {
+		if err := s.Print(&b, now, most); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -273,7 +275,7 @@ func TestStatusOfManyPeers(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := s.print(&b, now, 0); err != nil || strings.Count(b.String(), "10.0.") != 1000 {
+	if err := s.Print(&b, now, 0); err != nil || strings.Count(b.String(), "10.0.") != 1000 {
 		t.Errorf("--peers 0 lists %d peers, %v", strings.Count(b.String(), "10.0."), err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/text"
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/lease/etcd"
@@ -61,38 +63,38 @@ func (v *view) waiting(state string) { v.set(func(s *viewState) { s.state = stat
 func (v *view) ready() bool { return v.get().running }
 
 // status puts together what status shows.
-func (d *daemon) status() *Status {
+func (d *daemon) status() *control.Status {
 	v := d.view.get()
 	if d.among != nil {
 		v.kept, v.keptErr = d.among.privileges()
 	}
 	s := newStatus()
 	s.State = v.state
-	s.Store = StoreStatus{Kind: v.kind, Endpoints: append([]string{}, v.endpoints...)}
+	s.Store = control.StoreStatus{Kind: v.kind, Endpoints: append([]string{}, v.endpoints...)}
 	s.Warnings = append(s.Warnings, v.warnings...)
 	s.Privileges = privilegeStatus(v.kept, v.keptErr)
 	if v.keptErr != nil {
-		s.warn("the daemon keeps rights that it does not need: " + v.keptErr.Error())
+		s.Warn("the daemon keeps rights that it does not need: " + v.keptErr.Error())
 	}
-	s.Node.PublicIP, s.Node.Iface = addrText(v.iface.PublicIP), v.iface.Name
+	s.Node.PublicIP, s.Node.Iface = text.Addr(v.iface.PublicIP), v.iface.Name
 	if v.node != nil {
-		s.Node.fill(v.node)
+		fillNode(&s.Node, v.node)
 	}
 	if v.embedded != nil && v.embedded.Err() != nil {
-		s.warn("the embedded etcd has stopped: " + v.embedded.Err().Error())
+		s.Warn("the embedded etcd has stopped: " + v.embedded.Err().Error())
 	}
 	if v.running {
-		s.fillRunning(&v)
+		v.fillRunning(s)
 	}
 	return s
 }
 
 // newStatus is what is known before anything is.
-func newStatus() *Status {
-	s := &Status{
+func newStatus() *control.Status {
+	s := &control.Status{
 		Version:  buildVersion(),
-		Store:    StoreStatus{Endpoints: []string{}},
-		Peers:    []PeerStatus{},
+		Store:    control.StoreStatus{Endpoints: []string{}},
+		Peers:    []control.PeerStatus{},
 		Drops:    map[string]uint64{},
 		Skipped:  map[string]int{},
 		Features: []kernel.Feature{},
@@ -105,7 +107,7 @@ func newStatus() *Status {
 	return s
 }
 
-func (n *NodeStatus) fill(node *node) {
+func fillNode(n *control.NodeStatus, node *node) {
 	n.Iface = node.iface.Name
 	n.Backend, n.Port, n.MTU = node.backend, node.port, int(node.mtu)
 	if node.backend == lease.BackendVXLAN {
@@ -116,14 +118,14 @@ func (n *NodeStatus) fill(node *node) {
 	if node.six {
 		six, n.PublicIP = node, ""
 	} else {
-		n.Network = prefixText(node.network)
+		n.Network = text.Prefix(node.network)
 		if n.VNI != nil {
 			n.VtepMAC = node.mac.String()
 		}
 	}
 	if six != nil {
 		n.Port6 = six.port
-		n.PublicIPv6, n.Network6 = addrText(six.iface.PublicIP), prefixText(six.network)
+		n.PublicIPv6, n.Network6 = text.Addr(six.iface.PublicIP), text.Prefix(six.network)
 		if n.VNI != nil {
 			n.VtepMAC6 = six.mac.String()
 		}
@@ -131,13 +133,11 @@ func (n *NodeStatus) fill(node *node) {
 	n.PublicKey = node.key.String()
 }
 
-// warn puts a sentence before the milder ones.
-func (s *Status) warn(sentence string) { s.Warnings = append([]string{sentence}, s.Warnings...) }
-
-func (s *Status) fillRunning(v *viewState) {
+// fillRunning is what a daemon that runs can tell.
+func (v *viewState) fillRunning(s *control.Status) {
 	since := v.since.UTC()
 	s.Since = &since
-	s.Node.Subnet, s.Node.Subnet6, s.Node.MTU = prefixText(v.member.subnet), prefixText(v.member.subnet6), int(v.mtu)
+	s.Node.Subnet, s.Node.Subnet6, s.Node.MTU = text.Prefix(v.member.subnet), text.Prefix(v.member.subnet6), int(v.mtu)
 	for i, n := range v.node.all() {
 		if name := parts(v.carrier)[i].name(); n.six {
 			s.Node.TUN6 = name
@@ -152,19 +152,19 @@ func (s *Status) fillRunning(v *viewState) {
 			s.Node.LeaseExpires = &expires
 		}
 		if warning := v.member.config.Warning(); warning != "" {
-			s.warn(warning)
+			s.Warn(warning)
 		}
 		if k.LastError != "" {
-			s.warn("own lease: " + k.LastError)
+			s.Warn("own lease: " + k.LastError)
 		}
 		if k.Conflict != "" {
-			s.warn(k.Conflict)
+			s.Warn(k.Conflict)
 		}
 	}
 	w := v.member.peers.Status()
 	s.Store.Healthy, s.Store.Revision, s.Store.LastError = w.Healthy, w.Revision, w.LastError
 	if w.Held > 0 {
-		s.warn(fmt.Sprintf("%d leases have vanished from the store, perhaps by mistake: their peers stay until %s at the latest; nodes that are alive take their leases again, and flanneld when it is started again", w.Held, w.HeldUntil.UTC().Format(time.TimeOnly)))
+		s.Warn(fmt.Sprintf("%d leases have vanished from the store, perhaps by mistake: their peers stay until %s at the latest; nodes that are alive take their leases again, and flanneld when it is started again", w.Held, w.HeldUntil.UTC().Format(time.TimeOnly)))
 	}
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
@@ -174,7 +174,7 @@ func (s *Status) fillRunning(v *viewState) {
 		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
 	if err := v.fillSessions(s.Peers); err != nil {
-		s.warn(err.Error())
+		s.Warn(err.Error())
 	}
 	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), warnHalfDown(s.Peers), warnRefused(s.Peers)} {
 		if warning != "" {
@@ -183,7 +183,7 @@ func (s *Status) fillRunning(v *viewState) {
 	}
 	for _, host := range v.host {
 		for _, warning := range host.Warnings() {
-			s.warn(warning)
+			s.Warn(warning)
 		}
 	}
 	s.Features = append(s.Features, v.carrier.features()...)
@@ -199,9 +199,9 @@ func (v *viewState) table() *fib.Table {
 }
 
 // peerStatus is one peer, for a daemon that runs.
-func (v *viewState) peerStatus(p *fib.Peer) PeerStatus {
+func (v *viewState) peerStatus(p *fib.Peer) control.PeerStatus {
 	c := p.Counters
-	peer := PeerStatus{
+	peer := control.PeerStatus{
 		Subnet: p.Subnet.String(), PublicIP: p.PublicIP.String(), Backend: p.Backend,
 		TxPackets: c.TxPackets.Load(), TxBytes: c.TxBytes.Load(),
 		RxPackets: c.RxPackets.Load(), RxBytes: c.RxBytes.Load(),
@@ -223,7 +223,7 @@ func (v *viewState) peerStatus(p *fib.Peer) PeerStatus {
 			peer.OtherUp, _ = v.up(other)
 		}
 	}
-	peer.fillPath(v.path(p))
+	fillPath(&peer, v.path(p))
 	if last := c.LastRx.Load(); last != 0 {
 		t := time.Unix(0, last).UTC()
 		peer.LastRx = &t

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"muslin/cmd/muslin/control"
 	"muslin/tunnel/direct"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
@@ -102,7 +103,7 @@ func (n *node) warnStrict() string {
 
 // warnRefused is a sentence about peers whose direct routes the kernel does not take, and that are encapsulated or, with
 // host-gw, not reached at all; empty: there are none.
-func warnRefused(peers []PeerStatus) string {
+func warnRefused(peers []control.PeerStatus) string {
 	n, first, stays := 0, "", "stays encapsulated"
 	for _, p := range peers {
 		if p.Way == string(way.None) {
@@ -121,4 +122,23 @@ func warnRefused(peers []PeerStatus) string {
 		return "a peer " + stays + ": " + first
 	}
 	return fmt.Sprintf("each of %d peers %s, such as %s", n, stays, first)
+}
+
+// warnHalfDown is a sentence about nodes that answer by one address family only; empty: there are none. Such a node is
+// alive, so it is the path.
+func warnHalfDown(peers []control.PeerStatus) string {
+	n, first := 0, ""
+	for _, p := range peers {
+		if p.DownSince == nil || p.OtherUp == nil || !*p.OtherUp {
+			continue
+		}
+		if n++; n == 1 {
+			first = fmt.Sprintf("%s at %s does not answer, while %s of the same node does: look for what drops %s between the two nodes (a firewall, or a path without it)",
+				p.Subnet, p.PublicIP, p.OtherSubnet, p.Family())
+		}
+	}
+	if n > 1 {
+		return fmt.Sprintf("%s; %d more nodes answer by one family only", first, n-1)
+	}
+	return first
 }

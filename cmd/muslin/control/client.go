@@ -1,0 +1,87 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// What the daemon is asked, by HTTP on the control socket. The first two take net=NAME where a process has several networks.
+const (
+	StatusPath   = "/v1/status"   // Status
+	RoutePath    = "/v1/route"    // RouteAnswer; to=ADDRESS
+	NetworksPath = "/v1/networks" // Networks
+)
+
+// AskStatus gets the status from the daemon behind the control socket.
+func AskStatus(ctx context.Context, control string) (*Status, error) {
+	return AskNetwork(ctx, control, "")
+}
+
+// AskNetwork gets that of one of several networks; without a name there has to be but one.
+func AskNetwork(ctx context.Context, control, name string) (*Status, error) {
+	var s Status
+	path := StatusPath
+	if name != "" {
+		path += "?" + url.Values{"net": {name}}.Encode()
+	}
+	if err := Ask(ctx, control, path, &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// Ask gets what the daemon behind the control socket has at a path, as JSON.
+func Ask(ctx context.Context, control, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", control)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://muslin"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return explain(control, err)
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return fmt.Errorf("the daemon behind %s is of another version, which does not know the question %s: `muslin run --replace` puts this one in its place", control, req.URL.Path)
+	case http.StatusMultipleChoices:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("%w: the process behind %s: %s", ErrSeveral, control, strings.TrimSpace(string(why)))
+	default:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("the daemon behind %s answered %s: %s", control, resp.Status, strings.TrimSpace(string(why)))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+func explain(control string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no daemon behind %s: start one with \"muslin run\", or say where its socket is with --control", control)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("the control socket %s is not ours to open: run this as the daemon's user (root)", control)
+	}
+	return fmt.Errorf("ask the daemon behind %s: %w", control, err)
+}
