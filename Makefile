@@ -6,6 +6,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 15s
 FUZZSIDE ?= 2
 SOAK     ?= 30m
+V        ?= -v
+RUN      ?=
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the demo and the tests need beside Go, as Debian packages.
@@ -101,11 +103,11 @@ deps-systemd:
 
 .PHONY: test-systemd
 test-systemd: deps-systemd build ## The systemd unit under a real systemd: rights, install, crashes and what they cost (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/systemd
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/systemd
 
 .PHONY: test-fault
 test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m -v ./bench/fault ./bench/restart
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m $(V) -run '$(RUN)' ./bench/fault ./bench/restart
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
