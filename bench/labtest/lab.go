@@ -129,7 +129,13 @@ func WaitHealthy(t *testing.T, m *lab.Muslin, want bool) {
 // StartProbe sends 1,000 datagrams a second from pod to pod, once 100 have got through.
 func StartProbe(t *testing.T, from, to *lab.Pod) *probe.Probe {
 	t.Helper()
-	p := Must(probe.Start(t.Context(), probe.Config{From: from.Node, To: to.Node, Addr: to.Addr}))(t)
+	return StartProbeAt(t, probe.DefaultRate, from, to)
+}
+
+// StartProbeAt sends so many a second.
+func StartProbeAt(t *testing.T, rate int, from, to *lab.Pod) *probe.Probe {
+	t.Helper()
+	p := Must(probe.Start(t.Context(), probe.Config{From: from.Node, To: to.Node, Addr: to.Addr, Rate: rate}))(t)
 	WaitReceived(t, p, 100)
 	return p
 }

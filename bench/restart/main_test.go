@@ -61,8 +61,14 @@ func newScene(t *testing.T, embedded bool, flags ...string) *scene {
 // probe begins to send both ways, and waits until both get through.
 func (s *scene) probe() {
 	s.Helper()
+	s.probeAt(probe.DefaultRate)
+}
+
+// probeAt does so with so many datagrams a second each way.
+func (s *scene) probeAt(rate int) {
+	s.Helper()
 	for i := range s.pods {
-		s.probes = append(s.probes, labtest.StartProbe(s.T, s.pods[i], s.pods[1-i]))
+		s.probes = append(s.probes, labtest.StartProbeAt(s.T, rate, s.pods[i], s.pods[1-i]))
 	}
 }
 
