@@ -22,6 +22,9 @@ func main() {
 	// The first signal ends the command in good order; a second one kills it.
 	context.AfterFunc(ctx, stop)
 	if err := newRootCommand().ExecuteContext(ctx); err != nil {
+		if status := exitStatus(0); errors.As(err, &status) {
+			os.Exit(int(status))
+		}
 		fmt.Fprintf(os.Stderr, "muslin: %v\n", err)
 		pauseRefused(ctx, err)
 		if errors.Is(err, errLeft) {
@@ -60,6 +63,7 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
 	root.AddCommand(
 		newRunCommand(),
 		newStatusCommand(),
+		newDoctorCommand(),
 		newRouteCommand(),
 		newFeaturesCommand(),
 		newBenchCommand(),

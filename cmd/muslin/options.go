@@ -175,12 +175,8 @@ func (r *runFlags) check(log *slog.Logger) (*options, error) {
 	check(err)
 	o.iface.PublicIP, err = optionalIPv4("--public-ip", r.publicIP)
 	check(err)
-	if r.publicIPv6 != "" {
-		o.iface.PublicIPv6, err = netip.ParseAddr(r.publicIPv6)
-		if err != nil || !o.iface.PublicIPv6.Is6() || o.iface.PublicIPv6.Is4In6() || o.iface.PublicIPv6.IsLinkLocalUnicast() {
-			check(fmt.Errorf("--public-ipv6 %q: not an IPv6 address that names a host beyond its link", r.publicIPv6))
-		}
-	}
+	o.iface.PublicIPv6, err = optionalIPv6(r.publicIPv6)
+	check(err)
 	if r.renewMargin < 1 || r.renewMargin > 1439 {
 		check(fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes, as a lease lasts 1440", r.renewMargin))
 	}
@@ -280,6 +276,18 @@ func backendJSON(s string) (json.RawMessage, error) {
 		return json.RawMessage(s), nil
 	}
 	return json.Marshal(map[string]string{"Type": s})
+}
+
+// optionalIPv6 reads --public-ipv6.
+func optionalIPv6(s string) (netip.Addr, error) {
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is6() || a.Is4In6() || a.IsLinkLocalUnicast() {
+		return netip.Addr{}, fmt.Errorf("--public-ipv6 %q: not an IPv6 address that names a host beyond its link", s)
+	}
+	return a, nil
 }
 
 func optionalIPv4(flag, s string) (netip.Addr, error) {

@@ -49,8 +49,40 @@ func (o obstacle) place(program string) string {
 	return fmt.Sprintf("nftables table %s %s, chain %s", family[o.table.Family], o.table.Name, at)
 }
 
-// sentence names the chain, what it does and the command that mends it.
+// Obstacle is a firewall chain of another owner that drops what the overlay has to get through, for certain.
+type Obstacle struct {
+	Firewalld bool   // it is firewalld's
+	Input     bool   // it drops the datagrams of the underlay; else what is forwarded
+	IPv6      bool   // it drops packets of IPv6
+	Summary   string // table, chain, what it does, to what
+	Fix       string // a command where there is one, else what to do
+}
+
+// Obstacles looks for them. It takes the networks, the subnets, the TUN device's name and Outer of the config.
+func (c SetupConfig) Obstacles() ([]Obstacle, error) {
+	found, err := c.obstacles()
+	if err != nil {
+		return nil, err
+	}
+	var out []Obstacle
+	for _, o := range found {
+		summary, fix := o.explain(c)
+		out = append(out, Obstacle{Firewalld: o.table.Name == firewalld, Input: o.input, IPv6: o.six, Summary: summary, Fix: fix})
+	}
+	return out, nil
+}
+
+// sentence is both.
 func (o obstacle) sentence(c SetupConfig) string {
+	summary, fix := o.explain(c)
+	if o.mendable() {
+		fix = fmt.Sprintf("run \"%s\"", fix)
+	}
+	return summary + ": " + fix
+}
+
+// explain names the chain and what it does, and the command that mends it, or what to do if there is none.
+func (o obstacle) explain(c SetupConfig) (summary, fix string) {
 	program := o.program()
 	does := "drops"
 	if o.reject {
@@ -66,8 +98,11 @@ func (o obstacle) sentence(c SetupConfig) string {
 		what = fmt.Sprintf("the other nodes' datagrams to UDP port %d", c.Outer.Port)
 		mend = o.mendInput(c, program)
 	}
-	return fmt.Sprintf("%s (%s) %s %s: %s", owner, o.place(program), does, what, mend)
+	return fmt.Sprintf("%s (%s) %s %s", owner, o.place(program), does, what), mend
 }
+
+// mendable reports whether there is a command.
+func (o obstacle) mendable() bool { return o.table.Name == firewalld || o.program() != "" }
 
 const firewalld = "firewalld" // its table, and the program
 
@@ -77,7 +112,7 @@ func (o obstacle) mendForward(c SetupConfig, program string) string {
 		network = c.Network6
 	}
 	if o.table.Name == firewalld {
-		return fmt.Sprintf("run \"firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload\"", network)
+		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", network)
 	}
 	if program == "" {
 		return fmt.Sprintf("accept %s there, as source and as destination", network)
@@ -87,7 +122,7 @@ func (o obstacle) mendForward(c SetupConfig, program string) string {
 		chain = dockerUser
 	}
 	table := o.option()
-	return fmt.Sprintf("run \"%s %s-I %s -s %s -j ACCEPT && %s %s-I %s -d %s -j ACCEPT\"", program, table, chain, network, program, table, chain, network)
+	return fmt.Sprintf("%s %s-I %s -s %s -j ACCEPT && %s %s-I %s -d %s -j ACCEPT", program, table, chain, network, program, table, chain, network)
 }
 
 func (o obstacle) mendInput(c SetupConfig, program string) string {
@@ -97,11 +132,11 @@ func (o obstacle) mendInput(c SetupConfig, program string) string {
 		if name, ok := strings.CutPrefix(o.at, "filter_IN_"); ok {
 			zone = "--zone=" + name + " "
 		}
-		return fmt.Sprintf("run \"firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload\"", zone, c.Outer.Port)
+		return fmt.Sprintf("firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload", zone, c.Outer.Port)
 	case program == "":
 		return fmt.Sprintf("accept UDP port %d there", c.Outer.Port)
 	}
-	return fmt.Sprintf("run \"%s %s-I %s -p udp --dport %d -j ACCEPT\"", program, o.option(), o.chain, c.Outer.Port)
+	return fmt.Sprintf("%s %s-I %s -p udp --dport %d -j ACCEPT", program, o.option(), o.chain, c.Outer.Port)
 }
 
 // option is what a command needs for another table than filter.

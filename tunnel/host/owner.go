@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -65,6 +66,7 @@ func collide(a, b netip.AddrPort) bool {
 type udpSocket struct {
 	addr  netip.AddrPort
 	inode string
+	drops uint64
 }
 
 // procNet opens a table of the calling thread's network namespace. /proc/net is the one of the process's
@@ -82,17 +84,32 @@ func udpSockets(table string) []udpSocket {
 		return nil
 	}
 	defer f.Close()
+	return readUDPSockets(f)
+}
+
+func readUDPSockets(f io.Reader) []udpSocket {
 	var out []udpSocket
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		// sl local_address rem_address st queues tr:when retrnsmt uid timeout inode ...
-		fields := strings.Fields(lines.Text())
+	for _, line := range readLines(f) {
+		// sl local_address rem_address st queues tr:when retrnsmt uid timeout inode ref pointer drops
+		fields := strings.Fields(line)
 		if len(fields) < 10 {
 			continue
 		}
 		if addr, ok := parseProcAddr(fields[1]); ok {
-			out = append(out, udpSocket{addr, fields[9]})
+			s := udpSocket{addr: addr, inode: fields[9]}
+			if len(fields) > 12 {
+				s.drops, _ = strconv.ParseUint(fields[12], 10, 64)
+			}
+			out = append(out, s)
 		}
+	}
+	return out
+}
+
+func readLines(f io.Reader) []string {
+	var out []string
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		out = append(out, lines.Text())
 	}
 	return out
 }

@@ -1,0 +1,90 @@
+package doctor
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Print writes the report for a person: one line for each finding, with what was seen and what mends it below.
+func (r *Report) Print(w io.Writer) error {
+	var b strings.Builder
+	for i, f := range r.Findings {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		where := ""
+		if f.Node != "" && f.Node != r.Node {
+			where = " [" + f.Node + "]"
+		}
+		if f.Net != "" {
+			where += " [network " + f.Net + "]"
+		}
+		fmt.Fprintf(&b, "%-7s  %s%s: %s (%s)\n", strings.ToUpper(string(f.Severity)), f.ID, where, f.Summary, f.Confidence)
+		if f.Evidence != "" {
+			fmt.Fprintf(&b, "   seen  %s\n", f.Evidence)
+		}
+		if f.Fix != "" {
+			fmt.Fprintf(&b, "    fix  %s\n", f.Fix)
+		}
+	}
+	took := (time.Duration(r.TookMS) * time.Millisecond).Round(100 * time.Millisecond)
+	if len(r.Findings) > 0 {
+		b.WriteString("\n")
+	}
+	switch {
+	case len(r.Findings) > 0:
+		fmt.Fprintf(&b, "%d of it; the first is the likeliest cause.", len(r.Findings))
+	case r.blind:
+		b.WriteString("Nothing was found, but not all that matters could be checked.")
+	default:
+		b.WriteString("All is well.")
+	}
+	fmt.Fprintf(&b, " Checked in %v, %d peers: %s\n", took, r.Peers, strings.Join(r.Checked, ", "))
+	for _, u := range r.Unchecked {
+		fmt.Fprintf(&b, "not checked: %s: %s\n", u.Check, u.Reason)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// FileName is where the last report is kept, in the daemon's state directory.
+const FileName = "doctor.json"
+
+// Keep writes the report into the state directory, for others to show. Where there is none, it is not kept.
+func (r *Report) Keep(stateDir string) error {
+	if info, err := os.Stat(stateDir); err != nil || !info.IsDir() {
+		return nil
+	}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(stateDir, FileName)
+	unfinished := filepath.Join(stateDir, "."+FileName+".new")
+	if err := os.WriteFile(unfinished, append(data, '\n'), 0o600); err != nil {
+		return fmt.Errorf("keep the report: %w", err)
+	}
+	if err := os.Rename(unfinished, path); err != nil {
+		os.Remove(unfinished)
+		return fmt.Errorf("keep the report: %w", err)
+	}
+	return nil
+}
+
+// ReadReport reads what Keep wrote. A file that is not there is an fs.ErrNotExist.
+func ReadReport(stateDir string) (*Report, error) {
+	data, err := os.ReadFile(filepath.Join(stateDir, FileName))
+	if err != nil {
+		return nil, err
+	}
+	r := new(Report)
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(stateDir, FileName), err)
+	}
+	return r, nil
+}
