@@ -72,7 +72,7 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
 # The suites with the built binary need the machine to themselves, so they are no part of the others.
-SUITES := e2e fault restart scale soak systemd
+SUITES := doctor e2e fault restart scale soak systemd
 UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
@@ -108,6 +108,10 @@ test-systemd: deps-systemd build ## The systemd unit under a real systemd: right
 .PHONY: test-fault
 test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m $(V) -run '$(RUN)' ./bench/fault ./bench/restart
+
+.PHONY: test-doctor
+test-doctor: deps-test build ## Every fault that muslin doctor is to find, injected, and its first finding compared (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 4 -count=1 -timeout 10m -v ./bench/doctor
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
