@@ -175,6 +175,7 @@ func (q *fakeDeviceQueue) Write(runs []gso.Run) (taken int, err error) {
 		whole := bytes.Join(r.Bufs, nil)
 		packets := cut(whole, r.Info)
 		checkRun(&q.dev.contract, &r, whole, len(packets))
+		before := taken
 		for _, p := range packets {
 			if q.refuse != nil {
 				if refusal := q.refuse(p); refusal != nil {
@@ -189,8 +190,10 @@ func (q *fakeDeviceQueue) Write(runs []gso.Run) (taken int, err error) {
 			}
 			q.written = append(q.written, p)
 		}
-		for _, b := range r.Bufs {
-			copy(b, poison)
+		if taken-before == len(packets) {
+			for _, b := range r.Bufs {
+				copy(b, poison)
+			}
 		}
 		r.Bufs = [][]byte{whole}
 		q.runs = append(q.runs, r)

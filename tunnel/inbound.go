@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,10 @@ type inbound struct {
 	tally  tally
 
 	known sourceCache
+
+	telling
+	local  netip.AddrPort // what datagrams are sent to; the address may be zero: not known
+	engine bool           // the underlay is one: what came was not on the wire like that
 }
 
 const (
@@ -46,6 +51,8 @@ const (
 // newInbound makes one that receives by itself, or not.
 func newInbound(v *VTEP, dev DeviceQueue, out UnderlayQueue, receives bool) *inbound {
 	in := &inbound{v: v, dev: dev, out: out, join: gso.NewCoalescer(joinPackets)}
+	in.local = netip.AddrPortFrom(sourceOf(out)(0).Addr(), v.cfg.Port)
+	_, in.engine = v.cfg.Underlay.(Engine)
 	if receives {
 		in.intake = newIntake()
 	}
@@ -109,6 +116,7 @@ func (in *inbound) batch() error {
 func (in *inbound) carry(ds []Datagram) {
 	in.known.renew(in.v.table.Load())
 	in.join.TCP, in.join.UDP = in.dev.Joins()
+	in.begin(&in.v.watch)
 	for i := range ds {
 		in.unpack(&ds[i])
 	}
@@ -125,16 +133,19 @@ func (in *inbound) carry(ds []Datagram) {
 func (in *inbound) unpack(d *Datagram) {
 	rest, size := d.Buf, d.Size
 	single := size == 0 || size >= len(rest) || whole(rest, in.v.cfg.Framing.Headroom())
+	if in.wants(PointOuter) && !in.engine {
+		in.tellReceived(d, single)
+	}
 	switch {
 	case in.v.cfg.SourceCheck != SourceCheckOff && !in.known.outer(d.Addr.Addr()):
 		n := 1
 		if !single {
-			n = (len(rest) + size - 1) / size
+			n = datagrams(d)
 		}
-		in.drops.add(DropUnknownSource, n)
+		in.drop(DropUnknownSource, rest, d, n)
 		return
 	case d.Truncated:
-		in.drops.count(DropOversized)
+		in.drop(DropOversized, rest, d, 1)
 		return
 	case single:
 		in.datagram(rest, d, size)
@@ -176,7 +187,7 @@ func isTag(etherType []byte) bool {
 
 func (in *inbound) datagram(b []byte, d *Datagram, udpSize int) {
 	if reason, ok := in.accept(b, d, udpSize); !ok {
-		in.drops.count(reason)
+		in.drop(reason, b, d, 1)
 	}
 }
 
@@ -239,6 +250,9 @@ func (in *inbound) accept(b []byte, d *Datagram, udpSize int) (Reason, bool) {
 			in.v.clamp(p, &h, peer, unfinished)
 		}
 	}
+	if in.wants(PointInner) {
+		in.tellInner(p, info, segments, peer)
+	}
 	in.queue(p, info)
 	in.tally.count(peer, segments, len(p))
 	return 0, true
@@ -263,6 +277,9 @@ func (in *inbound) flush() {
 	}
 	if taken, _ := in.dev.Write(runs); taken < packets {
 		in.drops.add(DropTUNWrite, packets-taken)
+		if in.wants(PointDrop) {
+			in.tellUnwritten(runs, packets-taken)
+		}
 	}
 	in.join.Reset()
 }

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"sync/atomic"
 
@@ -38,6 +39,9 @@ func (q memberQueue) Send(ms []Message) error {
 	}
 	return q.UnderlayQueue.Send(ms)
 }
+
+// Source implements Sourced.
+func (q memberQueue) Source(port uint8) netip.AddrPort { return sourceOf(q.UnderlayQueue)(port) }
 
 // Receive implements UnderlayQueue: nobody calls it.
 func (memberQueue) Receive([]Datagram) (int, error) { return 0, errors.ErrUnsupported }

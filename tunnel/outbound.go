@@ -33,6 +33,10 @@ type outbound struct {
 	cut     int    // the packet that route has let through is cut into fragments so long at most; 0: it is not
 
 	msgs messages
+
+	telling
+	source func(port uint8) netip.AddrPort // see Sourced
+	engine bool                            // the underlay is one: what is sent is not on the wire yet
 }
 
 const (
@@ -50,7 +54,9 @@ func newOutbound(v *VTEP, dev DeviceQueue, out UnderlayQueue) *outbound {
 		slab:    make([]byte, slabPackets*PacketRoom(v.cfg.Framing.Headroom())),
 		packets: make([]Packet, BatchSize),
 		heads:   make([]byte, headBytes),
+		source:  sourceOf(out),
 	}
+	_, o.engine = v.cfg.Underlay.(Engine)
 	o.msgs.init(out)
 	o.icmp.init(v.cfg.Subnet.Addr(), time.Now)
 	return o
@@ -64,6 +70,7 @@ func (o *outbound) batch() error {
 		return err
 	}
 	table := o.v.table.Load()
+	o.begin(&o.v.watch)
 	for i := range n {
 		p := &o.packets[i]
 		var h encap.Header
@@ -88,24 +95,24 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 		fault = encap.ParseIPv4(ip, 0, h)
 	}
 	if fault != encap.FaultNone {
-		o.drops.count(outboundFault(fault))
+		o.drop(outboundFault(fault), p, 1, nil)
 		return nil
 	}
 	longest, segments := h.TotalLen, 1
 	if p.Info.Kind != gso.None {
 		if !o.split.Reset(ip, p.Info) {
-			o.drops.count(DropMalformed)
+			o.drop(DropMalformed, p, 1, nil)
 			return nil
 		}
 		longest, segments = o.split.SegmentLen(), o.split.Segments()
 	} else if p.Info.NeedsCsum && !gso.Complete(ip, p.Info) {
-		o.drops.count(DropMalformed)
+		o.drop(DropMalformed, p, 1, nil)
 		return nil
 	}
 	peer := table.Lookup(h.Dst)
 	if peer == nil {
 		reason, code := o.unroutable(h.Dst)
-		o.drops.add(reason, segments)
+		o.drop(reason, p, segments, nil)
 		if reason != DropLinkLocal {
 			o.reply(ip, h, code, 0)
 		}
@@ -115,9 +122,12 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 		o.v.clamp(ip, h, peer, false)
 	}
 	if longest > int(o.v.MTU()) || longest > o.v.least && longest > int(peer.Counters.PathMTU.Load()) {
-		if !o.fits(ip, h, peer, longest, segments) {
+		if !o.fits(p, ip, h, peer, longest, segments) {
 			return nil
 		}
+	}
+	if o.wants(PointInner) {
+		o.tellInner(p, segments, peer)
 	}
 	return peer
 }
@@ -125,7 +135,7 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 // fits decides about a packet, of which the longest segment has that length, where it may be too long for the way to
 // the peer. What may not be cut is answered and dropped, as a router does. What may be is, in frame: outside, the
 // fragments could be lost.
-func (o *outbound) fits(ip []byte, h *encap.Header, peer *fib.Peer, longest, segments int) bool {
+func (o *outbound) fits(p *Packet, ip []byte, h *encap.Header, peer *fib.Peer, longest, segments int) bool {
 	mtu := int(o.v.MTU())
 	path := int(peer.Counters.PathMTU.Load())
 	if path == 0 {
@@ -136,7 +146,7 @@ func (o *outbound) fits(ip []byte, h *encap.Header, peer *fib.Peer, longest, seg
 	}
 	switch {
 	case longest > mtu, longest > path && (h.DF || o.v.six):
-		o.drops.add(DropTooBig, segments)
+		o.drop(DropTooBig, p, segments, peer)
 		o.reply(ip, h, icmpFragNeeded, uint16(min(mtu, path)))
 		return false
 	case longest > path:
@@ -171,6 +181,9 @@ func (o *outbound) unroutable(dst netip.Addr) (Reason, icmpCode) {
 // reply sends an ICMP error about p back into the TUN device, when one may be sent (see icmp.go).
 func (o *outbound) reply(p []byte, h *encap.Header, code icmpCode, mtu uint16) {
 	if msg := o.icmp.build(p, h, code, mtu); msg != nil {
+		if o.wants(PointInner) {
+			o.tellReply(msg[icmpHeadroom:])
+		}
 		if o.dev.Reply(msg, icmpHeadroom) != nil {
 			o.drops.count(DropTUNWrite)
 		}
@@ -235,6 +248,9 @@ func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.Header) e
 // send sends everything that was added, and counts. The slab and heads are free then.
 func (o *outbound) send() error {
 	err := o.msgs.send()
+	if o.wants(PointOuter|PointDrop) && !o.engine {
+		o.tellSent()
+	}
 	head := o.v.cfg.Framing.Headroom()
 	for i := range o.msgs.n {
 		m, c := &o.msgs.all[i], o.msgs.peers[i].Counters
@@ -252,13 +268,20 @@ func (o *outbound) send() error {
 }
 
 func (o *outbound) countFailure(m *Message) {
-	if errors.Is(m.Err, ErrSendBufferFull) {
-		o.drops.add(DropSendBufferFull, m.Failed)
-		return
+	reason := sendReason(m.Err)
+	o.drops.add(reason, m.Failed)
+	if reason == DropSendFailed {
+		err := m.Err
+		o.v.sendErr.Store(&err)
 	}
-	o.drops.add(DropSendFailed, m.Failed)
-	err := m.Err
-	o.v.sendErr.Store(&err)
+}
+
+// sendReason is why a datagram was not sent.
+func sendReason(err error) Reason {
+	if errors.Is(err, ErrSendBufferFull) {
+		return DropSendBufferFull
+	}
+	return DropSendFailed
 }
 
 // LastSendError is why the last datagram under DropSendFailed was refused, or nil.

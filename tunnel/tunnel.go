@@ -1,8 +1,8 @@
 // Package tunnel is the VTEP: it joins the inner side (a TUN device) and the outer side (UDP sockets)
 // through the FIB, both ways. It carries one address family: inner packets of it in outer datagrams of it.
 //
-// How a packet leaves is outbound.go, how one arrives is inbound.go, why one was dropped is drop.go. How several VTEPs share
-// a UDP port is port.go.
+// How a packet leaves is outbound.go, how one arrives is inbound.go, why one was dropped is drop.go, who is told of it is
+// observe.go. How several VTEPs share a UDP port is port.go.
 // Each queue has two workers, one for each direction, that carry a batch from read to write without a
 // channel, a lock, an allocation or a log line. The package makes no system call of its own and knows nothing of etcd.
 package tunnel
@@ -57,7 +57,8 @@ type DeviceQueue interface {
 
 	// Write hands runs to the kernel. What the kernel does not take as a superpacket is cut first. It
 	// goes on after a refused run, and returns how many packets (Segments) were taken, with the first
-	// error. The runs are borrowed until it returns, and their bytes may be changed.
+	// error. The runs are borrowed until it returns. The bytes of what was taken may be changed, of what was refused
+	// the transport's checksum only.
 	Write(runs []gso.Run) (taken int, err error)
 
 	// Reply hands over the one plain packet buf[offset:], where offset >= gso.InfoLen, and may
@@ -256,6 +257,7 @@ type VTEP struct {
 	table atomic.Pointer[fib.Table]
 	mtu   atomic.Int32
 	gate  gate // where workers stand while paused
+	watch watch
 
 	sendErr atomic.Pointer[error] // see LastSendError
 	failed  chan error            // of what an Engine drives; holds one

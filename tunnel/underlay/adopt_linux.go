@@ -83,7 +83,7 @@ func adoptSocket(f *os.File, local netip.AddrPort, options func(fd int) error) (
 	if err != nil {
 		return nil, err
 	}
-	return newSocket(file, local), nil
+	return newSocket(file, bound), nil
 }
 
 // udpAddress is where a UDP socket is bound.

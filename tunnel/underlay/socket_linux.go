@@ -20,7 +20,7 @@ import (
 // SyscallConn and nothing else.
 type socket struct {
 	file *waiter.File
-	addr *net.UDPAddr
+	addr *net.UDPAddr // with the port that the kernel has chosen
 }
 
 func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, error) {
@@ -39,6 +39,14 @@ func openSocket(local netip.AddrPort, options func(fd int) error) (*socket, erro
 	if err := unix.Bind(fd, sockaddr(local)); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
+	}
+	if local.Port() == 0 {
+		bound, err := udpAddress(fd)
+		if err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+		local = bound
 	}
 	file, err := waiter.New(fd)
 	if err != nil {

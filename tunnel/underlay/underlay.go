@@ -234,6 +234,11 @@ func (c *Conn) Run(ctx context.Context) error { return c.filter.run(ctx) }
 // Receive implements tunnel.UnderlayQueue.
 func (q *queue) Receive(ds []tunnel.Datagram) (int, error) { return q.receiver.receive(ds) }
 
+// Source implements tunnel.Sourced.
+func (q *queue) Source(port uint8) netip.AddrPort {
+	return q.conn.senders[int(port)%len(q.conn.senders)].socket.addr.AddrPort()
+}
+
 // Pause implements tunnel.Underlay. Meanwhile it leaves the filter to whoever has adopted the sockets.
 func (c *Conn) Pause() error {
 	c.filter.freeze()
