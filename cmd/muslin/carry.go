@@ -155,12 +155,14 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 		return err
 	}
 	prober := d.openProber(node, c)
+	answers := d.openAnswers(ctx, node, member, c)
+	defer answers.close()
 	d.view.set(func(v *viewState) {
 		v.member, v.carrier, v.mtu, v.host, v.routers, v.prober = member, c, file.MTU, state, routers, prober
 	})
 	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, families: families, file: file}
-	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober}
+	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober, answers: answers}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
@@ -393,6 +395,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	if d.place.from != nil {
 		all = append(all, r.succeed)
 	}
+	all = append(all, d.answerPeers(r.answers)...)
 	all = append(all,
 		d.whenAlone(d.announce),
 		d.whenAlone(r.giveWay),

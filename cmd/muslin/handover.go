@@ -42,6 +42,7 @@ type running struct {
 	state   hosts
 	routers routers
 	prober  *pulse.Prober
+	answers answers
 
 	askedBy int // user of the process that wants our place
 
@@ -154,6 +155,9 @@ func (r *running) ofOurUser() error {
 
 func (r *running) addFiles(o *handover.Offer) error {
 	if err := r.carrier.offer(o); err != nil {
+		return err
+	}
+	if err := r.answers.offer(o); err != nil {
 		return err
 	}
 	control, err := r.d.control.File()

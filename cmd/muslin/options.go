@@ -69,6 +69,7 @@ type runFlags struct {
 	resync       int
 	forwardRules bool
 	blackhole    bool
+	peerAnswers  bool
 	healthIP     string
 	healthPort   int
 	replace      bool
@@ -113,6 +114,7 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&r.forwardRules, "iptables-forward-rules", true, "add rules that accept forwarding from and to the overlay")
 	f.BoolVar(&r.blackhole, "ip-blackhole-route", false, "add a blackhole route for this node's subnet, under the pods' own routes")
 
+	f.BoolVar(&r.peerAnswers, "peer-answers", true, "tell other nodes of the network, over the overlay, what muslin ping, trace and doctor ask there")
 	f.StringVar(&r.healthIP, "healthz-ip", "127.0.0.1", "`address` for /healthz and /readyz")
 	f.IntVar(&r.healthPort, "healthz-port", 0, "`port` for /healthz and /readyz; 0 is off")
 	f.BoolVar(&r.replace, "replace", false, "take the place of the daemon that runs with the same flags, without a lost packet; if that fails, it goes on")

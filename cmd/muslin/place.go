@@ -28,6 +28,7 @@ type place struct {
 	tun                   []*os.File // one for each queue
 	sockets               underlay.Sockets
 	six                   half     // the same of IPv6
+	answers               *os.File // of peers' questions
 	control, health, lock *os.File // nil: there is none
 
 	kept []fdstore.File // tun and sockets, if systemd has kept them of a daemon that has ended
@@ -37,6 +38,7 @@ type place struct {
 type half struct {
 	tun     []*os.File
 	sockets underlay.Sockets
+	answers *os.File
 }
 
 // of is that of a node's family.
@@ -44,7 +46,7 @@ func (p *place) of(n *node) half {
 	if n.six {
 		return p.six
 	}
-	return half{p.tun, p.sockets}
+	return half{p.tun, p.sockets, p.answers}
 }
 
 // about is what a daemon says of itself to its successor.
@@ -67,8 +69,9 @@ const (
 	fileControl = "control"
 	fileHealth  = "health"
 	fileLock    = "lock"
+	fileAnswers = "answers"
 
-	fileSix = "6" // behind the first three: of IPv6
+	fileSix = "6" // behind the first three, and the last: of IPv6
 )
 
 // findPlace asks the running daemon for its place, if that is wanted and one is there. Otherwise it is what systemd
@@ -99,7 +102,8 @@ func (d *daemon) findPlace(ctx context.Context) (place, error) {
 		tun:     s.Offer.Named(fileTUN),
 		sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive), Send: s.Offer.Named(fileSend)},
 		six: half{tun: s.Offer.Named(fileTUN + fileSix),
-			sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive + fileSix), Send: s.Offer.Named(fileSend + fileSix)}},
+			sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive + fileSix), Send: s.Offer.Named(fileSend + fileSix)}, answers: first(fileAnswers + fileSix)},
+		answers: first(fileAnswers),
 		control: first(fileControl), health: first(fileHealth), lock: first(fileLock),
 	}
 	if err := json.Unmarshal(s.Offer.About, &p.about); err != nil {
