@@ -228,8 +228,15 @@ func TestSeveralNetworks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	base := func(s *several, name string) netip.Addr { return status(t, s.network(name)).Node.Subnet.Addr() }
 	for name := range networks {
 		expectPing(t, one.pods[name].Node, two.pods[name].Addr, 1)
+		for other := range networks {
+			q := question{one.Host.Node, netip.AddrPortFrom(base(one, other), 0), 255, base(two, name)}
+			if said, err := q.ask("/v1/about"); (err == nil) != (other == name && name != "gold") { // which has no address there: host-gw
+				t.Errorf("%s asked in %s: %s, %v", name, other, said, err)
+			}
+		}
 	}
 	eventually(t, 5*time.Second, func() error {
 		var has []string

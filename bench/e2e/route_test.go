@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -55,6 +56,9 @@ func TestRouteCommand(t *testing.T) {
 	}
 	if a := route(t, m, near); a.Way != "local" || a.Device != "cni0" || len(a.Notes) != 0 {
 		t.Errorf("own pod: %+v", a)
+	}
+	if _, err := (question{h1.Node, netip.AddrPortFrom(netip.MustParseAddr(base), 0), 255, status(t, daemons[1]).Node.Subnet.Addr()}).ask("/v1/about"); err != nil {
+		t.Errorf("asked directly: %v", err)
 	}
 	text := must(m.Command(t.Context(), "route", far))(t)
 	expectWords(t, text, far+": direct", "without a gateway on eth0 (on-link)", "leaves by  eth0 via "+h2.Addr.String()+", MTU 1500")
