@@ -1,6 +1,9 @@
-// Package pulse finds out which peers are alive. It sends ICMP echo requests through the overlay, to the base
-// address of each peer's subnet, which is its TUN device's with muslin and its flannel.VNI's with flannel: both
-// answer. A peer that packets came from lately is not asked.
+// Package pulse finds out which peers are alive, how long the way to each and back takes, and how much is lost on it. It
+// sends ICMP echo requests through the overlay, to the base address of each peer's subnet, which is its TUN device's
+// with muslin and its flannel.VNI's with flannel: both answer.
+//
+// Whether a peer is alive is asked of those that nothing was heard of lately. They come first. Round trip and loss are
+// measured of all, with what is left: seldom, and each second while somebody watches (Watch).
 //
 // A node of both address families is two peers, each with a way of its own, and each is up or down by itself.
 //
@@ -10,7 +13,8 @@
 // way of all others.
 //
 // What it costs is bounded, whatever the number of peers: perSecond requests a second at most, of 84 bytes on
-// the overlay, 104 of IPv6. With many silent peers it takes longer until each has had its turn.
+// the overlay, 104 of IPv6; a fifth of that where all peers are heard and nobody watches. With many peers it takes
+// longer until each has had its turn.
 package pulse
 
 import (
@@ -24,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,6 +50,18 @@ const (
 
 	tick    = 100 * time.Millisecond
 	perTick = int(perSecond * tick / time.Second)
+
+	// perTickUnwatched is how many of them go to peers that are known to be alive while nobody watches: 10 a second,
+	// so that up to 100 peers are measured every 10 s, 10,000 every 17 minutes.
+	perTickUnwatched = 1
+
+	// lookAt is at how many peers a tick looks, at least, for one whose turn it is to be measured. Where there are more,
+	// requests are short and not turns.
+	lookAt = 64
+
+	// watchedEvery is how often a peer is measured while somebody watches, and watchFor, how long one does who said so once.
+	watchedEvery = time.Second
+	watchFor     = 10 * time.Second
 
 	// roundTicks is in how many ticks all peers are looked at, unless too many are to be asked.
 	roundTicks = int(fresh / tick)
@@ -90,14 +107,17 @@ type Prober struct {
 	cfg Config
 	id  uint16
 
-	mu      sync.Mutex
-	records map[key]*record
-	asked   map[netip.Addr]*record // who has a request to answer, by the address that it went to
-	next    int                    // in the table: whose turn it is
-	budget  int                    // of requests, in this tick
-	seq     uint16
-	came    []string // of the next line in the log: who is up again
-	went    []string // and who is down
+	watched atomic.Int64 // Unix nanoseconds: until when somebody watches
+
+	mu           sync.Mutex
+	records      map[key]*record
+	asked        map[netip.Addr]*record // who has a request to answer, by the address that it went to
+	next         int                    // in the table: whose turn it is to be asked whether it is alive
+	nextMeasured int                    // and whose to be measured
+	budget       int                    // of requests, in this tick
+	seq          uint16
+	came         []string // of the next line in the log: who is up again
+	went         []string // and who is down
 }
 
 // key is a peer, as its counters have it: they too survive a change of the lease.
@@ -112,11 +132,15 @@ type record struct {
 	counters *fib.Counters
 	state    State
 	answered time.Time // last; zero: never
-	since    time.Time // of Down, while it is down or is about to be
+	since    time.Time // of Down
 
-	missed int       // requests in a row
-	sent   time.Time // of the last request, or when it was seen first
+	missed int       // requests in a row, since it is silent
+	first  time.Time // of the requests since its last sign of life; zero: there is none
+	sent   time.Time // the tick of the last request, or when it was seen first
+	left   time.Time // when exactly the last request went out
 	seq    uint16    // its number
+
+	history history
 }
 
 // New starts nothing: see Run.
@@ -158,6 +182,9 @@ func (p *Prober) conn(a netip.Addr) Conn {
 	return p.cfg.Conn6
 }
 
+// Watch has all peers measured each second for the next watchFor, as far as perSecond goes. May be called from anywhere.
+func (p *Prober) Watch() { p.watched.Store(time.Now().Add(watchFor).UnixNano()) }
+
 // Run asks until ctx ends; then it returns nil. Without a Conn it does nothing.
 func (p *Prober) Run(ctx context.Context) error {
 	conns := slices.DeleteFunc([]Conn{p.cfg.Conn, p.cfg.Conn6}, func(c Conn) bool { return c == nil })
@@ -181,6 +208,7 @@ func (p *Prober) Run(ctx context.Context) error {
 func (p *Prober) receive(c Conn) error {
 	for {
 		from, id, seq, err := c.Receive()
+		now := time.Now() // before there is a lock to wait for
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -188,14 +216,14 @@ func (p *Prober) receive(c Conn) error {
 			return fmt.Errorf("receive echo replies: %w", err)
 		}
 		if id == p.id {
-			p.answer(from, seq)
+			p.answer(from, seq, now)
 		}
 	}
 }
 
 // answer takes a reply: only one to the last request counts. The lowest address of a subnet of IPv6 is every router's there
 // (RFC 4291, section 2.6.1), and a node that takes a request for one to that may answer by another address of the subnet.
-func (p *Prober) answer(from netip.Addr, seq uint16) {
+func (p *Prober) answer(from netip.Addr, seq uint16, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.asked[from]
@@ -205,8 +233,10 @@ func (p *Prober) answer(from netip.Addr, seq uint16) {
 		}
 	}
 	if r != nil && r.seq == seq {
-		r.answered = time.Now()
-		r.counters.Answered.Store(r.answered.UnixNano())
+		r.history.add(now, true, now.Sub(r.left), r.state == Down)
+		r.answered = now
+		r.counters.Answered.Store(now.UnixNano())
+		delete(p.asked, r.key.subnet.Addr())
 		p.alive(r)
 	}
 }
@@ -223,8 +253,7 @@ func (p *Prober) ask(ctx context.Context) error {
 		p.mu.Lock()
 		p.budget = perTick
 		t := p.cfg.Table()
-		p.overdue(t, time.Now())
-		p.turns(t.Peers(), time.Now())
+		p.tick(t, time.Now())
 		if ticks%int(logEvery/tick) == 0 {
 			p.report()
 		}
@@ -232,27 +261,54 @@ func (p *Prober) ask(ctx context.Context) error {
 	}
 }
 
-// overdue looks at those that have not answered in time: they are asked again, or are down. One that is no peer any
-// more is let alone: there is no way to it.
+// tick gives a tenth of a second's requests out.
+func (p *Prober) tick(t *fib.Table, now time.Time) {
+	p.budget = perTick
+	p.overdue(t, now)
+	p.turns(t.Peers(), now)
+	p.measure(t.Peers(), now)
+}
+
+// overdue looks at those that have not answered in time: one that is silent is asked again, or is down. One that is no
+// peer any more is let alone: there is no way to it.
 func (p *Prober) overdue(t *fib.Table, now time.Time) {
 	for addr, r := range p.asked {
 		peer := t.Lookup(addr)
-		switch {
-		case peer == nil || r.key != (key{peer.Subnet, peer.PublicIP}):
+		if peer == nil || r.key != (key{peer.Subnet, peer.PublicIP}) {
 			delete(p.asked, addr)
-		case lastHeard(r.counters).After(r.sent):
-			p.alive(r)
-		case now.Sub(r.sent) < answerWithin:
-		case r.missed+1 < tries && r.state != Down:
-			if p.budget > 0 {
-				r.missed++
-				p.request(r, now)
-			}
+			continue
+		}
+		heard := lastHeard(r.counters)
+		if heard.After(r.left) {
+			p.alive(r) // whether it answers that request or not
+		}
+		if now.Sub(r.left) < answerWithin {
+			continue
+		}
+		retry := r.missed+1 < tries && r.state != Down && now.Sub(r.lastSign()) >= fresh
+		if retry && p.budget == 0 {
+			continue
+		}
+		r.history.add(now, false, 0, false)
+		switch {
+		case retry:
+			r.missed++
+			p.request(r, now)
+		case now.Sub(r.lastSign()) < fresh:
+			delete(p.asked, addr) // lost, but it lives
 		default:
-			delete(p.asked, r.key.subnet.Addr())
+			delete(p.asked, addr)
 			p.dead(r)
 		}
 	}
+}
+
+// lastSign is its last sign of life, of any kind.
+func (r *record) lastSign() time.Time {
+	if heard := lastHeard(r.counters); heard.After(r.answered) {
+		return heard
+	}
+	return r.answered
 }
 
 // turns gives the next peers theirs: as many as make a round of all in the time that a sign of life counts, or as
@@ -276,38 +332,56 @@ func (p *Prober) turn(peer *fib.Peer, now time.Time) bool {
 	if p.conn(peer.Subnet.Addr()) == nil {
 		return true
 	}
-	k := key{peer.Subnet, peer.PublicIP}
-	r := p.records[k]
-	heard := lastHeard(peer.Counters)
-	switch {
-	case now.Sub(heard) < fresh:
+	if r := p.records[key{peer.Subnet, peer.PublicIP}]; now.Sub(lastHeard(peer.Counters)) < fresh {
 		if r != nil {
 			p.alive(r)
 		}
 		return true
-	case r == nil:
-		r = &record{key: k, counters: peer.Counters}
-		p.records[k] = r
-		if heard.IsZero() {
-			r.sent = now // one that is new has time to be heard by itself
-			return true
-		}
-		r.state = Up // until it proves to be down
 	}
+	return p.due(p.record(peer, now), fresh, now)
+}
+
+// measure asks the next peers, heard or not, as long as there are requests left that nobody needs to be found alive.
+func (p *Prober) measure(peers []*fib.Peer, now time.Time) {
+	every, most := fresh, perTickUnwatched
+	if now.UnixNano() < p.watched.Load() {
+		every, most = watchedEvery, perTick
+	}
+	p.budget = min(p.budget, most)
+	for range min(len(peers), len(peers)/roundTicks+lookAt) {
+		if p.nextMeasured >= len(peers) {
+			p.nextMeasured = 0
+		}
+		peer := peers[p.nextMeasured]
+		if p.conn(peer.Subnet.Addr()) != nil && !p.due(p.record(peer, now), every, now) {
+			return
+		}
+		p.nextMeasured++
+	}
+}
+
+// record is a peer's, which is made for one that is new.
+func (p *Prober) record(peer *fib.Peer, now time.Time) *record {
+	k := key{peer.Subnet, peer.PublicIP}
+	r := p.records[k]
+	if r == nil {
+		r = &record{key: k, counters: peer.Counters, sent: now} // it has time to be heard by itself
+		if !lastHeard(peer.Counters).IsZero() {
+			r.state = Up // until it proves to be down
+		}
+		p.records[k] = r
+	}
+	return r
+}
+
+// due asks a peer whose last request was so long ago, to half a tick, which itself comes not on time; false: there is
+// no request left.
+func (p *Prober) due(r *record, every time.Duration, now time.Time) bool {
 	switch {
-	case p.asked[peer.Subnet.Addr()] == r, now.Sub(r.sent) < fresh:
+	case p.asked[r.key.subnet.Addr()] == r, now.Sub(r.sent) < every-tick/2:
 		return true
 	case p.budget == 0:
 		return false
-	}
-	if r.state != Down {
-		r.since = r.answered
-		if heard.After(r.since) {
-			r.since = heard
-		}
-		if r.since.IsZero() {
-			r.since = now
-		}
 	}
 	p.request(r, now)
 	return true
@@ -318,8 +392,12 @@ func (p *Prober) request(r *record, now time.Time) {
 	p.budget--
 	p.seq++
 	r.seq, r.sent = p.seq, now
+	if r.first.IsZero() {
+		r.first = now
+	}
 	p.asked[r.key.subnet.Addr()] = r
 	to := r.key.subnet.Addr()
+	r.left = time.Now()
 	_ = p.conn(to).Send(to, p.id, r.seq)
 }
 
@@ -327,15 +405,15 @@ func (p *Prober) alive(r *record) {
 	if r.state == Down {
 		p.came = append(p.came, r.key.String())
 	}
-	r.state, r.missed = Up, 0
-	if p.asked[r.key.subnet.Addr()] == r {
-		delete(p.asked, r.key.subnet.Addr())
-	}
+	r.state, r.missed, r.first = Up, 0, time.Time{}
 }
 
 func (p *Prober) dead(r *record) {
 	if r.state != Down {
 		p.went = append(p.went, r.key.String())
+		if r.since = r.lastSign(); r.since.IsZero() {
+			r.since = r.first
+		}
 	}
 	r.state, r.missed = Down, 0
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,6 +24,9 @@ type overlay struct {
 	silent  map[netip.Addr]bool
 	sent    map[netip.Addr]int
 	forge   func(r reply) []reply // what comes in place of an answer; nil: the answer
+	way     time.Duration         // there and back
+	lossy   int                   // each so-manieth request is lost
+	late    sync.WaitGroup        // of answers
 	replies chan reply
 }
 
@@ -46,9 +50,15 @@ func (o *overlay) Send(to netip.Addr, id, seq uint16) error {
 	if o.silent[to] {
 		return fmt.Errorf("no route to %s", to)
 	}
-	for _, r := range answer {
-		o.replies <- r
+	if o.lossy > 0 && o.sent[to]%o.lossy == 0 {
+		return nil
 	}
+	o.late.Go(func() {
+		time.Sleep(o.way)
+		for _, r := range answer {
+			o.replies <- r
+		}
+	})
 	return nil
 }
 
@@ -61,6 +71,7 @@ func (o *overlay) Receive() (from netip.Addr, id, seq uint16, err error) {
 }
 
 func (o *overlay) Close() error {
+	o.late.Wait()
 	close(o.replies)
 	return nil
 }
@@ -202,7 +213,7 @@ func TestUpAndDown(t *testing.T) {
 	})
 }
 
-// A peer that packets come from is not asked, however silent it is itself; one that is heard again is up at once.
+// A peer that packets come from is up, whether it answers or not; one that is heard again is up at once.
 func TestHeard(t *testing.T) {
 	among(t, 1, func(w *world) {
 		p := w.peers[0]
@@ -212,17 +223,20 @@ func TestHeard(t *testing.T) {
 			w.pass(fresh / 2)
 			w.want("heard", p, Up, time.Time{})
 		}
-		if n := w.requests(p); n != 0 {
-			t.Errorf("asked %d times", n)
+		if n := w.requests(p); n != 4 {
+			t.Errorf("measured %d times in 50 s, want once in 10 after the first", n)
+		}
+		if q := w.Quality(p); q != (Quality{}) {
+			t.Errorf("%+v of one that never answers", q)
 		}
 		hear(p)
 		last := time.Now()
-		w.pass(fresh + time.Second)
+		w.pass(fresh)
 		w.want("about to be asked", p, Up, time.Time{})
-		w.pass(tries * answerWithin)
+		w.pass((tries + 1) * answerWithin)
 		w.want("silent", p, Down, last)
-		if n := w.requests(p); n != tries {
-			t.Errorf("asked %d times, want %d", n, tries)
+		if q := w.Quality(p); q.Loss != 1 || q.RTT != 0 {
+			t.Errorf("%+v of one that is down", q)
 		}
 		w.pass(fresh / 2)
 		hear(p)
@@ -403,10 +417,14 @@ func TestWithoutConn(t *testing.T) {
 
 // BenchmarkTick is a tenth of a second among 10,000 peers: that are all heard, and that are all silent.
 func BenchmarkTick(b *testing.B) {
-	for _, silent := range []bool{false, true} {
-		b.Run(fmt.Sprintf("silent=%t", silent), func(b *testing.B) {
+	for _, c := range []struct{ silent, watched bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+		silent := c.silent
+		b.Run(fmt.Sprintf("silent=%t/watched=%t", silent, c.watched), func(b *testing.B) {
 			o := &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int)}
 			p := New(Config{Conn: o})
+			if c.watched {
+				p.watched.Store(math.MaxInt64)
+			}
 			var peers []*fib.Peer
 			for n := range 10_000 {
 				peers = append(peers, peer(n))
@@ -415,14 +433,15 @@ func BenchmarkTick(b *testing.B) {
 				}
 				o.silent[peers[n].Subnet.Addr()] = true
 			}
-			table, now := fib.New(peers), time.Now()
+			table, now, n := fib.New(peers), time.Now(), 0
 			for b.Loop() {
-				if silent {
-					now = now.Add(tick)
+				now = now.Add(tick)
+				for range 200 { // so that each is heard twice in the time that it counts
+					if n = (n + 1) % len(peers); !silent {
+						peers[n].Counters.LastRx.Store(now.UnixNano())
+					}
 				}
-				p.budget = perTick
-				p.overdue(table, now)
-				p.turns(peers, now)
+				p.tick(table, now)
 			}
 		})
 	}
