@@ -16,6 +16,7 @@ import (
 	"muslin/bench/lab"
 	"muslin/bench/labtest"
 	probes "muslin/bench/probe"
+	"muslin/cmd/muslin/control"
 )
 
 const (
@@ -176,6 +177,7 @@ func testDualStack(t *testing.T, m *matrix, row string) {
 		copyTCP(t, way[0], way[1], bigFile()/4)
 		copyTCP(t, way[2], way[3], bigFile())
 	}
+	expectMeasured(t, m1)
 	v6 := &matrixRow{way: "encapsulated"}
 	v6.checkWire(t, h1, a6, b6, h2, route(t, m1, b6.Addr.String()))
 	m.note(row, "muslin ↔ muslin", !t.Failed())
@@ -234,6 +236,32 @@ func testDualStack(t *testing.T, m *matrix, row string) {
 		t.Error(err)
 	}
 	expectAsBefore(t, h2.Node, before)
+}
+
+// expectMeasured wants the round trip to every peer to be what ping has of it, or less: nothing else is under way.
+func expectMeasured(t *testing.T, m *lab.Muslin) {
+	t.Helper()
+	var s *control.Status
+	eventually(t, 15*time.Second, func() (err error) {
+		if s, err = control.Watch(t.Context(), m.Control, ""); err != nil {
+			return err
+		}
+		for _, p := range s.Peers {
+			if p.RTT == nil || p.Loss == nil || *p.Loss != 0 {
+				return fmt.Errorf("of %s: round trip %v µs, loss %v", p.Subnet, p.RTT, p.Loss)
+			}
+		}
+		return nil
+	})
+	for _, p := range s.Peers {
+		to := netip.MustParsePrefix(p.Subnet).Addr()
+		ping := must(m.Host.Ping(t.Context(), to, lab.PingOptions{Count: 20}))(t)
+		got := time.Duration(*p.RTT) * time.Microsecond
+		t.Logf("%s: %v, ping %v", to, got, ping.Average)
+		if ping.Received != ping.Sent || got > max(5*ping.Average, lab.Patience(10*time.Millisecond)) || got < ping.Average/20 {
+			t.Errorf("round trip to %s %v, by ping %+v", to, got, ping)
+		}
+	}
 }
 
 // sendOtherFamily has the daemon meet IPv4 where IPv6 is carried: from its own host, and from this peer. What the kernel says

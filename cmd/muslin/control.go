@@ -96,6 +96,16 @@ func controlHandler(status func() *control.Status, route, replace http.HandlerFu
 	return mux
 }
 
+// watching has the peers measured more often while somebody who asks looks on.
+func (d *daemon) watching(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if control.Watches(r) {
+			d.watch()
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // healthHandler answers orchestrators: /healthz while the process lives, /readyz once packets flow.
 func healthHandler(ready func() bool) http.Handler {
 	mux := http.NewServeMux()

@@ -61,6 +61,9 @@ func (n *networks) handler() http.Handler {
 	mux.HandleFunc("GET "+control.NetworksPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, n.status()) })
 	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		if m := n.chosen(w, r, nil); m != nil {
+			if d, _, _ := m.now(); control.Watches(r) && d != nil {
+				d.watch()
+			}
 			answerJSON(w, m.status().Status)
 		}
 	})

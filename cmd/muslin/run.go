@@ -217,7 +217,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 			return d.whenAlone(func(ctx context.Context) error { return serveHTTP(ctx, l, h) })(servers)
 		})
 	}
-	answer(d.control, ofNetwork(d.name, controlHandler(d.status, d.serveRoute, d.requestPlace)))
+	answer(d.control, ofNetwork(d.name, d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace))))
 	if d.health != nil {
 		answer(d.health, healthHandler(d.view.ready))
 	}

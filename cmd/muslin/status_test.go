@@ -8,30 +8,37 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/text"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/pulse"
 )
 
 func exampleStatus(now time.Time) *control.Status {
 	vni, expires, last, long := uint32(1), now.Add(23*time.Hour), now.Add(-3*time.Second), now.Add(-7*time.Minute)
 	yes, no := true, false
+	rtt, loss := int64(423), 0.25
 	return &control.Status{
 		Version: "v1", State: "running", Kernel: "6.1.0",
 		Node: control.NodeStatus{PublicIP: "192.0.2.1", Iface: "eth0", Subnet: "10.244.1.0/24", Network: "10.244.0.0/16", MTU: 1450,
 			Backend: "vxlan", VNI: &vni, Port: 8472, VtepMAC: "02:00:00:00:00:01", TUN: "muslin0", LeaseExpires: &expires},
 		Store: control.StoreStatus{Kind: "etcd", Endpoints: []string{"http://192.0.2.9:2379"}, Healthy: true, Revision: 7},
 		Peers: []control.PeerStatus{{Subnet: "10.244.2.0/24", PublicIP: "192.0.2.2", Backend: "vxlan", VtepMAC: "02:00:00:00:00:02",
-			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last, Up: &yes, Way: "encapsulated", WayRule: "gateway", WayReason: "why"},
+			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last, Up: &yes, RTT: &rtt, Loss: &loss, Way: "encapsulated", WayRule: "gateway", WayReason: "why"},
 			{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3", Backend: "vxlan", Up: &no, DownSince: &long},
 			{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.4", Backend: "vxlan", Way: "direct", WayRule: "on-link"}},
 		Drops:    map[string]uint64{"no-route": 3},
@@ -90,7 +97,7 @@ func TestStatusShape(t *testing.T) {
 				t.Error("privileges.capabilities is no list")
 			}
 			if name == "running" {
-				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx other_subnet other_up path_mtu path_mtu_by path_mtu_since path_mtu_state public_ip public_key rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
+				if have := strings.Join(keys(got["peers"].([]any)[0]), " "); have != "backend down_since endpoint last_handshake last_rx loss other_subnet other_up path_mtu path_mtu_by path_mtu_since path_mtu_state public_ip public_key rtt_us rx_bytes rx_packets subnet tx_bytes tx_packets up vtep_mac way way_reason way_rule" {
 					t.Errorf("a peer has %s", have)
 				}
 				if have := strings.Join(keys(got["features"].([]any)[0]), " "); have != "name on reason" {
@@ -108,7 +115,7 @@ func TestStatusText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
-		"3 peers, 1 direct, 1 DOWN", "192.0.2.2", "up", "DOWN for 7m0s", "not known", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
+		"3 peers, 1 direct, 1 DOWN", "192.0.2.2", "up, 0.42 ms, 25 % lost", "DOWN for 7m0s", "not known", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
@@ -162,6 +169,63 @@ func TestBytesText(t *testing.T) {
 		}
 	}
 }
+
+func TestQualityText(t *testing.T) {
+	for us, want := range map[int64]string{1: "0.00 ms", 423: "0.42 ms", 9_994: "9.99 ms", 12_345: "12.3 ms", 250_400: "250 ms"} {
+		if got := text.Millis(us); got != want {
+			t.Errorf("%d µs: %q, want %q", us, got, want)
+		}
+	}
+	for share, want := range map[float64]string{0: "0 %", 0.001: "<1 %", 0.5: "50 %", 0.999: ">99 %", 1: "100 %"} {
+		if got := text.Percent(share); got != want {
+			t.Errorf("%v: %q, want %q", share, got, want)
+		}
+	}
+}
+
+// Who looks on has the peers measured more often, who asks but once has not.
+func TestWatching(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, conn := new(daemon), new(countingConn)
+		peer := &fib.Peer{Subnet: netip.MustParsePrefix("10.244.2.0/24"), PublicIP: netip.MustParseAddr("192.0.2.2"), Counters: new(fib.Counters)}
+		table := fib.New([]*fib.Peer{peer})
+		prober := pulse.New(pulse.Config{Conn: conn, Table: func() *fib.Table { return table }})
+		d.view.set(func(v *viewState) { v.prober = prober })
+		h := d.watching(controlHandler(func() *control.Status { return &control.Status{} }, http.NotFound, http.NotFound))
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		conn.closed = ctx.Done()
+		go func() { ended <- prober.Run(ctx) }()
+		for query, want := range map[string]int{"": 1, "?watch=1": 9} {
+			before := conn.sent.Load()
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, control.StatusPath+query, nil))
+			time.Sleep(10 * time.Second)
+			if n := int(conn.sent.Load() - before); n < want-1 || n > want+1 {
+				t.Errorf("%q: %d requests in 10 s, want %d", query, n, want)
+			}
+			time.Sleep(time.Minute)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// countingConn sends to nobody.
+type countingConn struct {
+	sent   atomic.Int64
+	closed <-chan struct{}
+}
+
+func (c *countingConn) Send(netip.Addr, uint16, uint16) error { c.sent.Add(1); return nil }
+
+func (c *countingConn) Receive() (pulse.Reply, error) {
+	<-c.closed
+	return pulse.Reply{}, net.ErrClosed
+}
+
+func (c *countingConn) Close() error { return nil }
 
 func TestControlSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "muslin.sock")

@@ -223,12 +223,30 @@ func (v *viewState) peerStatus(p *fib.Peer) control.PeerStatus {
 			peer.OtherUp, _ = v.up(other)
 		}
 	}
+	fillQuality(&peer, v.prober.Quality(p))
 	fillPath(&peer, v.path(p))
 	if last := c.LastRx.Load(); last != 0 {
 		t := time.Unix(0, last).UTC()
 		peer.LastRx = &t
 	}
 	return peer
+}
+
+func fillQuality(p *control.PeerStatus, q pulse.Quality) {
+	if q.RTT > 0 {
+		us := max(1, q.RTT.Round(time.Microsecond).Microseconds())
+		p.RTT = &us
+	}
+	if q.Asked > 0 {
+		p.Loss = &q.Loss
+	}
+}
+
+// watch has the peers measured more often for a while: somebody looks on.
+func (d *daemon) watch() {
+	if prober := d.view.get().prober; prober != nil {
+		prober.Watch()
+	}
 }
 
 // up is whether a peer is; nil: it is not known. One that is down has been so since a time.

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -64,7 +66,10 @@ func open(network string, s *socket, filter func(fd int) error) (Conn, error) {
 	raw, err := s.conn.SyscallConn()
 	if err == nil {
 		var failed error
-		err = raw.Control(func(fd uintptr) { failed = filter(int(fd)) })
+		err = raw.Control(func(fd uintptr) {
+			failed = errors.Join(filter(int(fd)),
+				os.NewSyscallError("set SO_TIMESTAMP", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1)))
+		})
 		err = errors.Join(err, failed)
 	}
 	if err != nil {
@@ -81,17 +86,37 @@ func (s *socket) Send(to netip.Addr, id, seq uint16) error {
 }
 
 // Receive implements Conn.
-func (s *socket) Receive() (from netip.Addr, id, seq uint16, err error) {
-	buf := make([]byte, echoHeader+echoPayload) // what is longer is cut
+func (s *socket) Receive() (Reply, error) {
+	buf := make([]byte, ipv4HeaderMost+echoHeader) // what is longer is cut
+	control := make([]byte, unix.CmsgSpace(int(unsafe.Sizeof(unix.Timeval{}))))
 	for {
-		n, addr, err := s.conn.ReadFromIP(buf)
+		n, controls, _, addr, err := s.conn.ReadMsgIP(buf, control)
 		if err != nil {
-			return netip.Addr{}, 0, 0, err
+			return Reply{}, err
 		}
-		if from, ok := netip.AddrFromSlice(addr.IP); ok && n >= echoHeader && buf[0] == s.reply {
-			return from.Unmap(), binary.BigEndian.Uint16(buf[4:]), binary.BigEndian.Uint16(buf[6:]), nil
+		echo := buf[:n]
+		if s.reply == icmpEchoReply && n > 0 { // raw(7): the kernel hands over the header of IPv4, and not of IPv6
+			echo = echo[min(n, 4*int(echo[0]&0xf)):]
+		}
+		if from, ok := netip.AddrFromSlice(addr.IP); ok && len(echo) >= echoHeader && echo[0] == s.reply {
+			return Reply{from.Unmap(), binary.BigEndian.Uint16(echo[4:]), binary.BigEndian.Uint16(echo[6:]), timestamp(control[:controls])}, nil
 		}
 	}
+}
+
+// timestamp is when the kernel got a packet (SO_TIMESTAMP in socket(7), since Linux 2.2), by its wall clock; zero: it does not say.
+func timestamp(control []byte) time.Time {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return time.Time{}
+	}
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMP && len(m.Data) >= int(unsafe.Sizeof(unix.Timeval{})) {
+			tv := (*unix.Timeval)(unsafe.Pointer(&m.Data[0])) // the kernel's own layout, and aligned as it is
+			return time.Unix(tv.Unix())
+		}
+	}
+	return time.Time{}
 }
 
 // Close implements Conn.
@@ -101,6 +126,8 @@ func (s *socket) Close() error { return s.conn.Close() }
 const (
 	echoHeader  = 8
 	echoPayload = 56
+
+	ipv4HeaderMost = 15 * 4 // RFC 791: IHL has four bits
 )
 
 // echoRequest is an echo request, of ICMP or ICMPv6. The kernel writes ICMPv6's checksum, which is over the addresses, too

@@ -43,19 +43,20 @@ func testSocket(t *testing.T, open func() (Conn, error), to netip.Addr) {
 	defer watchdog.Stop()
 	id := uint16(os.Getpid())
 	for seq := range uint16(3) {
+		before := time.Now().Truncate(time.Microsecond).Round(0)
 		if err := conn.Send(to, id, seq); err != nil {
 			t.Fatal(err)
 		}
 		for {
-			from, gotID, gotSeq, err := conn.Receive()
+			r, err := conn.Receive()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if gotID != id {
+			if r.ID != id {
 				continue // another process pings
 			}
-			if from != to || gotSeq != seq {
-				t.Errorf("reply %d from %s, want %d from %s", gotSeq, from, seq, to)
+			if r.From != to || r.Seq != seq || r.At.Before(before) || r.At.After(time.Now()) {
+				t.Errorf("reply %+v, want %d from %s at %s or a little later", r, seq, to, before)
 			}
 			break
 		}
@@ -63,7 +64,7 @@ func testSocket(t *testing.T, open func() (Conn, error), to netip.Addr) {
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := conn.Receive(); !errors.Is(err, net.ErrClosed) {
+	if _, err := conn.Receive(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }

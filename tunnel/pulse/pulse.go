@@ -90,8 +90,15 @@ type Health struct {
 // Conn sends echo requests and takes the answers. Receive returns net.ErrClosed after Close.
 type Conn interface {
 	Send(to netip.Addr, id, seq uint16) error
-	Receive() (from netip.Addr, id, seq uint16, err error)
+	Receive() (Reply, error)
 	Close() error
+}
+
+// Reply is an answer to an echo request.
+type Reply struct {
+	From    netip.Addr
+	ID, Seq uint16
+	At      time.Time // when the kernel got it, by its wall clock; zero: it does not say
 }
 
 // Config is what a Prober needs.
@@ -207,7 +214,7 @@ func (p *Prober) Run(ctx context.Context) error {
 
 func (p *Prober) receive(c Conn) error {
 	for {
-		from, id, seq, err := c.Receive()
+		reply, err := c.Receive()
 		now := time.Now() // before there is a lock to wait for
 		if errors.Is(err, net.ErrClosed) {
 			return nil
@@ -215,25 +222,25 @@ func (p *Prober) receive(c Conn) error {
 		if err != nil {
 			return fmt.Errorf("receive echo replies: %w", err)
 		}
-		if id == p.id {
-			p.answer(from, seq, now)
+		if reply.ID == p.id {
+			p.answer(reply, now)
 		}
 	}
 }
 
 // answer takes a reply: only one to the last request counts. The lowest address of a subnet of IPv6 is every router's there
 // (RFC 4291, section 2.6.1), and a node that takes a request for one to that may answer by another address of the subnet.
-func (p *Prober) answer(from netip.Addr, seq uint16, now time.Time) {
+func (p *Prober) answer(reply Reply, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r := p.asked[from]
-	if r == nil && !from.Is4() {
-		if peer := p.cfg.Table().Lookup(from); peer != nil {
+	r := p.asked[reply.From]
+	if r == nil && !reply.From.Is4() {
+		if peer := p.cfg.Table().Lookup(reply.From); peer != nil {
 			r = p.asked[peer.Subnet.Addr()]
 		}
 	}
-	if r != nil && r.seq == seq {
-		r.history.add(now, true, now.Sub(r.left), r.state == Down)
+	if r != nil && r.seq == reply.Seq {
+		r.history.add(now, true, roundTrip(r.left, reply.At, now), r.state == Down)
 		r.answered = now
 		r.counters.Answered.Store(now.UnixNano())
 		delete(p.asked, r.key.subnet.Addr())

@@ -23,27 +23,22 @@ type overlay struct {
 	mu      sync.Mutex
 	silent  map[netip.Addr]bool
 	sent    map[netip.Addr]int
-	forge   func(r reply) []reply // what comes in place of an answer; nil: the answer
+	forge   func(r Reply) []Reply // what comes in place of an answer; nil: the answer
 	way     time.Duration         // there and back
 	lossy   int                   // each so-manieth request is lost
 	late    sync.WaitGroup        // of answers
-	replies chan reply
-}
-
-type reply struct {
-	from    netip.Addr
-	id, seq uint16
+	replies chan Reply
 }
 
 func newOverlay() *overlay {
-	return &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int), replies: make(chan reply, 1000)}
+	return &overlay{silent: make(map[netip.Addr]bool), sent: make(map[netip.Addr]int), replies: make(chan Reply, 1000)}
 }
 
 func (o *overlay) Send(to netip.Addr, id, seq uint16) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.sent[to]++
-	answer := []reply{{to, id, seq}}
+	answer := []Reply{{to, id, seq, time.Time{}}}
 	if o.forge != nil {
 		answer = o.forge(answer[0])
 	}
@@ -62,12 +57,12 @@ func (o *overlay) Send(to netip.Addr, id, seq uint16) error {
 	return nil
 }
 
-func (o *overlay) Receive() (from netip.Addr, id, seq uint16, err error) {
+func (o *overlay) Receive() (Reply, error) {
 	r, ok := <-o.replies
 	if !ok {
-		return netip.Addr{}, 0, 0, net.ErrClosed
+		return Reply{}, net.ErrClosed
 	}
-	return r.from, r.id, r.seq, nil
+	return r, nil
 }
 
 func (o *overlay) Close() error {
@@ -249,10 +244,12 @@ func TestHeard(t *testing.T) {
 // An answer counts that has our identifier, the number of the last request and the address that was asked.
 func TestStrangeReplies(t *testing.T) {
 	elsewhere := netip.MustParseAddr("10.9.9.0")
-	for name, forge := range map[string]func(r reply) []reply{
-		"another's":      func(r reply) []reply { return []reply{{r.from, r.id + 1, r.seq}} },
-		"an old one":     func(r reply) []reply { return []reply{{r.from, r.id, r.seq - 1}, {r.from, r.id, r.seq + 1}} },
-		"from elsewhere": func(r reply) []reply { return []reply{{elsewhere, r.id, r.seq}} },
+	for name, forge := range map[string]func(r Reply) []Reply{
+		"another's": func(r Reply) []Reply { return []Reply{{r.From, r.ID + 1, r.Seq, r.At}} },
+		"an old one": func(r Reply) []Reply {
+			return []Reply{{r.From, r.ID, r.Seq - 1, r.At}, {r.From, r.ID, r.Seq + 1, r.At}}
+		},
+		"from elsewhere": func(r Reply) []Reply { return []Reply{{elsewhere, r.ID, r.Seq, r.At}} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			among(t, 1, func(w *world) {
@@ -314,7 +311,7 @@ func TestAnycastReply(t *testing.T) {
 	for from, state := range map[string]State{"fd00:0:1::1": Up, "fd00:0:2::1": Down, "fd99::1": Down} {
 		among(t, 0, func(w *world) {
 			w.six.mu.Lock()
-			w.six.forge = func(r reply) []reply { return []reply{{netip.MustParseAddr(from), r.id, r.seq}} }
+			w.six.forge = func(r Reply) []Reply { return []Reply{{netip.MustParseAddr(from), r.ID, r.Seq, r.At}} }
 			w.six.mu.Unlock()
 			w.setTable([]*fib.Peer{peer6(1)})
 			w.pass(fresh + 5*time.Second)

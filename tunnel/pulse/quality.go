@@ -41,6 +41,15 @@ func (p *Prober) Quality(peer *fib.Peer) Quality {
 	return q
 }
 
+// roundTrip is from when a request left until the kernel got the answer, which is sooner than we did: a process waits for a
+// processor. A wall clock that was set meanwhile does not count.
+func roundTrip(left, kernel, now time.Time) time.Duration {
+	if d := kernel.Sub(left.Round(0)); !kernel.IsZero() && d > 0 {
+		return min(d, now.Sub(left))
+	}
+	return now.Sub(left)
+}
+
 // history is what became of the last requests to a peer.
 type history struct {
 	rtt   time.Duration

@@ -150,3 +150,21 @@ func TestHistory(t *testing.T) {
 		}
 	}
 }
+
+func TestRoundTrip(t *testing.T) {
+	left := time.Now()
+	wall := left.Round(0)
+	for _, c := range []struct {
+		kernel time.Time
+		want   time.Duration
+	}{
+		{time.Time{}, 5 * time.Millisecond},
+		{wall.Add(3 * time.Millisecond), 3 * time.Millisecond},
+		{wall.Add(-time.Hour), 5 * time.Millisecond}, // the clock was set back
+		{wall.Add(time.Hour), 5 * time.Millisecond},  // or forward
+	} {
+		if got := roundTrip(left, c.kernel, left.Add(5*time.Millisecond)); got != c.want {
+			t.Errorf("%v: %v, want %v", c.kernel, got, c.want)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 )
 
 // What the daemon is asked, by HTTP on the control socket. The first two take net=NAME where a process has several networks.
+// The status with watch=1 has it measure round trips and loss of its peers each second for some seconds more.
 const (
 	StatusPath   = "/v1/status"   // Status
 	RoutePath    = "/v1/route"    // RouteAnswer; to=ADDRESS
@@ -29,10 +30,28 @@ func AskStatus(ctx context.Context, control string) (*Status, error) {
 
 // AskNetwork gets that of one of several networks; without a name there has to be but one.
 func AskNetwork(ctx context.Context, control, name string) (*Status, error) {
+	return askStatus(ctx, control, name, url.Values{})
+}
+
+// Watch is AskNetwork for somebody who looks on: round trips and loss are then as fresh as they can be.
+func Watch(ctx context.Context, control, name string) (*Status, error) {
+	return askStatus(ctx, control, name, url.Values{watchKey: {"1"}})
+}
+
+// watchKey is set in a question for the status by somebody who looks on.
+const watchKey = "watch"
+
+// Watches says whether a question for the status comes from somebody who looks on.
+func Watches(r *http.Request) bool { return r.URL.Query().Get(watchKey) != "" }
+
+func askStatus(ctx context.Context, control, name string, values url.Values) (*Status, error) {
 	var s Status
-	path := StatusPath
 	if name != "" {
-		path += "?" + url.Values{"net": {name}}.Encode()
+		values.Set("net", name)
+	}
+	path := StatusPath
+	if len(values) > 0 {
+		path += "?" + values.Encode()
 	}
 	if err := Ask(ctx, control, path, &s); err != nil {
 		return nil, err

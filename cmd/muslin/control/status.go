@@ -81,6 +81,10 @@ type PeerStatus struct {
 	Up        *bool      `json:"up"`      // it is heard, or answers; null: not known (package tunnel/pulse)
 	DownSince *time.Time `json:"down_since"`
 
+	// As echo requests to its subnet's base address tell (package tunnel/pulse).
+	RTT  *int64   `json:"rtt_us"` // microseconds, smoothed; null: not known
+	Loss *float64 `json:"loss"`   // 0 to 1, of the last minute's or of the last six; null: not known
+
 	// The same node in the other address family: a node of both is two peers, each up or down by itself.
 	OtherSubnet string `json:"other_subnet"` // empty: there is none
 	OtherUp     *bool  `json:"other_up"`

@@ -48,7 +48,7 @@ func (s *Status) Print(w io.Writer, now time.Time, most int) error {
 	}
 	listed := heardLast(s.Peers, most)
 	for _, peer := range listed {
-		p.Line("  %s\t%s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.Way, peer.DescribeState(now)+peer.describePath(now),
+		p.Line("  %s\t%s\t%s\t%s\t%s\t%d pkt %s\t%d pkt %s\t%s", peer.Subnet, peer.PublicIP, peer.Backend, peer.Way, peer.DescribeState(now)+peer.describeQuality()+peer.describePath(now),
 			peer.TxPackets, text.Bytes(peer.TxBytes), peer.RxPackets, text.Bytes(peer.RxBytes), text.Ago(now, peer.LastRx))
 	}
 	if rest := len(s.Peers) - len(listed); rest > 0 {
@@ -208,6 +208,18 @@ func (s *Status) healthWord() string {
 		return "not watched yet"
 	}
 	return "NOT IN ORDER: peers stay as last known"
+}
+
+// describeQuality is what stands behind a peer's state: the round trip, where it is known, and loss, where there is any.
+func (p *PeerStatus) describeQuality() string {
+	quality := ""
+	if p.RTT != nil {
+		quality = ", " + text.Millis(*p.RTT)
+	}
+	if p.Loss != nil && *p.Loss > 0 && p.DownSince == nil {
+		quality += ", " + text.Percent(*p.Loss) + " lost"
+	}
+	return quality
 }
 
 // describePath is what stands behind a peer's state; empty: there is nothing to be said of its path.

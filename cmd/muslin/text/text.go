@@ -77,6 +77,30 @@ func Bytes(n uint64) string {
 	return fmt.Sprintf("%.1f %ciB", value, " KMGTP"[unit])
 }
 
+// Millis is a time in microseconds, as milliseconds with three digits that count.
+func Millis(us int64) string {
+	ms := float64(us) / 1000
+	switch {
+	case ms < 10:
+		return fmt.Sprintf("%.2f ms", ms)
+	case ms < 100:
+		return fmt.Sprintf("%.1f ms", ms)
+	}
+	return fmt.Sprintf("%.0f ms", ms)
+}
+
+// Percent is a share from 0 to 1. What is more than nothing does not look like nothing, nor what is less than all like all.
+func Percent(share float64) string {
+	switch percent := 100 * share; {
+	case percent > 0 && percent < 1:
+		return "<1 %"
+	case percent > 99 && percent < 100:
+		return ">99 %"
+	default:
+		return fmt.Sprintf("%.0f %%", percent)
+	}
+}
+
 func Prefix(p netip.Prefix) string {
 	if !p.IsValid() {
 		return ""
