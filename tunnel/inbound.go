@@ -26,10 +26,12 @@ type inbound struct {
 	dev        DeviceQueue
 	out        UnderlayQueue
 	drops      drops
+	stats      workerStats
 	unfinished atomic.Uint64
 
 	intake *intake // nil: others receive
 	join   *gso.Coalescer
+	queued int // bytes of inner packets that wait in join
 	tally  tally
 
 	known sourceCache
@@ -114,6 +116,7 @@ func (in *inbound) batch() error {
 
 // carry takes datagrams that were received, at least one.
 func (in *inbound) carry(ds []Datagram) {
+	in.stats.begin(len(ds))
 	in.known.renew(in.v.table.Load())
 	in.join.TCP, in.join.UDP = in.dev.Joins()
 	in.begin(&in.v.watch)
@@ -122,6 +125,7 @@ func (in *inbound) carry(ds []Datagram) {
 	}
 	in.flush()
 	in.tally.settle(time.Now())
+	in.stats.end()
 }
 
 // unpack takes the datagrams out of what was received: several in one buffer where the kernel joined them
@@ -132,16 +136,16 @@ func (in *inbound) carry(ds []Datagram) {
 // too, and is counted under the same reason with the filter and without.
 func (in *inbound) unpack(d *Datagram) {
 	rest, size := d.Buf, d.Size
-	single := size == 0 || size >= len(rest) || whole(rest, in.v.cfg.Framing.Headroom())
+	single, n := size == 0 || size >= len(rest) || whole(rest, in.v.cfg.Framing.Headroom()), 1
+	if !single {
+		n = datagrams(d)
+		in.stats.several(n)
+	}
 	if in.wants(PointOuter) && !in.engine {
 		in.tellReceived(d, single)
 	}
 	switch {
 	case in.v.cfg.SourceCheck != SourceCheckOff && !in.known.outer(d.Addr.Addr()):
-		n := 1
-		if !single {
-			n = datagrams(d)
-		}
 		in.drop(DropUnknownSource, rest, d, n)
 		return
 	case d.Truncated:
@@ -264,6 +268,7 @@ func (in *inbound) queue(p []byte, info gso.Info) {
 		in.flush()
 		in.join.Add(p, info)
 	}
+	in.queued += len(p)
 }
 
 func (in *inbound) flush() {
@@ -274,6 +279,7 @@ func (in *inbound) flush() {
 	packets := 0
 	for i := range runs {
 		packets += runs[i].Segments
+		in.stats.write.note(runs[i].Segments)
 	}
 	if taken, _ := in.dev.Write(runs); taken < packets {
 		in.drops.add(DropTUNWrite, packets-taken)
@@ -281,5 +287,7 @@ func (in *inbound) flush() {
 			in.tellUnwritten(runs, packets-taken)
 		}
 	}
+	in.stats.wrote(in.queued)
+	in.queued = 0
 	in.join.Reset()
 }

@@ -23,6 +23,7 @@ type outbound struct {
 	v     *VTEP
 	dev   DeviceQueue
 	drops drops
+	stats workerStats
 	icmp  icmpSender
 
 	slab    []byte
@@ -69,6 +70,10 @@ func (o *outbound) batch() error {
 	if err != nil {
 		return err
 	}
+	if n == 0 { // see Halves
+		return nil
+	}
+	o.stats.begin(n)
 	table := o.v.table.Load()
 	o.begin(&o.v.watch)
 	for i := range n {
@@ -82,7 +87,9 @@ func (o *outbound) batch() error {
 			return err
 		}
 	}
-	return o.send()
+	err = o.send()
+	o.stats.end()
+	return err
 }
 
 // route finds the peer that an inner packet goes to, or drops the packet and returns nil.
@@ -105,6 +112,7 @@ func (o *outbound) route(table *fib.Table, p *Packet, head int, h *encap.Header)
 			return nil
 		}
 		longest, segments = o.split.SegmentLen(), o.split.Segments()
+		o.stats.several(segments)
 	} else if p.Info.NeedsCsum && !gso.Complete(ip, p.Info) {
 		o.drop(DropMalformed, p, 1, nil)
 		return nil
@@ -251,16 +259,21 @@ func (o *outbound) send() error {
 	if o.wants(PointOuter|PointDrop) && !o.engine {
 		o.tellSent()
 	}
-	head := o.v.cfg.Framing.Headroom()
+	head, bytes := o.v.cfg.Framing.Headroom(), 0
 	for i := range o.msgs.n {
 		m, c := &o.msgs.all[i], o.msgs.peers[i].Counters
-		sent := m.Segments
+		sent, length := m.Segments, m.Len-head*m.Segments
+		o.stats.write.note(m.Segments)
+		bytes += length
 		if m.Failed > 0 {
 			sent -= m.Failed
 			o.countFailure(m)
 		}
 		c.TxPackets.Add(uint64(sent))
-		c.TxBytes.Add(uint64((m.Len - head*m.Segments) * sent / m.Segments))
+		c.TxBytes.Add(uint64(length * sent / m.Segments))
+	}
+	if o.msgs.n > 0 {
+		o.stats.wrote(bytes)
 	}
 	o.msgs.reset()
 	o.headed = 0
