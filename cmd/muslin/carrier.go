@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"muslin/encap"
+	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
@@ -42,6 +43,7 @@ type carrier interface {
 	// What status shows.
 	features() []kernel.Feature
 	counts() (drops map[string]uint64, unfinished uint64)
+	queues() []tunnel.QueueStats
 	lastSendError() error
 	shared() string // see wireguard.Underlay.Shared
 
@@ -81,6 +83,7 @@ func (absent) restore() error                                         { return n
 func (absent) offer(*handover.Offer) error                            { return nil }
 func (absent) features() []kernel.Feature                             { return nil }
 func (absent) counts() (map[string]uint64, uint64)                    { return map[string]uint64{}, 0 }
+func (absent) queues() []tunnel.QueueStats                            { return nil }
 func (absent) lastSendError() error                                   { return nil }
 func (absent) sessions() (map[string]wireguard.Session, error)        { return nil, nil }
 func (absent) shared() string                                         { return "" }
@@ -120,6 +123,8 @@ func (b both) counts() (map[string]uint64, uint64) {
 	}
 	return drops, unfinished + also
 }
+
+func (b both) queues() []tunnel.QueueStats { return append(b.four.queues(), b.six.queues()...) }
 
 func (b both) lastSendError() error {
 	if err := b.four.lastSendError(); err != nil {

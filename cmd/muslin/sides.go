@@ -155,6 +155,8 @@ func (s *sides) counts() (drops map[string]uint64, unfinished uint64) {
 	return s.vtep.Drops(), s.vtep.ChecksumsUnfinished()
 }
 
+func (s *sides) queues() []tunnel.QueueStats { return s.vtep.Queues() }
+
 func (s *sides) lastSendError() error { return s.vtep.LastSendError() }
 
 func (s *sides) sessions() (map[string]wireguard.Session, error) {

@@ -23,6 +23,7 @@ import (
 
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/text"
+	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/pulse"
@@ -41,14 +42,23 @@ func exampleStatus(now time.Time) *control.Status {
 			TxPackets: 5, TxBytes: 2048, RxPackets: 6, RxBytes: 100, LastRx: &last, Up: &yes, RTT: &rtt, Loss: &loss, Way: "encapsulated", WayRule: "gateway", WayReason: "why"},
 			{Subnet: "10.244.3.0/24", PublicIP: "192.0.2.3", Backend: "vxlan", Up: &no, DownSince: &long},
 			{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.4", Backend: "vxlan", Way: "direct", WayRule: "on-link"}},
-		Drops:    map[string]uint64{"no-route": 3},
-		Skipped:  map[string]int{"foreign-key": 1},
+		Drops:   map[string]uint64{"no-route": 3},
+		Skipped: map[string]int{"foreign-key": 1},
+		Queues: []control.QueueStatus{
+			{Direction: "outbound", Family: "ipv4", Batches: 10, Packets: 120, Bytes: 3 << 20, Superpackets: 5, Joined: 4,
+				BatchSizes: exampleHistogram(10, 25), ReadSegments: exampleHistogram(25, 120), WriteSegments: exampleHistogram(20, 120)},
+			{Direction: "inbound", Family: "ipv4", BatchSizes: exampleHistogram(0, 0), ReadSegments: exampleHistogram(0, 0), WriteSegments: exampleHistogram(0, 0)}},
 		Features: []kernel.Feature{{Name: "recvmmsg", On: true, Reason: "up to 64 datagrams a call"}},
 		Warnings: []string{"something is odd"},
 
 		Privileges: control.PrivilegeStatus{UID: 65534, NoNewPrivs: true, Capabilities: []control.CapabilityStatus{
 			{Name: "CAP_NET_ADMIN", Reason: "routes"}, {Name: "CAP_NET_RAW", Reason: "iptables"}}},
 	}
+}
+
+// exampleHistogram is one of so many sizes, each 2 at most.
+func exampleHistogram(count, sum uint64) control.Histogram {
+	return control.Histogram{Bounds: []int{1, 2}, Counts: []uint64{count / 2, count}, Count: count, Sum: sum}
 }
 
 // keys lists an object's keys, sorted.
@@ -67,7 +77,7 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "checksums_completed drops features kernel node peers privileges process since skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peers privileges process queues since skipped state store version warnings",
 				"node":  "backend iface lease_expires mtu network network_ipv6 port port_ipv6 public_ip public_ipv6 public_key subnet subnet_ipv6 tun tun_ipv6 vni vtep_mac vtep_mac_ipv6",
 				"store": "endpoints healthy kind last_error revision",
 
@@ -83,7 +93,7 @@ func TestStatusShape(t *testing.T) {
 					t.Errorf("%q has %s, want %s", field, have, names)
 				}
 			}
-			for _, list := range []string{"peers", "features", "warnings"} {
+			for _, list := range []string{"peers", "queues", "features", "warnings"} {
 				if _, ok := got[list].([]any); !ok {
 					t.Errorf("%s is %T, want a list, also when empty", list, got[list])
 				}
@@ -115,7 +125,7 @@ func TestStatusText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"WARNING: something is odd", "10.244.1.0/24 of 10.244.0.0/16", "VNI 1 port 8472", "expires in 23h0m0s",
-		"3 peers, 1 direct, 1 DOWN", "192.0.2.2", "up, 0.42 ms, 25 % lost", "DOWN for 7m0s", "not known", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
+		"3 peers, 1 direct, 1 DOWN", "192.0.2.2", "up, 0.42 ms, 25 % lost", "DOWN for 7m0s", "not known", "2.0 KiB", "3s ago", "no-route", "no lease holds the destination", "foreign-key", "recvmmsg", "3.0 MiB", "2.5 ", "4.8 ", "6.0\n", "and 1 that had nothing to carry", "65534 with CAP_NET_ADMIN, CAP_NET_RAW"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
@@ -383,5 +393,26 @@ func TestDyingControl(t *testing.T) {
 	path := dyingControl(t)
 	if removed, err := removeDeadControl(path, dialControl(path)); err != nil || !removed {
 		t.Errorf("removed: %t, %v", removed, err)
+	}
+}
+
+// TestQueueStatus: of what a worker counts, the packets are those written, and superpackets those of the TUN device, whichever way.
+func TestQueueStatus(t *testing.T) {
+	q := tunnel.QueueStats{Queue: 3, Direction: tunnel.Outbound, Bytes: 999,
+		Batch: tunnel.Sizes{Counts: [9]uint64{1, 0, 1}, Sum: 5},
+		Read:  tunnel.Sizes{Counts: [9]uint64{3, 0, 0, 0, 2}, Sum: 23},
+		Write: tunnel.Sizes{Counts: [9]uint64{3, 0, 0, 0, 0, 0, 0, 0, 1}, Sum: 203}}
+	got := queueStatus(&q)
+	bounds := []int{1, 2, 4, 8, 16, 32, 64, 128}
+	want := control.QueueStatus{Queue: 3, Direction: "outbound", Family: "ipv4", Batches: 2, Packets: 203, Bytes: 999, Superpackets: 2, Joined: 1,
+		BatchSizes:    control.Histogram{Bounds: bounds, Counts: []uint64{1, 1, 2, 2, 2, 2, 2, 2}, Count: 2, Sum: 5},
+		ReadSegments:  control.Histogram{Bounds: bounds, Counts: []uint64{3, 3, 3, 3, 5, 5, 5, 5}, Count: 5, Sum: 23},
+		WriteSegments: control.Histogram{Bounds: bounds, Counts: []uint64{3, 3, 3, 3, 3, 3, 3, 3}, Count: 4, Sum: 203}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	q.Direction, q.IPv6 = tunnel.Inbound, true
+	if got := queueStatus(&q); got.Superpackets != 1 || got.Joined != 2 || got.Direction != "inbound" || got.Family != "ipv6" {
+		t.Errorf("inbound: %+v", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/lease/etcd"
+	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
@@ -97,6 +98,7 @@ func newStatus() *control.Status {
 		Peers:    []control.PeerStatus{},
 		Drops:    map[string]uint64{},
 		Skipped:  map[string]int{},
+		Queues:   []control.QueueStatus{},
 		Features: []kernel.Feature{},
 		Warnings: []string{},
 		Process:  processStatus(),
@@ -170,6 +172,9 @@ func (v *viewState) fillRunning(s *control.Status) {
 		s.Skipped = w.Skipped
 	}
 	s.Drops, s.Completed = v.carrier.counts()
+	for _, q := range v.carrier.queues() {
+		s.Queues = append(s.Queues, queueStatus(&q))
+	}
 	for _, p := range v.table().Peers() {
 		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
@@ -257,4 +262,29 @@ func (v *viewState) up(p *fib.Peer) (up *bool, down time.Time) {
 	}
 	is := h.State == pulse.Up
 	return &is, h.Since
+}
+
+func queueStatus(q *tunnel.QueueStats) control.QueueStatus {
+	s := control.QueueStatus{
+		Queue: q.Queue, Direction: q.Direction.String(), Family: "ipv4", Batches: q.Batch.Total(), Packets: q.Write.Sum, Bytes: q.Bytes,
+		Superpackets: q.Read.Larger(), Joined: q.Write.Larger(),
+		BatchSizes: histogram(&q.Batch), ReadSegments: histogram(&q.Read), WriteSegments: histogram(&q.Write),
+	}
+	if q.Direction == tunnel.Inbound {
+		s.Superpackets, s.Joined = s.Joined, s.Superpackets
+	}
+	if q.IPv6 {
+		s.Family = "ipv6"
+	}
+	return s
+}
+
+func histogram(s *tunnel.Sizes) control.Histogram {
+	h := control.Histogram{Bounds: tunnel.SizeBounds[:], Count: s.Total(), Sum: s.Sum}
+	var below uint64
+	for i := range h.Bounds {
+		below += s.Counts[i]
+		h.Counts = append(h.Counts, below)
+	}
+	return h
 }

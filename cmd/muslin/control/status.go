@@ -24,6 +24,7 @@ type Status struct {
 	Drops     map[string]uint64 `json:"drops"`               // packets, by reason (tunnel/drop.go); only reasons that occurred
 	Skipped   map[string]int    `json:"skipped"`             // keys in the store that are no peer of ours, by reason (package lease)
 	Completed uint64            `json:"checksums_completed"` // inner packets whose sender had left the checksum to its NIC
+	Queues    []QueueStatus     `json:"queues"`              // outbound and inbound of each queue; none where the kernel carries
 	Features  []kernel.Feature  `json:"features"`            // in the order of the packet's way
 	Warnings  []string          `json:"warnings"`            // sentences for the operator, the worst first
 

@@ -56,6 +56,7 @@ func (s *Status) Print(w io.Writer, now time.Time, most int) error {
 	}
 	counts(p, "drops", s.Drops, tunnel.ExplainDrop)
 	counts(p, "leases not used", s.Skipped, lease.ExplainSkip)
+	printQueues(p, s.Queues)
 	p.Line("\nfeatures")
 	for _, f := range s.Features {
 		p.Line("  %s\t%s\t%s", f.Name, text.OnOff(f.On), f.Reason)
