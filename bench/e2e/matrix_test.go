@@ -126,7 +126,22 @@ func (row *matrixRow) check(t *testing.T, m *lab.Muslin, from, to *lab.Pod, far 
 	if said.Way != row.way || said.MTU != mtu || len(said.Notes) != 0 {
 		t.Errorf("route: %+v; want %s with MTU %d", said, row.way, mtu)
 	}
+	row.checkPing(t, m, to, far)
 	row.checkWire(t, m.Host, from, to, far, said)
+}
+
+// checkPing pings a pod and its node, and wants both ways to be known where both ends run muslin.
+func (row *matrixRow) checkPing(t *testing.T, m *lab.Muslin, to *lab.Pod, far *lab.Host) {
+	t.Helper()
+	for _, what := range []string{to.Addr.String(), far.Addr.String()} {
+		r, err := muslinPing(t, m, what, "--count", "2")
+		if err != nil || r.Received != 2 || r.There.Way != row.way || r.Holder != "peer" {
+			t.Errorf("ping %s: %+v, %v", what, r, err)
+		}
+		if known := far.Number == 2 && row.backend != "host-gw"; r.Back.Known != known || known && r.Back.Way != row.way {
+			t.Errorf("ping %s: back %+v", what, r.Back)
+		}
+	}
 }
 
 // checkWire captures what leaves the host while the one pod sends datagrams to the other.
