@@ -196,7 +196,7 @@ func TestPeerAnswers(t *testing.T) {
 	answered(t)
 
 	old = m2.Proc
-	m2 = launchMuslin(t, h2, append([]string{"--replace", "--peer-answers=false"}, flags...)...)
+	launchMuslin(t, h2, append([]string{"--replace", "--peer-answers=false"}, flags...)...)
 	expectExit(t, old, 0)
 	eventually(t, lab.Patience(5*time.Second), func() error {
 		if _, err := honest.ask("/v1/about"); !errors.Is(err, unix.ECONNREFUSED) {

@@ -129,7 +129,7 @@ func told(p *control.PeerStatus) *neighbour.Peer {
 		Subnet: p.Subnet, PublicIP: p.PublicIP, Backend: p.Backend, VtepMAC: p.VtepMAC,
 		TxPackets: p.TxPackets, TxBytes: p.TxBytes, RxPackets: p.RxPackets, RxBytes: p.RxBytes, LastRx: p.LastRx, Up: p.Up, DownSince: p.DownSince,
 		Way: p.Way, WayRule: p.WayRule, WayReason: p.WayReason, Endpoint: p.Endpoint,
-		PathMTUState: p.PathMTUState, PathMTU: p.PathMTU,
+		PathMTUState: p.PathMTUState, PathMTU: p.PathMTU, RTT: p.RTT, Loss: p.Loss,
 	}
 }
 
@@ -143,7 +143,9 @@ func (d *daemon) peerStates() []neighbour.PeerState {
 	all := make([]neighbour.PeerState, 0, len(peers))
 	for _, p := range peers {
 		up, _ := v.up(p)
-		all = append(all, neighbour.PeerState{Subnet: p.Subnet.String(), Up: up})
+		var quality control.PeerStatus
+		fillQuality(&quality, v.prober.Quality(p))
+		all = append(all, neighbour.PeerState{Subnet: p.Subnet.String(), Up: up, RTT: quality.RTT, Loss: quality.Loss})
 	}
 	return all
 }
