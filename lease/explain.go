@@ -1,8 +1,16 @@
 package lease
 
+import (
+	"maps"
+	"slices"
+)
+
 // ExplainSkip says in a sentence what a reason of WatchStatus.Skipped means for an operator; empty for
 // one that this version does not know.
 func ExplainSkip(reason string) string { return skipMeans[reason] }
+
+// SkipReasons are all the reasons, sorted.
+func SkipReasons() []string { return slices.Sorted(maps.Keys(skipMeans)) }
 
 var skipMeans = map[string]string{
 	SkipKey:      "a key that is no lease key; flannel nodes lose all their peers over it: muslin leases list shows it",

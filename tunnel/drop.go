@@ -91,6 +91,14 @@ var reasons = [numReasons]struct{ name, explain string }{
 // String is the reason's name, for example "no-route".
 func (r Reason) String() string { return reasons[r].name }
 
+// Direction is which way the packet was carried.
+func (r Reason) Direction() Direction {
+	if r < DropOuterChecksum {
+		return Outbound
+	}
+	return Inbound
+}
+
 // Explain says in a sentence what the reason means for an operator.
 func (r Reason) Explain() string { return reasons[r].explain }
 

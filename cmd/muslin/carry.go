@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/health"
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/host"
@@ -154,15 +155,15 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
-	prober := d.openProber(node, c)
+	prober, watch := d.openProber(node, c), health.NewWatch(c.queues)
 	answers := d.openAnswers(ctx, node, member, c)
 	defer answers.close()
 	d.view.set(func(v *viewState) {
-		v.member, v.carrier, v.mtu, v.host, v.routers, v.prober = member, c, file.MTU, state, routers, prober
+		v.member, v.carrier, v.mtu, v.host, v.routers, v.prober, v.workers = member, c, file.MTU, state, routers, prober, watch
 	})
 	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, families: families, file: file}
-	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober, answers: answers}
+	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober, answers: answers, workers: watch}
 	return runTasks(ctx, r.tasks(mtu))
 }
 
@@ -377,7 +378,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	for _, router := range r.routers.all() {
 		r.guards = append(r.guards, newPausable(router.Run))
 	}
-	all := append(r.carrier.tasks(), r.member.peers.Run, r.prober.Run)
+	all := append(r.carrier.tasks(), r.member.peers.Run, r.prober.Run, r.workers.Run)
 	if r.member.keeper != nil {
 		memory := newRememberer(d.memoryPath(), d.log)
 		memory.know = func() *lease.Memory { return r.member.memory(r.src) }

@@ -21,6 +21,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/health"
+	"muslin/cmd/muslin/metrics"
 	"muslin/lease"
 	"muslin/tunnel"
 )
@@ -275,6 +277,33 @@ func TestDocsListEveryDropReason(t *testing.T) {
 	if !slices.Equal(inDocs, inCode) {
 		t.Errorf("the reasons stand in another order than in tunnel/drop.go:\n%v\n%v", inDocs, inCode)
 	}
+}
+
+// TestDocsListEveryMetric: docs/metrics.md has each with its type and its labels, and no other.
+func TestDocsListEveryMetric(t *testing.T) {
+	doc := readDoc(t, "docs/metrics.md")
+	var inDocs, inCode []string
+	for _, row := range tableRows(section(t, doc, "The metrics") + section(t, doc, "Peers")) {
+		if len(row) != 4 || !strings.HasPrefix(row[0], "`muslin_") {
+			continue
+		}
+		inDocs = append(inDocs, fmt.Sprintf("%s %s %v", quoted(row[0])[0], row[1], quoted(row[2])))
+		if row[3] == "" {
+			t.Errorf("%s has no meaning", row[0])
+		}
+	}
+	for _, f := range metrics.Families() {
+		inCode = append(inCode, fmt.Sprintf("%s %s %v", f.Name, f.Kind, f.Labels))
+	}
+	same(t, "metric", inDocs, inCode)
+}
+
+func TestDocsListEveryHealthField(t *testing.T) {
+	var inDocs []string
+	for _, row := range tableRows(section(t, readDoc(t, "docs/metrics.md"), "/healthz and /readyz")) {
+		inDocs = append(inDocs, quoted(row[0])...)
+	}
+	same(t, "field of /healthz", inDocs, statusPaths(reflect.TypeFor[health.Answer](), ""))
 }
 
 func TestDocsListEverySkipReason(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
 	"muslin/cmd/muslin/fdstore"
+	"muslin/cmd/muslin/health"
 	"muslin/lease"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/pulse"
@@ -43,6 +44,7 @@ type running struct {
 	routers routers
 	prober  *pulse.Prober
 	answers answers
+	workers *health.Watch
 
 	askedBy int // user of the process that wants our place
 
@@ -165,12 +167,8 @@ func (r *running) addFiles(o *handover.Offer) error {
 		return err
 	}
 	add(o, fileControl, control)
-	if r.d.health != nil {
-		health, err := r.d.health.File()
-		if err != nil {
-			return err
-		}
-		add(o, fileHealth, health)
+	if err := r.d.endpoints.offer(o); err != nil {
+		return err
 	}
 	lock, err := dup(r.d.lock)
 	if err != nil {

@@ -39,9 +39,9 @@ type networks struct {
 	log    *slog.Logger
 	common *host.Common
 
-	control *net.UnixListener
-	health  *net.TCPListener // nil: none
-	lock    *os.File         // of the process's state directory
+	control   *net.UnixListener
+	endpoints endpoints
+	lock      *os.File // of the process's state directory
 
 	ports *ports // that vxlan networks have in common
 
@@ -101,7 +101,7 @@ func runNetworks(ctx context.Context, flags *runFlags, set *pflag.FlagSet, logTo
 			return err
 		}
 	}
-	health, err := flags.healthAddr()
+	where, err := flags.endpointOptions()
 	if err != nil {
 		return err
 	}
@@ -117,16 +117,16 @@ func runNetworks(ctx context.Context, flags *runFlags, set *pflag.FlagSet, logTo
 	}
 	n := &networks{p: p, log: log, leaving: make(chan struct{}), members: make(map[string]*member), joined: make(map[string]*node),
 		examined: make(map[string]kernel.Features), ports: newPorts(), loaded: time.Now()}
-	if err := n.open(ctx, health); err != nil {
+	if err := n.open(ctx, &where); err != nil {
 		return err
 	}
 	defer n.lock.Close()
 	defer n.control.Close()
-	return n.run(ctx, all, hangups)
+	return n.run(ctx, all, &where, hangups)
 }
 
 // open is what no other process may have as well.
-func (n *networks) open(ctx context.Context, health netip.AddrPort) (err error) {
+func (n *networks) open(ctx context.Context, where *endpointOptions) (err error) {
 	var none place
 	if n.control, err = none.listenControl(n.p.flags.control); err != nil {
 		return err
@@ -135,15 +135,13 @@ func (n *networks) open(ctx context.Context, health netip.AddrPort) (err error) 
 		n.control.Close()
 		return err
 	}
-	if n.health, err = none.listenHealth(health); err == nil {
+	if n.endpoints, err = none.listenEndpoints(where); err == nil {
 		n.common, err = host.OpenCommon(n.p.flags.stateDir, time.Duration(n.p.flags.resync)*time.Second, n.log)
 	}
 	if err != nil {
 		n.control.Close()
 		n.lock.Close()
-		if n.health != nil {
-			n.health.Close()
-		}
+		n.endpoints.close()
 		return err
 	}
 	n.dropKept(ctx)
@@ -162,7 +160,7 @@ func (n *networks) dropKept(ctx context.Context) {
 	}
 }
 
-func (n *networks) run(ctx context.Context, all []*networkSettings, hangups <-chan struct{}) error {
+func (n *networks) run(ctx context.Context, all []*networkSettings, where *endpointOptions, hangups <-chan struct{}) error {
 	servers, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, failed := errgroup.WithContext(servers)
@@ -176,9 +174,7 @@ func (n *networks) run(ctx context.Context, all []*networkSettings, hangups <-ch
 		})
 	}
 	answer(n.control, n.handler())
-	if n.health != nil {
-		answer(n.health, healthHandler(n.ready))
-	}
+	n.endpoints.serve(answer, where, said{alive: n.alive, ready: n.readiness, networks: n.status, several: true}, n.log)
 	g.Go(func() error { return n.common.Run(servers) })
 	for _, s := range all {
 		n.start(ctx, s)
@@ -297,16 +293,6 @@ func (m *member) now() (d *daemon, again time.Time, failed error) {
 func (m *member) running() bool {
 	d, _, failed := m.now()
 	return failed == nil && d.view.ready()
-}
-
-// ready reports whether every network carries packets.
-func (n *networks) ready() bool {
-	for _, m := range n.all() {
-		if !m.running() {
-			return false
-		}
-	}
-	return true
 }
 
 // reload reads the file again. Networks that are the same in it do not notice; a file that is wrong changes nothing.

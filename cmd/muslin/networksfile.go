@@ -36,7 +36,7 @@ import (
 const networksKey = "networks"
 
 // Flags that are the whole process's, and stand on its command line or in its environment.
-var processFlags = []string{"config", "replace", "healthz-ip", "healthz-port", "log-level", "log-format"}
+var processFlags = []string{"config", "replace", "healthz-ip", "healthz-port", "metrics", "metrics-peers", "pprof", "log-level", "log-format"}
 
 // Flags that no two networks can have in common, and that are therefore given with each network. The first two mean the
 // process's own where they stand on its command line.

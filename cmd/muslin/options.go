@@ -72,6 +72,9 @@ type runFlags struct {
 	peerAnswers  bool
 	healthIP     string
 	healthPort   int
+	metrics      string
+	metricsPeers int
+	pprof        string
 	replace      bool
 	logLevel     string
 	logFormat    string
@@ -117,6 +120,10 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&r.peerAnswers, "peer-answers", true, "tell other nodes of the network, over the overlay, what muslin ping, trace and doctor ask there")
 	f.StringVar(&r.healthIP, "healthz-ip", "127.0.0.1", "`address` for /healthz and /readyz")
 	f.IntVar(&r.healthPort, "healthz-port", 0, "`port` for /healthz and /readyz; 0 is off")
+	f.StringVar(&r.metrics, "metrics", "", "serve /metrics for Prometheus at this `address:port`, or on loopback at this port")
+	f.IntVar(&r.metricsPeers, "metrics-peers", 100, "of `how many` peers, of each network, there are metrics of their own at most: those with the most traffic")
+	f.StringVar(&r.pprof, "pprof", pprofOff, "serve profiles of the process, for go tool pprof, beside /metrics, to `whom`: loopback or any")
+	f.Lookup("pprof").NoOptDefVal = pprofLoopback
 	f.BoolVar(&r.replace, "replace", false, "take the place of the daemon that runs with the same flags, without a lost packet; if that fails, it goes on")
 	f.StringVar(&r.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&r.logFormat, "log-format", "text", "text or json")
@@ -131,9 +138,9 @@ type options struct {
 	features    kernel.Features // wanted
 	renewMargin time.Duration
 	resync      time.Duration
-	health      netip.AddrPort // zero port: off
-	tunName6    string         // of the TUN device of IPv6
-	wantConfig  []byte         // to be written if the store has none; nil: nothing given
+	endpoints   endpointOptions
+	tunName6    string // of the TUN device of IPv6
+	wantConfig  []byte // to be written if the store has none; nil: nothing given
 	log         *slog.Logger
 }
 
@@ -204,7 +211,7 @@ func (r *runFlags) check(log *slog.Logger) (*options, error) {
 	if r.embeddedPort == 0 {
 		check(errors.New("--embedded-etcd-port 0: want 1 to 65535"))
 	}
-	o.health, err = r.healthAddr()
+	o.endpoints, err = r.endpointOptions()
 	check(err)
 	o.wantConfig, err = r.wantedConfig()
 	check(err)

@@ -38,7 +38,7 @@ func TestOptionsDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.sourceCheck != tunnel.SourceCheckStrict || o.renewMargin != time.Hour || o.health.Port() != 0 || o.wantConfig != nil {
+	if o.sourceCheck != tunnel.SourceCheckStrict || o.renewMargin != time.Hour || o.endpoints.health.Port() != 0 || o.wantConfig != nil {
 		t.Errorf("defaults: %+v", o)
 	}
 	if got := strings.Join(o.flags.store.list(), " "); got != "http://127.0.0.1:4001 http://127.0.0.1:2379" {
@@ -88,6 +88,13 @@ func TestOptionsRefusals(t *testing.T) {
 		{"TUN name empty", "--tun-name=", "1 to 15 characters"},
 		{"health port", "--healthz-port=70000", "--healthz-port"},
 		{"health address", "--healthz-ip=localhost", "--healthz-ip"},
+		{"metrics name", "--metrics=localhost:9469", `--metrics "localhost:9469": want a port (on 127.0.0.1), or an address and a port`},
+		{"metrics port", "--metrics=127.0.0.1:0", "--metrics"},
+		{"metrics beyond", "--metrics=99999", "--metrics"},
+		{"metrics on health's port", "--metrics=0.0.0.0:9000 --healthz-port=9000", "--metrics 0.0.0.0:9000 and --healthz-ip 127.0.0.1 have the same port"},
+		{"metrics of peers", "--metrics=9469 --metrics-peers=-1", "--metrics-peers -1"},
+		{"profiles", "--metrics=9469 --pprof=everybody", "--pprof=everybody: want off, loopback or any"},
+		{"profiles alone", "--pprof", "give --metrics as well"},
 		{"log level", "--log-level=loud", "--log-level"},
 		{"log format", "--log-format=xml", "--log-format"},
 		{"network", "--network=10.244.0.5/16", "10.244.0.0/16"},

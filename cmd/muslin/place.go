@@ -25,11 +25,12 @@ type place struct {
 	from  *handover.Successor // the daemon that still runs there; nil: none
 	about about               // what it says of itself
 
-	tun                   []*os.File // one for each queue
-	sockets               underlay.Sockets
-	six                   half     // the same of IPv6
-	answers               *os.File // of peers' questions
-	control, health, lock *os.File // nil: there is none
+	tun             []*os.File // one for each queue
+	sockets         underlay.Sockets
+	six             half     // the same of IPv6
+	answers         *os.File // of peers' questions
+	control, lock   *os.File // nil: there is none
+	health, metrics *os.File // likewise
 
 	kept []fdstore.File // tun and sockets, if systemd has kept them of a daemon that has ended
 }
@@ -68,6 +69,7 @@ const (
 	fileSend    = "send"
 	fileControl = "control"
 	fileHealth  = "health"
+	fileMetrics = "metrics"
 	fileLock    = "lock"
 	fileAnswers = "answers"
 
@@ -104,7 +106,7 @@ func (d *daemon) findPlace(ctx context.Context) (place, error) {
 		six: half{tun: s.Offer.Named(fileTUN + fileSix),
 			sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive + fileSix), Send: s.Offer.Named(fileSend + fileSix)}, answers: first(fileAnswers + fileSix)},
 		answers: first(fileAnswers),
-		control: first(fileControl), health: first(fileHealth), lock: first(fileLock),
+		control: first(fileControl), health: first(fileHealth), metrics: first(fileMetrics), lock: first(fileLock),
 	}
 	if err := json.Unmarshal(s.Offer.About, &p.about); err != nil {
 		err = fmt.Errorf("--replace: what the running daemon says of itself makes no sense: %w", err)
@@ -199,28 +201,6 @@ func (p *place) listenControl(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("take over the control socket: it is a %s socket", l.Addr().Network())
 	}
 	return u, nil
-}
-
-// listenHealth makes the health endpoint, or takes over the one at the same address. nil: none is wanted.
-func (p *place) listenHealth(addr netip.AddrPort) (*net.TCPListener, error) {
-	if addr.Port() == 0 {
-		return nil, nil
-	}
-	if p.health != nil {
-		l, err := net.FileListener(p.health)
-		if err != nil {
-			return nil, fmt.Errorf("take over the health endpoint: %w", err)
-		}
-		if t, ok := l.(*net.TCPListener); ok && l.Addr().String() == addr.String() {
-			return t, nil
-		}
-		l.Close()
-	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
-	if err != nil {
-		return nil, fmt.Errorf("--healthz-port: %w", err)
-	}
-	return l, nil
 }
 
 // lockState locks the state directory, or takes over its lock, which the process that still runs there keeps.

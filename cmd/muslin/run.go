@@ -111,11 +111,11 @@ type daemon struct {
 	log  *slog.Logger
 	view view // what status shows of the rest
 
-	place   place
-	control *net.UnixListener
-	health  *net.TCPListener // nil: none
-	lock    *os.File         // of the state directory
-	alone   chan struct{}    // closed by begin
+	place     place
+	control   *net.UnixListener
+	endpoints endpoints
+	lock      *os.File      // of the state directory
+	alone     chan struct{} // closed by begin
 
 	requests  chan *net.UnixConn  // of a process that wants our place
 	busy      atomic.Bool         // with one
@@ -195,7 +195,7 @@ func (d *daemon) listen() (err error) {
 		d.control.Close()
 		return err
 	}
-	if d.health, err = d.place.listenHealth(d.opts.health); err != nil {
+	if d.endpoints, err = d.place.listenEndpoints(&d.opts.endpoints); err != nil {
 		d.control.Close()
 		d.lock.Close()
 	}
@@ -218,9 +218,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 		})
 	}
 	answer(d.control, ofNetwork(d.name, d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace))))
-	if d.health != nil {
-		answer(d.health, healthHandler(d.view.ready))
-	}
+	d.endpoints.serve(answer, &d.opts.endpoints, said{alive: d.alive, ready: d.readiness, networks: d.networks}, d.log)
 	err := d.network(ctx, iface)
 	if errors.Is(err, lease.ErrOutdated) {
 		d.log.Warn("starting anew, without what was known of the network", "err", err)

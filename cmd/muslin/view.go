@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/health"
 	"muslin/cmd/muslin/text"
 	"muslin/encap"
 	"muslin/lease"
@@ -42,6 +43,7 @@ type viewState struct {
 	host    hosts
 	routers routers
 	prober  *pulse.Prober
+	workers *health.Watch
 
 	kept    reasons // capabilities, once the others were given up
 	keptErr error   // why not all of them were
@@ -175,6 +177,16 @@ func (v *viewState) fillRunning(s *control.Status) {
 	for _, q := range v.carrier.queues() {
 		s.Queues = append(s.Queues, queueStatus(&q))
 	}
+	for _, stuck := range v.workers.Stuck() {
+		for i := range s.Queues {
+			q := &s.Queues[i]
+			if q.Queue == stuck.Queue && q.Direction == stuck.Direction.String() && (q.Family == familyIPv6) == stuck.IPv6 {
+				since := stuck.Since.UTC()
+				q.StuckSince = &since
+			}
+		}
+		s.Warn(stuck.Describe(time.Now()))
+	}
 	for _, p := range v.table().Peers() {
 		s.Peers = append(s.Peers, v.peerStatus(p))
 	}
@@ -264,9 +276,15 @@ func (v *viewState) up(p *fib.Peer) (up *bool, down time.Time) {
 	return &is, h.Since
 }
 
+// QueueStatus.Family.
+const (
+	familyIPv4 = "ipv4"
+	familyIPv6 = "ipv6"
+)
+
 func queueStatus(q *tunnel.QueueStats) control.QueueStatus {
 	s := control.QueueStatus{
-		Queue: q.Queue, Direction: q.Direction.String(), Family: "ipv4", Batches: q.Batch.Total(), Packets: q.Write.Sum, Bytes: q.Bytes,
+		Queue: q.Queue, Direction: q.Direction.String(), Family: familyIPv4, Batches: q.Batch.Total(), Packets: q.Write.Sum, Bytes: q.Bytes,
 		Superpackets: q.Read.Larger(), Joined: q.Write.Larger(),
 		BatchSizes: histogram(&q.Batch), ReadSegments: histogram(&q.Read), WriteSegments: histogram(&q.Write),
 	}
@@ -274,7 +292,7 @@ func queueStatus(q *tunnel.QueueStats) control.QueueStatus {
 		s.Superpackets, s.Joined = s.Joined, s.Superpackets
 	}
 	if q.IPv6 {
-		s.Family = "ipv6"
+		s.Family = familyIPv6
 	}
 	return s
 }

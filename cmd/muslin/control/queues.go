@@ -1,6 +1,10 @@
 package control
 
-import "muslin/cmd/muslin/text"
+import (
+	"time"
+
+	"muslin/cmd/muslin/text"
+)
 
 // QueueStatus is what one worker has carried: each queue has one for each direction. A piece is what the kernel hands over, or
 // takes, in one: of the TUN device a packet or a superpacket, of the socket a datagram or several of one length.
@@ -13,6 +17,8 @@ type QueueStatus struct {
 	Bytes        uint64 `json:"bytes"`        // of them
 	Superpackets uint64 `json:"superpackets"` // pieces of the TUN device that held several packets
 	Joined       uint64 `json:"joined"`       // pieces of the socket that held several datagrams
+
+	StuckSince *time.Time `json:"stuck_since"` // it has had one batch in hand from then on, which takes microseconds; null: it goes on
 
 	BatchSizes    Histogram `json:"batch_sizes"`    // pieces read in one go
 	ReadSegments  Histogram `json:"read_segments"`  // packets in each piece read: outbound from the TUN device, inbound from the socket
@@ -33,6 +39,17 @@ func (h *Histogram) Mean() float64 {
 		return 0
 	}
 	return float64(h.Sum) / float64(h.Count)
+}
+
+// Add adds another one's sizes. A zero h takes its bounds.
+func (h *Histogram) Add(o *Histogram) {
+	if h.Bounds == nil {
+		h.Bounds, h.Counts = o.Bounds, make([]uint64, len(o.Bounds))
+	}
+	for i, n := range o.Counts {
+		h.Counts[i] += n
+	}
+	h.Count, h.Sum = h.Count+o.Count, h.Sum+o.Sum
 }
 
 // printQueues leaves out those that carried nothing, of which an overlay of one peer has many.
