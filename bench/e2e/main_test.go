@@ -86,11 +86,11 @@ func expectNoAnswer(t *testing.T, from *lab.Node, to netip.Addr) {
 }
 
 // expectNoDrops wants a daemon that never dropped a packet. A full TUN queue under a TCP stream is no
-// fault: it is how TCP finds its rate.
+// fault: it is how TCP finds its rate. So is a full queue of the underlay's interface where the machine is emulated.
 func expectNoDrops(t *testing.T, m *lab.Muslin) {
 	t.Helper()
 	for reason, n := range status(t, m).Drops {
-		if n != 0 && reason != "tun-overflow" {
+		if n != 0 && reason != "tun-overflow" && (reason != "send-buffer-full" || lab.Steady()) {
 			t.Errorf("%s dropped %d packets: %s", m.Name, n, reason)
 		}
 	}
