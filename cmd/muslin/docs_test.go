@@ -298,6 +298,59 @@ func TestDocsListEveryMetric(t *testing.T) {
 	same(t, "metric", inDocs, inCode)
 }
 
+// TestDocsDashboardAndAlerts: the dashboard and the rules ask for metrics that there are, and the dashboard for all of them; every
+// alert has a test, and stands in docs/metrics.md with its severity. What they do, bench/metrics tests.
+func TestDocsDashboardAndAlerts(t *testing.T) {
+	rules, dashboard := readDoc(t, "docs/prometheus/muslin.rules.yml"), readDoc(t, "docs/grafana/muslin.json")
+	known := map[string]bool{} // and whether the dashboard has it
+	for _, f := range metrics.Families() {
+		known[f.Name] = false
+		if f.Kind == metrics.Histogram {
+			for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+				known[f.Name+suffix] = true
+			}
+			known[f.Name] = true
+		}
+	}
+	name := regexp.MustCompile(`\bmuslin_[a-z0-9_]+`)
+	for where, text := range map[string]string{"the rules": rules, "the dashboard": dashboard} {
+		for _, metric := range name.FindAllString(text, -1) {
+			if _, ok := known[metric]; !ok {
+				t.Errorf("%s ask for %s, which there is not", where, metric)
+			}
+			if where == "the dashboard" {
+				known[metric] = true
+			}
+		}
+	}
+	for metric, asked := range known {
+		if !asked {
+			t.Errorf("the dashboard has no %s", metric)
+		}
+	}
+	for _, record := range regexp.MustCompile(`\bmuslin:[a-z0-9_:]+`).FindAllString(dashboard+readDoc(t, "docs/metrics.md"), -1) {
+		if !strings.Contains(rules, "record: "+record+"\n") {
+			t.Errorf("no rule records %s", record)
+		}
+	}
+	if !json.Valid([]byte(dashboard)) {
+		t.Error("the dashboard is no JSON")
+	}
+
+	var inDocs, inRules []string
+	for _, row := range tableRows(section(t, readDoc(t, "docs/metrics.md"), "Dashboard and alerts")) {
+		inDocs = append(inDocs, quoted(row[0])[0]+" "+row[1])
+	}
+	tests := readDoc(t, "docs/prometheus/muslin.rules.test.yml")
+	for _, m := range regexp.MustCompile(`(?s)- alert: (\w+)\n.*?severity: (\w+)`).FindAllStringSubmatch(rules, -1) {
+		inRules = append(inRules, m[1]+" "+m[2])
+		if !strings.Contains(tests, `alertname="`+m[1]+`"`) {
+			t.Errorf("nothing tests that %s fires", m[1])
+		}
+	}
+	same(t, "alert", inDocs, inRules)
+}
+
 func TestDocsListEveryHealthField(t *testing.T) {
 	var inDocs []string
 	for _, row := range tableRows(section(t, readDoc(t, "docs/metrics.md"), "/healthz and /readyz")) {
