@@ -1,0 +1,79 @@
+package doctor
+
+import (
+	"net/netip"
+	"time"
+
+	"muslin/cmd/muslin/doctor/wire"
+	"muslin/encap"
+)
+
+// evidence is what is known of a peer that does not answer over the overlay, and of the path to it. It is judged by
+// judge.go and gathered by path.go.
+type evidence struct {
+	peer, own half
+	port      uint16 // the overlay's
+	local     bool   // own.outer is an address of this host
+	carried   bool   // something here carries the overlay: a daemon, or flannel's device
+
+	// By the host's own routes.
+	route routed
+
+	host   wire.Answer // echo of the underlay, to the PublicIP
+	alive  bool        // it answers a TCP connection
+	knocks map[uint16]wire.Knock
+	closed wire.Knock // at a UDP port where nobody will listen
+
+	made    wire.Knock // datagrams made by hand
+	counted counted
+
+	seen   []sighting // of the peer's, and in the peer's name
+	left   int        // datagrams to it that were seen leaving
+	answer bool       // one made by hand was answered at an interface of ours
+	bare   bool       // one was answered past the overlay: it has got there
+	anyMAC bool       // only one to every MAC was answered
+
+	heard  time.Time // by the daemon, last; zero: never since it started
+	waited time.Duration
+	age    time.Duration // since its lease was written or renewed, at most; 0: it is not known
+}
+
+// sighting is one kind, with how often it was seen.
+type sighting struct {
+	wire.Sighting
+	n int
+}
+
+// routed is the kernel's way to a PublicIP.
+type routed struct {
+	err     error
+	device  string
+	gateway netip.Addr // invalid: it is on the link
+	overlay bool       // by a device of the overlay
+	failed  bool       // on the link nobody has the address (ARP, neighbour discovery)
+	found   encap.MAC  // somebody has
+}
+
+// counted is what this host counted of the peer meanwhile.
+type counted struct {
+	known bool
+	rx    uint64            // packets of the peer that the overlay took in
+	drops map[string]uint64 // by reason, of all peers
+}
+
+// up reports whether the host is there, by any sign of it.
+func (e *evidence) up() bool {
+	return e.host.Got > 0 || e.alive || e.closed.Refused.Port() && e.closed.Refused.By == e.peer.outer || e.came() > 0 ||
+		e.made.Refused.Port() && e.made.Refused.By == e.peer.outer || e.made.Refused.Prohibited() && e.made.Refused.By == e.peer.outer
+}
+
+// came is how many datagrams of the peer's were seen.
+func (e *evidence) came() int {
+	n := 0
+	for _, s := range e.seen {
+		if !s.Out && s.Src == e.peer.outer {
+			n += s.n
+		}
+	}
+	return n
+}

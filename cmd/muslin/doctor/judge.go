@@ -1,0 +1,330 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"muslin/encap"
+	"muslin/lease"
+)
+
+// The judge is one chain of questions, each of which has one cause as its answer: what was seen at the interface first,
+// since a datagram that is there says what is wrong with it; then what the host's kernel and others say; then what follows
+// from silence.
+
+// verdict is a finding about a peer, from here on without its node.
+func (e *evidence) verdict(id string, severity Severity, confidence, summary, seen, fix string) *said {
+	return &said{Finding: Finding{ID: id, Severity: severity, Confidence: confidence, Summary: summary, Evidence: seen, Fix: fix, Node: e.peer.outer.String()}}
+}
+
+// judge names the cause; nil: there is nothing to say of this peer.
+func (e *evidence) judge() *said {
+	for _, ask := range []func() *said{e.refusedHere, e.wrongDatagram, e.filteredIn, e.notOurs, e.refusedThere, e.gone, e.silent} {
+		if f := ask(); f != nil {
+			return f
+		}
+	}
+	return nil
+}
+
+// sent says what was tried, for the evidence.
+func (e *evidence) sent() string {
+	if e.made.Sent == 0 {
+		return fmt.Sprintf("echo requests over the overlay to %s are not answered", e.peer.base())
+	}
+	return fmt.Sprintf("%d datagrams to %s, %d of them seen leaving, are not answered", e.made.Sent, e.peer.to(), e.left)
+}
+
+// host says how the host was heard.
+func (e *evidence) hostText() string {
+	switch {
+	case e.host.Got > 0:
+		return "the host answers ping"
+	case e.closed.Refused.Port():
+		return "the host refuses another UDP port"
+	case e.alive:
+		return "the host answers TCP"
+	case e.route.found != (encap.MAC{}):
+		return "on the link " + e.route.found.String() + " has the address, and answers neither ping nor TCP"
+	}
+	return "the host answers neither ping nor TCP nor on another UDP port"
+}
+
+func (e *evidence) portWord() string { return fmt.Sprintf("UDP %d", e.port) }
+
+// open says how the port is opened on some host.
+func openPort(port uint16) string {
+	return fmt.Sprintf("iptables -I INPUT -p udp --dport %d -j ACCEPT (with firewalld: firewall-cmd --permanent --add-port=%d/udp && firewall-cmd --reload)", port, port)
+}
+
+// refusedHere is about datagrams that do not leave this host.
+func (e *evidence) refusedHere() *said {
+	switch {
+	case e.route.err != nil:
+		return e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("this host has no route to %s", e.peer.outer),
+			e.route.err.Error(), fmt.Sprintf("ip route add %s via GATEWAY dev %s, or start that node with a --public-ip that this one reaches", e.peer.outer, e.own.node.Iface))
+	case e.route.overlay:
+		return e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("the route to %s leads into the overlay itself", e.peer.outer),
+			"ip route get "+e.peer.outer.String()+": dev "+e.route.device, "start that node with a --public-ip of the underlay")
+	case errors.Is(e.made.Err, unix.EPERM):
+		f := e.verdict("udp-filtered-here", Broken, Certain, fmt.Sprintf("a firewall rule of this host drops what leaves for %s of its peers", e.portWord()),
+			fmt.Sprintf("sending to %s: %v", e.peer.to(), e.made.Err), fmt.Sprintf("iptables -I OUTPUT -p udp --dport %d -j ACCEPT, or remove the rule", e.port))
+		f.kind, f.rules = "out", ruleOut
+		return f
+	case e.made.Err == nil && e.made.Sent > 0 && e.left == 0 && e.watched():
+		f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("this host's kernel takes what is meant for %s of its peers, and lets it out at no interface", e.portWord()),
+			fmt.Sprintf("%d datagrams to %s, none of them seen leaving", e.made.Sent, e.peer.to()),
+			fmt.Sprintf("look at tc filter show dev %s egress, and at the firewall's rules for output", e.own.node.Iface))
+		f.kind, f.rules = "out", ruleOut
+		return f
+	}
+	return nil
+}
+
+// watched reports whether interfaces were looked at.
+func (e *evidence) watched() bool { return e.waited > 0 }
+
+// wrongDatagram is about datagrams of the peer that arrive and have something wrong with them.
+func (e *evidence) wrongDatagram() *said {
+	vxlan := e.own.node.Backend == lease.BackendVXLAN
+	for _, ask := range []func(sighting) *said{
+		func(s sighting) *said {
+			if !s.BadChecksum {
+				return nil
+			}
+			return e.verdict("checksum-corruption", Broken, Certain, fmt.Sprintf("datagrams of %s are damaged on the way", e.peer.outer),
+				fmt.Sprintf("%d with a wrong UDP checksum arrived here", s.n),
+				fmt.Sprintf("on %s: ethtool -K %s tx off; if that does not help, the NIC, cable or switch between the two", e.peer.outer, e.own.node.Iface))
+		},
+		func(s sighting) *said {
+			if s.Src == e.peer.outer || !vxlan || !s.VXLAN {
+				return nil
+			}
+			return e.verdict("public-ip-nat", Broken, Certain, fmt.Sprintf("%s is behind NAT: what it sends comes from %s, which is no peer's PublicIP, and is dropped", e.peer.outer, s.Src),
+				fmt.Sprintf("%d datagrams of VNI %d in the name of %s (VTEP MAC %s) came from %s:%d", s.n, s.VNI, s.From, s.InnerSrc, s.Src, s.SrcPort),
+				fmt.Sprintf("on that node: muslin run --public-ip %s, if UDP %d there is handed on to it, or an underlay without NAT; on a trusted underlay --source-check=off here", s.Src, e.port))
+		},
+		func(s sighting) *said {
+			if !vxlan || !s.VXLAN || s.VNI == e.own.node.VNI.Uint32() {
+				return nil
+			}
+			return e.verdict("vni-mismatch", Broken, Certain, fmt.Sprintf("%s sends with VNI %d, and this node is in VNI %s", e.peer.outer, s.VNI, e.own.node.VNI),
+				fmt.Sprintf("%d datagrams of VNI %d to port %d; its lease says %s", s.n, s.VNI, s.DstPort, e.peer.node.VNI),
+				"restart flanneld or muslin on the node whose VNI is not that of the network's config (muslin config get)")
+		},
+		func(s sighting) *said {
+			if s.DstPort == e.port || vxlan && !s.VXLAN || !vxlan && !e.peer.subnet.Contains(s.From) {
+				return nil
+			}
+			return e.verdict("port-mismatch", Broken, Certain, fmt.Sprintf("%s sends to UDP port %d, and this node has port %d", e.peer.outer, s.DstPort, e.port),
+				fmt.Sprintf("%d datagrams of the overlay to port %d", s.n, s.DstPort),
+				"restart flanneld or muslin on the node whose port is not that of the network's config (muslin config get)")
+		},
+		func(s sighting) *said {
+			if !vxlan || !s.VXLAN || s.InnerSrc != e.own.mac {
+				return nil
+			}
+			return e.verdict("vtep-mac-duplicate", Broken, Certain, fmt.Sprintf("%s has this node's VTEP MAC %s: each drops what the other sends", e.peer.outer, e.own.mac),
+				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), e.newMAC())
+		},
+		func(s sighting) *said {
+			if !vxlan || !s.VXLAN || s.InnerSrc == e.peer.mac || !e.peer.subnet.Contains(s.From) {
+				return nil
+			}
+			return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, and its VTEP has %s: it drops what is sent to it", e.peer.outer, e.peer.mac, s.InnerSrc),
+				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
+		},
+		func(s sighting) *said {
+			if !vxlan || !s.VXLAN || s.InnerDst == e.own.mac || s.Reply && e.anyMAC {
+				return nil
+			}
+			return e.verdict("lease-stale", Broken, Certain, fmt.Sprintf("%s works from an old lease of this node: it sends to VTEP MAC %s, and this node's is %s", e.peer.outer, s.InnerDst, e.own.mac),
+				fmt.Sprintf("%d datagrams from there with the inner destination %s", s.n, s.InnerDst), fmt.Sprintf("restart flanneld or muslin on %s: it has lost its watch on etcd", e.peer.outer))
+		},
+	} {
+		for _, s := range e.seen {
+			if s.Out {
+				continue
+			}
+			if f := ask(s); f != nil {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+func (e *evidence) newMAC() string {
+	return fmt.Sprintf("on one of the two (the one made from the other's image): delete the file vtep-mac in muslin's state directory, or flannel's device (ip link del flannel.%s), and restart", e.own.node.VNI)
+}
+
+// filteredIn is about datagrams that are as they should be, and arrive at the interface but not at the overlay.
+func (e *evidence) filteredIn() *said {
+	good := e.good()
+	dropped := 0
+	for _, n := range e.counted.drops {
+		dropped += int(n)
+	}
+	if good == 0 || !e.carried || !e.counted.known || e.counted.rx > 0 || dropped > 0 {
+		return nil
+	}
+	f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("a firewall rule of this host drops %s that arrives from its peers", e.portWord()),
+		fmt.Sprintf("%d datagrams of %s arrived at the interface, and none got to the overlay", good, e.peer.outer), openPort(e.port))
+	f.kind, f.rules = "in", ruleIn
+	return f
+}
+
+// good is how many datagrams came from the peer in which nothing is wrong.
+func (e *evidence) good() int {
+	n := 0
+	for _, s := range e.seen {
+		if !s.Out && s.Src == e.peer.outer && s.DstPort == e.port && !s.BadChecksum {
+			n += s.n
+		}
+	}
+	return n
+}
+
+// notOurs is about what other checks find: an answer came, so that the path and the peer are in order.
+func (e *evidence) notOurs() *said {
+	if !e.answer || !e.carried {
+		return nil
+	}
+	return e.verdict("peer-silent", Broken, Possible, fmt.Sprintf("%s is reached, and yet what this host sends over the overlay is not answered", e.peer.outer),
+		fmt.Sprintf("datagrams made by hand are answered, echo requests to %s by the host's routes are not", e.peer.base()),
+		fmt.Sprintf("muslin route %s; the cause is in this host: its routes, rp_filter, or its firewall", e.peer.base()))
+}
+
+// refusedThere is about ICMP errors.
+func (e *evidence) refusedThere() *said {
+	r := e.made.Refused
+	switch {
+	case r.Prohibited() && r.By == e.peer.outer:
+		return e.verdict("udp-filtered-at-peer", Broken, Certain, fmt.Sprintf("the firewall of %s refuses %s", e.peer.outer, e.portWord()),
+			fmt.Sprintf("%s: %s", e.peer.to(), r), "on "+e.peer.outer.String()+": "+openPort(e.port))
+	case r.Prohibited():
+		f := e.verdict("udp-filtered-on-path", Broken, Certain, fmt.Sprintf("%s, on the way to %s, refuses %s", r.By, e.peer.outer, e.portWord()),
+			fmt.Sprintf("%s: %s", e.peer.to(), r), fmt.Sprintf("let UDP %d through at %s, both ways", e.port, r.By))
+		f.kind = r.By.String()
+		return f
+	case r.Port() && r.By == e.peer.outer:
+		return e.closedPort()
+	}
+	return nil
+}
+
+// closedPort is about a host that is there and has nobody at the port.
+func (e *evidence) closedPort() *said {
+	for _, port := range e.otherPorts() {
+		if k := e.knocks[port]; e.closed.Refused.Port() && k.Sent > 0 && k.Refused == nil && k.Err == nil {
+			return e.verdict("port-mismatch", Broken, Likely, fmt.Sprintf("%s does not listen at UDP port %d, which is this network's, but at %d", e.peer.outer, e.port, port),
+				fmt.Sprintf("port %d is refused there, port %d is not", e.port, port),
+				fmt.Sprintf("restart flanneld or muslin on %s, so that it takes the port of the network's config (muslin config get)", e.peer.outer))
+		}
+	}
+	return e.verdict("lease-dead-node", Broken, Likely, fmt.Sprintf("%s is up and nobody listens at UDP %d there: its flanneld or muslin does not run, but its lease is still there", e.peer.outer, e.port),
+		fmt.Sprintf("%s: %s", e.peer.to(), e.made.Refused), fmt.Sprintf("start muslin or flanneld on %s; or, if it is to stay without: %s", e.peer.outer, e.release()))
+}
+
+func (e *evidence) otherPorts() []uint16 {
+	var out []uint16
+	for port := range e.knocks {
+		out = append(out, port)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (e *evidence) release() string {
+	if e.peer.node.Lease == nil {
+		return "its lease is gone already"
+	}
+	return "muslin leases release '" + e.peer.node.Lease.Key + "'"
+}
+
+// gone is about a host that is not there, or cannot be got at.
+func (e *evidence) gone() *said {
+	if e.up() {
+		return nil
+	}
+	refused := e.host.Refused
+	if !refused.Unreachable() {
+		refused = e.made.Refused
+	}
+	switch {
+	case e.route.failed, refused.Unreachable() && refused.By == e.own.outer:
+		return e.verdict("lease-dead-node", Warning, Likely, fmt.Sprintf("%s is off, or has another address now: nobody on the link has that one, but its lease is still there", e.peer.outer),
+			fmt.Sprintf("no answer to who has %s on %s%s", e.peer.outer, e.route.device, e.lastHeard()), "start that host; or, if it is to stay away: "+e.release())
+	case refused.Unreachable():
+		f := e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("%s cannot be reached: a router has no way to it", e.peer.outer),
+			fmt.Sprintf("ping %s: %s", e.peer.outer, refused), fmt.Sprintf("mend the route at %s, or start that node with a --public-ip that this one reaches", refused.By))
+		f.kind = refused.By.String()
+		return f
+	case e.route.found != (encap.MAC{}):
+		return nil // it is there, and a firewall drops whatever comes
+	case !e.heard.IsZero():
+		return e.verdict("lease-dead-node", Warning, Possible, fmt.Sprintf("%s has gone silent, but its lease is still there: the host is off, or the way to it is cut", e.peer.outer),
+			e.hostText()+e.lastHeard(), "start that host; or, if it is to stay away: "+e.release())
+	}
+	confidence, age := Possible, ""
+	if e.age > 0 && e.age < time.Hour {
+		confidence, age = Likely, fmt.Sprintf("; its lease was written %v ago, so it lives", e.age.Round(time.Second))
+	}
+	private := ""
+	if e.peer.outer.IsPrivate() && e.route.gateway.IsValid() {
+		private = " (a private address, behind the gateway " + e.route.gateway.String() + ")"
+	}
+	return e.verdict("public-ip-unreachable", Broken, confidence, fmt.Sprintf("%s%s cannot be reached from here", e.peer.outer, private),
+		e.hostText()+age, fmt.Sprintf("traceroute %s; start that node with a --public-ip that this one reaches, or open the way; a host that is gone: %s", e.peer.outer, e.release()))
+}
+
+func (e *evidence) lastHeard() string {
+	if e.heard.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("; heard last %v ago", time.Since(e.heard).Round(time.Second))
+}
+
+// silent is about a host that is there and does not answer at the overlay's port.
+func (e *evidence) silent() *said {
+	if e.peer.direct() || e.own.node.Backend == lease.BackendHostGW {
+		return e.verdict("peer-silent", Broken, Possible, fmt.Sprintf("%s is there, and what is sent to it by the direct route, past any tunnel, is not answered", e.peer.outer),
+			e.sent()+"; "+e.hostText(), "the network between must take the containers' own addresses, as many clouds do not: set DirectRouting to false; or that host's rp_filter or FORWARD rules drop them: muslin doctor there")
+	}
+	here := netip.AddrPortFrom(e.own.outer, e.port)
+	why := []string{e.sent(), e.hostText()}
+	switch {
+	case e.anyMAC:
+		return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, which is not its VTEP's: it drops what is sent to it", e.peer.outer, e.peer.mac),
+			"a datagram to any MAC is answered, one to that MAC is not", fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
+	case e.bare:
+		f := e.verdict("udp-filtered-one-way", Broken, Likely, fmt.Sprintf("what %s sends to %s is dropped, and what is sent there arrives: its firewall for output, or one on the way here", e.peer.outer, here),
+			fmt.Sprintf("%d datagrams to %s: it answered one past the overlay, and none in it came to an interface here", e.made.Sent, e.peer.to()),
+			fmt.Sprintf("on %s: iptables -I OUTPUT -p udp --dport %d -j ACCEPT; in front of this node: let UDP %d in from %s", e.peer.outer, e.port, e.port, e.peer.outer))
+		f.kind = "in"
+		return f
+	case e.came() > 0 || e.counted.rx > 0:
+		why = append(why, fmt.Sprintf("%d of its own datagrams came here", max(e.came(), int(e.counted.rx))))
+		if !e.local && e.own.outer.IsValid() {
+			f := e.verdict("public-ip-nat", Broken, Possible, fmt.Sprintf("%s does not take what this node sends: this node's PublicIP %s is no address of this host, so what leaves may come from another one", e.peer.outer, e.own.outer),
+				strings.Join(why, "; "), fmt.Sprintf("see on %s which address UDP %d comes from (tcpdump -ni any udp port %d), and start muslin here with that --public-ip", e.peer.outer, e.port, e.port))
+			f.kind = "out"
+			return f
+		}
+		f := e.verdict("udp-filtered-at-peer", Broken, Likely, fmt.Sprintf("%s from here is dropped at %s, by its firewall or one before it, while what it sends arrives", e.portWord(), e.peer.outer),
+			strings.Join(why, "; "), "on "+e.peer.outer.String()+": "+openPort(e.port)+"; between the two: let UDP through to "+e.peer.to())
+		f.kind = "out"
+		return f
+	}
+	why = append(why, fmt.Sprintf("nothing of it came to an interface here in %v", e.waited.Round(time.Second)))
+	f := e.verdict("udp-filtered-at-peer", Broken, Likely, fmt.Sprintf("%s between here and %s is dropped, by the firewall there or one on the way", e.portWord(), e.peer.outer),
+		strings.Join(why, "; "), "on "+e.peer.outer.String()+": "+openPort(e.port)+"; between the two: let UDP through to "+e.peer.to()+" and "+here.String()+"; muslin doctor there says more")
+	f.kind = "both"
+	return f
+}
