@@ -3,17 +3,95 @@
 package doctor
 
 import (
+	"fmt"
 	"testing"
+
+	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
-// What can be wrong with a host, one after the other in one network.
+// What can be wrong with a host whose daemon runs, one after the other in one network:
+//
+//	h1 (etcd) ── br0 ─┬─ h2 (muslin) ── p2a
+//	                  └─ h3 (muslin) ── p3a
 func TestHost(t *testing.T) {
+	lab.RequireTool(t, "nft", "iptables")
 	s := newScene(t, 2, "")
 	examine(t, s.nodes[0]).well(t)
+	h2, h3 := s.nodes[0].Host, s.nodes[1].Host
+	peer := labtest.Status(t, s.nodes[1]).Node.Subnet
+	own := labtest.Status(t, s.nodes[0]).Node.Subnet
+	inPeer := peer.Masked().Addr().Next().Next()
 	s.faults([]fault{
 		{
 			id: "ip-forward", inject: on(0, "sysctl -w net.ipv4.ip_forward=0"), mend: on(0, "sysctl -w net.ipv4.ip_forward=1"),
 			words: []string{"net.ipv4.ip_forward = 0", "sysctl -w net.ipv4.ip_forward=1"},
+		},
+		{
+			id: "ip-forward", name: "of the bridge alone", inject: on(0, "sysctl -w net.ipv4.conf.cni0.forwarding=0"), mend: on(0, "sysctl -w net.ipv4.conf.cni0.forwarding=1"),
+			words: []string{"net.ipv4.conf.cni0.forwarding = 0"},
+		},
+		{
+			id: "forward-drop", name: "a policy before ours", inject: on(0, "nft 'table inet theirs { chain passing { type filter hook forward priority 0; policy drop; }; }'"),
+			mend: on(0, "nft delete table inet theirs"), words: []string{"table inet theirs, chain passing", "drops", labtest.Network},
+		},
+		{
+			id: "forward-drop", name: "a rule of iptables", inject: on(0, "iptables -I FORWARD -j REJECT"), mend: on(0, "iptables -D FORWARD -j REJECT"),
+			words: []string{"chain FORWARD", "rejects", "iptables -I FORWARD -s " + labtest.Network + " -j ACCEPT"},
+		},
+		{
+			id: "route-wrong", name: "blackhole", inject: on(0, fmt.Sprintf("ip route add blackhole %s", peer)), mend: on(0, fmt.Sprintf("ip route del blackhole %s", peer)),
+			words: []string{"blackhole route " + peer.String(), "ip route del " + peer.String()},
+		},
+		{
+			id: "route-wrong", name: "by a gateway", inject: on(0, fmt.Sprintf("ip route add %s via %s", peer, s.lab.Host(1).Addr)), mend: on(0, fmt.Sprintf("ip route del %s", peer)),
+			words: []string{"via 198.18.0.1", "ip route del " + peer.String()},
+		},
+		{
+			id: "route-wrong", name: "a part of it", inject: on(0, fmt.Sprintf("ip route add %s/32 via %s", inPeer.Next().Next().Next(), s.lab.Host(1).Addr)), mend: on(0, fmt.Sprintf("ip route del %s/32", inPeer.Next().Next().Next())),
+			words: []string{"via 198.18.0.1", "ip route del " + inPeer.Next().Next().Next().String()},
+		},
+		{
+			id: "route-wrong", name: "by a rule", inject: on(0, fmt.Sprintf("ip route add default via %s table 77; ip rule add to %s lookup 77 pref 100", s.lab.Host(1).Addr, peer)),
+			mend: on(0, "ip rule del pref 100; ip route flush table 77"), words: []string{"ip rule del pref 100"},
+		},
+		{
+			id: "subnet-overlap-route", inject: on(0, fmt.Sprintf("ip link add dummy7 type dummy; ip addr add %s/24 dev dummy7; ip link set dummy7 up", inPeer)), mend: on(0, "ip link del dummy7"),
+			words: []string{"dummy7", peer.Masked().String(), labtest.Network},
+		},
+		{
+			id: "subnet-overlap-docker", inject: on(0, fmt.Sprintf("ip link add docker0 type bridge; ip addr add %s/24 dev docker0; ip link set docker0 up", inPeer)), mend: on(0, "ip link del docker0"),
+			words: []string{"docker0", "daemon.json", peer.Masked().String()},
+		},
+		{
+			id: "bridge-mtu", inject: on(0, "ip link set veth-a mtu 1500; ip link set cni0 mtu 1500"), mend: on(0, "ip link set cni0 mtu 1450; ip link set veth-a mtu 1450"),
+			words: []string{"cni0 1500", "1450", "ip link set cni0 mtu 1450"},
+		},
+		{
+			id: "rp-filter", name: "on the underlay", inject: on(0, fmt.Sprintf("ip link add dummy7 type dummy; ip link set dummy7 up; ip addr add 198.18.7.1/24 dev dummy7; ip route add %s dev dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=1", h3.Addr)),
+			mend:  on(0, "ip link del dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=0"),
+			words: []string{"eth0", h3.Addr.String(), "sysctl -w net/ipv4/conf/eth0/rp_filter=2"},
+		},
+		{
+			id: "subnet-overlap-lease", inject: func(t *testing.T, s *scene) {
+				s.etcd.Do(t, "put", labtest.Prefix+"/subnets/"+fmt.Sprintf("%s-25", own.Masked().Addr()),
+					`{"PublicIP":"198.18.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:99"}}`)
+			},
+			mend: func(t *testing.T, s *scene) {
+				s.etcd.Do(t, "del", labtest.Prefix+"/subnets/"+fmt.Sprintf("%s-25", own.Masked().Addr()))
+			},
+			words: []string{"198.18.0.99", "muslin leases release", fmt.Sprintf("%s-25", own.Masked().Addr())},
+		},
+		{
+			id: "underlay-down", inject: on(0, "ip link set eth0 down"), mend: on(0, "ip link set eth0 up"), words: []string{"eth0", "ip link set eth0 up"},
+		},
+		{
+			id: "underlay-down", name: "no link", inject: func(t *testing.T, s *scene) { run(t, s.lab.Switch(), "ip", "link", "set", h2.Name, "down") },
+			mend: func(t *testing.T, s *scene) { run(t, s.lab.Switch(), "ip", "link", "set", h2.Name, "up") }, words: []string{"eth0", "NO-CARRIER"},
+		},
+		{
+			id: "underlay-address-changed", inject: on(0, fmt.Sprintf("ip addr add 198.18.0.77/24 dev eth0; ip addr del %s/24 dev eth0", h2.Addr)),
+			mend: on(0, fmt.Sprintf("ip addr add %s/24 dev eth0; ip addr del 198.18.0.77/24 dev eth0", h2.Addr)), words: []string{h2.Addr.String(), "198.18.0.77", "systemctl restart muslin"},
 		},
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"muslin/lease"
 	"muslin/lease/etcd"
 	"muslin/tunnel/host"
+	"muslin/tunnel/kernel"
 )
 
 // exitStatus ends the command with a status of its own. What there was to say has been said.
@@ -222,4 +224,5 @@ func (r *runFlags) describe(o *doctor.Options) {
 	o.Iface.PublicIP, _ = optionalIPv4("", r.publicIP)
 	o.Iface.PublicIPv6, _ = optionalIPv6(r.publicIPv6)
 	o.NetConfig, _ = r.wantedConfig()
+	o.Features, _ = kernel.ParseFeatures(cmp.Or(r.features, "auto"))
 }

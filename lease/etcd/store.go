@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -133,6 +134,17 @@ func (s *Store) entry(kv *mvccpb.KeyValue) lease.Entry {
 		Revision: kv.ModRevision,
 		Reserved: kv.Lease == 0,
 	}
+}
+
+// CheckWritable returns nil if this user may write a key where leases lie, or lease.ErrDenied. It writes nothing: etcd
+// asks for the rights of all that a transaction might do (checkTxnAuth in server/etcdserver/txn), and this one's condition
+// holds of no key.
+func (s *Store) CheckWritable(ctx context.Context, key string) error {
+	full := s.fullKey(key)
+	return s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
+		_, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(full), "=", math.MaxInt64)).Then(clientv3.OpPut(full, "")).Commit()
+		return err
+	})
 }
 
 // Watch implements lease.Store.

@@ -251,3 +251,41 @@ func SetSysctl(path, value string) error {
 	}
 	return nil
 }
+
+// SetLinkMTU gives a device an MTU, in bytes.
+func SetLinkMTU(name string, mtu int) error {
+	l, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetMTU(l, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("set MTU of %q to %d: %w", name, mtu, err)
+	}
+	return nil
+}
+
+// SetLinkUp sets a device up.
+func SetLinkUp(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetUp(l)
+	}
+	if err != nil {
+		return fmt.Errorf("set %q up: %w", name, err)
+	}
+	return nil
+}
+
+// Overlaps are what this host reaches elsewhere in an overlay's network, as CheckConflicts has it: none of the TUN device
+// nor, in this node's own subnet, of pods' bridges.
+func Overlaps(network, subnet netip.Prefix, tun string) ([]OverlappingRoute, error) {
+	devices, err := links()
+	if err != nil {
+		return nil, err
+	}
+	err = overlapConflict(devices, network, subnet, tun)
+	if overlap := new(RouteOverlapError); errors.As(err, &overlap) {
+		return overlap.Routes, nil
+	}
+	return nil, err
+}

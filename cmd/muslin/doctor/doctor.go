@@ -46,7 +46,7 @@ type Finding struct {
 	Net        string   `json:"net"`        // of several networks, the one that it is about; empty: there is but one
 
 	// Explains are the IDs of findings that are but consequences of this one, and are put behind it: of the same node, or
-	// with a "*" behind the ID of any node. "*" alone is every other finding.
+	// with a "*" behind the ID of any node. "lease-*" is all whose IDs begin so, of any node, and "*" alone every other finding.
 	Explains []string `json:"-"`
 	// Repair is what --fix may do about it; nil: nothing that is safe.
 	Repair *Repair `json:"-"`

@@ -60,6 +60,9 @@ func (f *Finding) explains(other *Finding) bool {
 		if id == "*" {
 			return f.ID != other.ID
 		}
+		if kind, all := strings.CutSuffix(id, "-*"); all {
+			return strings.HasPrefix(other.ID, kind+"-")
+		}
 		id, anywhere := strings.CutSuffix(id, "*")
 		return id == other.ID && (anywhere || f.Node == other.Node)
 	})

@@ -36,6 +36,7 @@ type Options struct {
 	SubnetFile string
 	TUN        string
 	Iface      host.InterfaceOptions
+	Features   kernel.Features // wanted
 
 	// Learn fills in what was not given, from what the daemon with that process ID was started with; 0: none runs. It says
 	// in a sentence what it could not learn; empty: nothing. It may be nil.

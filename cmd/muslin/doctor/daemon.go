@@ -1,0 +1,125 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"muslin/cmd/muslin/control"
+)
+
+var daemonChecks = []Check{
+	{Name: "daemon", Essential: true, Run: checkDaemon},
+	{Name: "version", Needs: NeedStatus, Run: checkVersion},
+}
+
+// muslinHere reports whether a daemon of muslin's has been started here before.
+func (p *Patient) muslinHere() bool {
+	if p.Memory != nil {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(p.Options.StateDir, "lock"))
+	return err == nil
+}
+
+// flannelServes reports whether this is a node of flannel's: its vxlan device is there, no daemon of muslin's is, and
+// none is meant to be. Where one has run, the lease says whose the node is now.
+func (p *Patient) flannelServes() bool {
+	if !p.flannelCarries() {
+		return false
+	}
+	return !p.muslinHere() || p.Local.Lease != nil && p.Local.Lease.Attrs.MAC.String() == p.Flannel.Device.MAC
+}
+
+// checkDaemon is about a daemon that is not there, or does not answer.
+func checkDaemon(ctx context.Context, p *Patient) []Finding {
+	switch {
+	case p.Status != nil && p.Status.State == control.StateFailed:
+		f := broken("daemon-stopped", "the network does not run", strings.Join(p.Status.Warnings, "; "), "journalctl -u muslin -n 50")
+		f.Explains = stopped
+		return []Finding{f}
+	case p.Status != nil && p.Status.State != control.StateRunning:
+		f := broken("daemon-waiting", "the daemon does not carry packets yet: "+p.Status.State, "state in muslin status: "+p.Status.State, "journalctl -u muslin -n 50")
+		f.Confidence, f.Explains = Likely, stopped
+		return []Finding{f}
+	case p.Status != nil:
+		return nil
+	case p.Daemon.Silent:
+		return p.wedged(ctx)
+	case errors.Is(p.StatusErr, fs.ErrPermission):
+		p.CannotTell("daemon", p.StatusErr)
+		return nil
+	case !errors.Is(p.StatusErr, fs.ErrNotExist) && !errors.Is(p.StatusErr, syscall.ECONNREFUSED):
+		p.CannotTell("daemon", p.StatusErr)
+		return nil
+	case p.flannelServes():
+		return nil
+	}
+	f := broken("daemon-stopped", "no muslin daemon runs on this node: nothing is carried", p.StatusErr.Error(),
+		"systemctl start muslin; why it ended: journalctl -u muslin -n 50")
+	f.Explains = stopped
+	return []Finding{f}
+}
+
+// stopped are what follows from a daemon that does not carry packets.
+var stopped = []string{"ip-forward", "forward-drop", "firewalld-reject", "route-missing", "route-wrong", "rp-filter", "lease-*", "udp-filtered-here"}
+
+// wedged is about a daemon that has taken a connection and does not answer. One that is merely slow gets more time.
+func (p *Patient) wedged(ctx context.Context) []Finding {
+	state, name := processState(p.Daemon.PID)
+	f := broken("daemon-wedged", "the daemon does not answer", "", fmt.Sprintf("kill -QUIT %d (which logs where it hangs), and systemctl restart muslin", p.Daemon.PID))
+	f.Confidence, f.Explains = Likely, append([]string{"socket-buffer", "udp-*"}, stopped...)
+	began := time.Now()
+	if state != "T" && state != "Z" {
+		ctx, cancel := context.WithTimeout(ctx, 2*StatusTime)
+		defer cancel()
+		if _, err := control.AskNetwork(ctx, p.Options.Control, p.Options.Net); err == nil {
+			p.CannotTell("daemon", fmt.Errorf("it takes %v to answer", (StatusTime+time.Since(began)).Round(time.Second)))
+			return nil
+		}
+	}
+	waited := (StatusTime + time.Since(began)).Round(time.Second / 10)
+	f.Evidence = fmt.Sprintf("%s takes a connection, and nothing comes for %v; process %d (%s) is in state %s", p.Options.Control, waited, p.Daemon.PID, name, state)
+	switch state {
+	case "T", "t":
+		f.Summary, f.Fix, f.Confidence = "the daemon is stopped by a signal or a debugger: it carries nothing", fmt.Sprintf("kill -CONT %d", p.Daemon.PID), Certain
+	case "D":
+		f.Summary, f.Fix = "the daemon hangs in the kernel", fmt.Sprintf("cat /proc/%d/stack; dmesg | tail", p.Daemon.PID)
+	case "":
+		f.Evidence, f.Fix = fmt.Sprintf("%s takes a connection, and nothing comes for %v", p.Options.Control, waited), "systemctl restart muslin"
+	}
+	return []Finding{f}
+}
+
+// processState is the letter and the name in /proc/PID/stat; empty: there is no such process, or it cannot be seen.
+func processState(pid int) (state, name string) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", ""
+	}
+	_, rest, _ := strings.Cut(string(data), "(")
+	at := strings.LastIndex(rest, ") ")
+	if at < 0 || len(rest) < at+3 {
+		return "", ""
+	}
+	return rest[at+2 : at+3], rest[:at]
+}
+
+// checkVersion is about a binary that was changed, and a daemon that was not started again.
+func checkVersion(_ context.Context, p *Patient) []Finding {
+	if p.Status.Version == p.Options.Version {
+		return nil
+	}
+	return []Finding{{
+		ID: "version-skew", Severity: Warning, Confidence: Certain,
+		Summary:  "the daemon is of another version than this command",
+		Evidence: fmt.Sprintf("the daemon is %s, this command %s", p.Status.Version, p.Options.Version),
+		Fix:      "muslin run --replace with the daemon's flags, or systemctl restart muslin",
+	}}
+}
