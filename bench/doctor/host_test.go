@@ -56,7 +56,7 @@ func TestHost(t *testing.T) {
 			mend: on(0, "ip rule del pref 100; ip route flush table 77"), words: []string{"ip rule del pref 100"},
 		},
 		{
-			id: "subnet-overlap-route", inject: on(0, fmt.Sprintf("ip link add dummy7 type dummy; ip addr add %s/24 dev dummy7; ip link set dummy7 up", inPeer)), mend: on(0, "ip link del dummy7"),
+			id: "subnet-overlap-route", inject: on(0, fmt.Sprintf("ip link add dummy7 type veth peer name dummy8; ip link set dummy8 up; ip addr add %s/24 dev dummy7; ip link set dummy7 up", inPeer)), mend: on(0, "ip link del dummy7"),
 			words: []string{"dummy7", peer.Masked().String(), labtest.Network},
 		},
 		{
@@ -68,7 +68,7 @@ func TestHost(t *testing.T) {
 			words: []string{"cni0 1500", "1450", "ip link set cni0 mtu 1450"},
 		},
 		{
-			id: "rp-filter", name: "on the underlay", inject: on(0, fmt.Sprintf("ip link add dummy7 type dummy; ip link set dummy7 up; ip addr add 198.18.7.1/24 dev dummy7; ip route add %s dev dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=1", h3.Addr)),
+			id: "rp-filter", name: "on the underlay", inject: on(0, fmt.Sprintf("ip link add dummy7 type veth peer name dummy8; ip link set dummy8 up; ip link set dummy7 up; ip addr add 198.18.7.1/24 dev dummy7; ip route add %s dev dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=1", h3.Addr)),
 			mend:  on(0, "ip link del dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=0"),
 			words: []string{"eth0", h3.Addr.String(), "sysctl -w net/ipv4/conf/eth0/rp_filter=2"},
 		},
@@ -90,8 +90,8 @@ func TestHost(t *testing.T) {
 			mend: func(t *testing.T, s *scene) { run(t, s.lab.Switch(), "ip", "link", "set", h2.Name, "up") }, words: []string{"eth0", "NO-CARRIER"},
 		},
 		{
-			id: "underlay-address-changed", inject: on(0, fmt.Sprintf("ip addr add 198.18.0.77/24 dev eth0; ip addr del %s/24 dev eth0", h2.Addr)),
-			mend: on(0, fmt.Sprintf("ip addr add %s/24 dev eth0; ip addr del 198.18.0.77/24 dev eth0", h2.Addr)), words: []string{h2.Addr.String(), "198.18.0.77", "systemctl restart muslin"},
+			id: "underlay-address-changed", inject: on(0, fmt.Sprintf("ip addr add 198.18.0.77/16 dev eth0; ip addr del %s/24 dev eth0", h2.Addr)),
+			mend: on(0, fmt.Sprintf("ip addr add %s/24 dev eth0; ip addr del 198.18.0.77/16 dev eth0", h2.Addr)), words: []string{h2.Addr.String(), "198.18.0.77", "systemctl restart muslin"},
 		},
 	})
 }
