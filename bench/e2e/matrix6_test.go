@@ -89,7 +89,7 @@ func (row *matrixRow6) run(t *testing.T, m *matrix) {
 	}
 	p := &pair6{row: row, m1: m1, n2: n2, h1: h1, h2: h2, a: addPod(t, m1, "a"), b: addPod(t, m2, "a")}
 	p.a6, p.b6 = pod6(t, p.a, n1.Subnet6), pod6(t, p.b, n2.Subnet6)
-	four := &matrixRow{way: row.way, overhead: row.mtuLess(), pods: row.pods}
+	four := &matrixRow{name: row.name, flags: row.flags, way: row.way, overhead: row.mtuLess(), pods: row.pods}
 	four.check(t, m1, p.a, p.b, h2)
 	row.check(t, m1, p.a6, p.b6, h2)
 	m.note(both, "muslin ↔ muslin", !t.Failed())

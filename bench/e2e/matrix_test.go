@@ -138,7 +138,7 @@ func (row *matrixRow) checkPing(t *testing.T, m *lab.Muslin, to *lab.Pod, far *l
 		if err != nil || r.Received != 2 || r.There.Way != row.way || r.Holder != "peer" {
 			t.Errorf("ping %s: %+v, %v", what, r, err)
 		}
-		if known := far.Number == 2 && row.backend != "host-gw"; r.Back.Known != known || known && r.Back.Way != row.way {
+		if known := far.Number == 2 && row.name != "host-gw"; r.Back.Known != known || known && r.Back.Way != row.way {
 			t.Errorf("ping %s: back %+v", what, r.Back)
 		}
 	}
