@@ -160,23 +160,25 @@ type said struct {
 	several      bool
 }
 
-// serve has each endpoint answered.
+// serve has each endpoint answered, as soon as all of its answers are known: somebody may be waiting.
 func (e endpoints) serve(answer func(net.Listener, http.Handler), o *endpointOptions, a said, log *slog.Logger) {
-	mux := http.NewServeMux()
-	if e.health != nil {
-		health.Handle(mux, a.alive, a.ready)
-		answer(e.health, mux)
+	healthMux := http.NewServeMux()
+	metricsMux := healthMux
+	if e.metrics != nil {
+		metricsMux = http.NewServeMux()
 	}
-	if o.metrics.Port() == 0 {
-		return
+	health.Handle(healthMux, a.alive, a.ready)
+	if o.metrics.Port() != 0 {
+		metricsMux.Handle("GET /metrics", metrics.Handler(metrics.Config{Status: a.networks, Several: a.several, Peers: o.peers, Logger: log}))
+		if o.pprof != pprofOff {
+			handleProfiles(metricsMux, o.pprof == pprofAny)
+		}
+	}
+	if e.health != nil {
+		answer(e.health, healthMux)
 	}
 	if e.metrics != nil {
-		mux = http.NewServeMux()
-		answer(e.metrics, mux)
-	}
-	mux.Handle("GET /metrics", metrics.Handler(metrics.Config{Status: a.networks, Several: a.several, Peers: o.peers, Logger: log}))
-	if o.pprof != pprofOff {
-		handleProfiles(mux, o.pprof == pprofAny)
+		answer(e.metrics, metricsMux)
 	}
 }
 
