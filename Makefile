@@ -72,7 +72,7 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
 # The suites with the built binary need the machine to themselves, so they are no part of the others.
-SUITES := doctor e2e fault restart scale soak systemd
+SUITES := doctor e2e fault metrics restart scale soak systemd
 UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
@@ -112,6 +112,16 @@ test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; e
 .PHONY: test-doctor
 test-doctor: deps-test build ## Every fault that muslin doctor is to find, injected, and its first finding compared (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 4 -count=1 -timeout 10m -v ./bench/doctor
+
+# Debian starts the Prometheus that it installs; the tests start their own, so one that this installs does not stay on.
+.PHONY: deps-metrics
+deps-metrics: deps-test
+	@had=$$(dpkg -s prometheus 2>/dev/null); dpkg -s prometheus >/dev/null 2>&1 || { $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends prometheus; }; \
+	  if [ -z "$$had" ] && [ -d /run/systemd/system ]; then $(SUDO) systemctl disable -q --now prometheus; fi
+
+.PHONY: test-metrics
+test-metrics: deps-metrics build ## Metrics, dashboard and alerts under a real Prometheus, half a minute (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 5m -v ./bench/metrics
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)

@@ -37,6 +37,8 @@ var packages = map[string]string{
 	"nstat":            "iproute2",
 	"openvpn":          "openvpn",
 	"ping":             "iputils-ping",
+	"prometheus":       "prometheus",
+	"promtool":         "prometheus",
 	"setpriv":          "util-linux",
 	"sockperf":         "sockperf",
 	"systemctl":        "systemd",

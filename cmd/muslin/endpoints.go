@@ -141,16 +141,27 @@ func (p *place) listenTCP(flag string, addr netip.AddrPort) (*net.TCPListener, e
 		if err != nil {
 			return nil, fmt.Errorf("%s: take over the listener of the running daemon: %w", flag, err)
 		}
-		if t, ok := l.(*net.TCPListener); ok && l.Addr().String() == addr.String() {
+		if t, ok := l.(*net.TCPListener); ok && serves(t.Addr().(*net.TCPAddr).AddrPort(), addr) {
 			return t, nil
 		}
 		l.Close()
 	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	network := "tcp"
+	if addr.Addr().Is4() {
+		network = "tcp4" // or else 0.0.0.0 becomes [::] (net.favoriteAddrFamily)
+	}
+	l, err := net.ListenTCP(network, net.TCPAddrFromAddrPort(addr))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	return l, nil
+}
+
+// serves reports whether a listener at an address is one for another address, too: the same, or that of every address of both
+// families for every one of IPv4, which keeps it from being opened.
+func serves(at, wanted netip.AddrPort) bool {
+	every4 := at.Port() == wanted.Port() && at.Addr().IsUnspecified() && wanted.Addr() == netip.IPv4Unspecified()
+	return every4 || netip.AddrPortFrom(at.Addr().Unmap(), at.Port()) == wanted
 }
 
 // said is what is answered on the endpoints.

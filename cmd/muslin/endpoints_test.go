@@ -189,6 +189,37 @@ func TestEndpointsHandedOver(t *testing.T) {
 	}
 }
 
+// TestEveryAddressHandedOver: 0.0.0.0 is taken over as what it was opened as, and so is [::], which earlier versions opened in its place.
+func TestEveryAddressHandedOver(t *testing.T) {
+	for _, c := range []struct{ old, wanted string }{{"0.0.0.0", "0.0.0.0"}, {"::", "::"}, {"::", "0.0.0.0"}, {"127.0.0.1", "127.0.0.1"}} {
+		port := freeAddr(t).Port()
+		at := func(a string) *endpointOptions {
+			return &endpointOptions{metrics: netip.AddrPortFrom(netip.MustParseAddr(a), port)}
+		}
+		old, err := new(place).listenEndpoints(at(c.old))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var o handover.Offer
+		if err := old.offer(&o); err != nil {
+			t.Fatal(err)
+		}
+		next, err := (&place{metrics: o.Named(fileMetrics)[0]}).listenEndpoints(at(c.wanted))
+		if err != nil {
+			t.Errorf("%s after %s: %v", c.wanted, c.old, err)
+		}
+		if got := next.metrics.Addr().String(); got != old.metrics.Addr().String() {
+			t.Errorf("%s after %s: at %s", c.wanted, c.old, got)
+		}
+		next.close()
+		old.close()
+		o.Close()
+	}
+	if serves(netip.MustParseAddrPort("0.0.0.0:1"), netip.MustParseAddrPort("[::]:1")) || serves(netip.MustParseAddrPort("[::]:1"), netip.MustParseAddrPort("127.0.0.1:1")) {
+		t.Error("a listener is taken for one that it is not")
+	}
+}
+
 // TestProfiles: who gets them.
 func TestProfiles(t *testing.T) {
 	for _, c := range []struct {
