@@ -28,8 +28,9 @@ const (
 	// is told before it is joined to others. ICMP errors of our own are told, too: inbound, without a peer.
 	PointInner Points = 1 << iota
 
-	// PointOuter: a datagram that was sent, or one that was received, before any check. What went out, or came, in one
-	// piece is told datagram by datagram, as it is on the wire. With an Engine there is none: what is on the wire is its.
+	// PointOuter: a datagram that is handed to the kernel, or one that was received, before any check. What goes out, or
+	// came, in one piece is told datagram by datagram, as it is on the wire. What the kernel does not take PointDrop tells
+	// afterwards. With an Engine there is none: what is on the wire is its.
 	PointOuter
 
 	// PointDrop: a packet or datagram that was counted under a Reason by the workers. What the kernel dropped before
@@ -189,27 +190,36 @@ func (o *outbound) tellReply(ip []byte) {
 	o.telling.tell()
 }
 
-// tellSent is about the messages that were sent. Which datagrams of one were not is not known: it says the last ones.
-func (o *outbound) tellSent() {
+// tellOuter is about the messages that are about to be sent.
+func (o *outbound) tellOuter() {
 	for i := range o.msgs.n {
-		m := &o.msgs.all[i]
-		src := o.source(m.Port)
-		c := pieces{bufs: m.Bufs}
-		left := m.Len
-		for k := range m.Segments {
-			size := min(m.Size, left)
-			left -= size
-			t := &o.telling
-			s := t.packet(PointOuter, false, nil)
-			s.Bufs, s.Len = c.take(t.bufs[:0], size), size
-			s.Outer, s.Src, s.Dst, s.ECN, s.Peer = true, src, m.Addr, m.ECN, o.msgs.peers[i]
-			if k >= m.Segments-m.Failed {
-				s.Point, s.Reason = PointDrop, sendReason(m.Err)
-			}
-			if t.points&s.Point != 0 {
-				t.tell()
-			}
+		o.tellDatagrams(i, 0, func(*Seen) {})
+	}
+}
+
+// tellUnsent is about the datagrams of a message that were not sent. Which ones is not known: it says the last ones.
+func (o *outbound) tellUnsent(i int) {
+	m := &o.msgs.all[i]
+	o.tellDatagrams(i, m.Segments-m.Failed, func(s *Seen) { s.Point, s.Reason = PointDrop, sendReason(m.Err) })
+}
+
+// tellDatagrams is about those of a message from one on, as edit has them.
+func (o *outbound) tellDatagrams(i, from int, edit func(s *Seen)) {
+	m, t := &o.msgs.all[i], &o.telling
+	src := o.source(m.Port)
+	c := pieces{bufs: m.Bufs}
+	left := m.Len
+	for k := range m.Segments {
+		size := min(m.Size, left)
+		left -= size
+		s := t.packet(PointOuter, false, nil)
+		s.Bufs, s.Len = c.take(t.bufs[:0], size), size
+		if k < from {
+			continue
 		}
+		s.Outer, s.Src, s.Dst, s.ECN, s.Peer = true, src, m.Addr, m.ECN, o.msgs.peers[i]
+		edit(s)
+		t.tell()
 	}
 }
 

@@ -255,10 +255,10 @@ func (o *outbound) frame(p *Packet, head int, peer *fib.Peer, h *encap.Header) e
 
 // send sends everything that was added, and counts. The slab and heads are free then.
 func (o *outbound) send() error {
-	err := o.msgs.send()
-	if o.wants(PointOuter|PointDrop) && !o.engine {
-		o.tellSent()
+	if o.wants(PointOuter) && !o.engine {
+		o.tellOuter()
 	}
+	err := o.msgs.send()
 	head, bytes := o.v.cfg.Framing.Headroom(), 0
 	for i := range o.msgs.n {
 		m, c := &o.msgs.all[i], o.msgs.peers[i].Counters
@@ -268,6 +268,9 @@ func (o *outbound) send() error {
 		if m.Failed > 0 {
 			sent -= m.Failed
 			o.countFailure(m)
+			if o.wants(PointDrop) {
+				o.tellUnsent(i)
+			}
 		}
 		c.TxPackets.Add(uint64(sent))
 		c.TxBytes.Add(uint64(length * sent / m.Segments))
