@@ -23,6 +23,7 @@ import (
 //
 //	GET /v1/status      Status
 //	GET /v1/route?to=   RouteAnswer
+//	GET /v1/capture?…   a stream of packets (package capture)
 //	POST /v1/handover   an upgrade to what package handover speaks
 
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind
@@ -106,9 +107,9 @@ func (d *daemon) watching(h http.Handler) http.Handler {
 	})
 }
 
-// serveHTTP serves until ctx ends, and then finishes what it has begun to answer.
+// serveHTTP serves until ctx ends, and then finishes what it has begun to answer: what streams ends with its request's context.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	var g errgroup.Group
 	ended := make(chan struct{})
 	g.Go(func() error {

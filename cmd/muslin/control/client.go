@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -78,16 +79,8 @@ func Ask(ctx context.Context, control, path string, into any) error {
 		return explain(control, err)
 	}
 	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return fmt.Errorf("the daemon behind %s is of another version, which does not know the question %s: `muslin run --replace` puts this one in its place", control, req.URL.Path)
-	case http.StatusMultipleChoices:
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
-		return fmt.Errorf("%w: the process behind %s: %s", ErrSeveral, control, strings.TrimSpace(string(why)))
-	default:
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
-		return fmt.Errorf("the daemon behind %s answered %s: %s", control, resp.Status, strings.TrimSpace(string(why)))
+	if err := refusal(control, resp); err != nil {
+		return err
 	}
 	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
 		return fmt.Errorf("read the daemon's answer: %w", err)
@@ -95,10 +88,85 @@ func Ask(ctx context.Context, control, path string, into any) error {
 	return nil
 }
 
+// refusal is an answer's error, if it is one.
+func refusal(control string, resp *http.Response) error {
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusNotFound:
+		return fmt.Errorf("the daemon behind %s is of another version, which does not know the question %s: `muslin run --replace` puts this one in its place", control, resp.Request.URL.Path)
+	case http.StatusMultipleChoices:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("%w: the process behind %s: %s", ErrSeveral, control, strings.TrimSpace(string(why)))
+	case http.StatusServiceUnavailable:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("%w: the daemon behind %s: %s", ErrUnavailable, control, strings.TrimSpace(string(why)))
+	default:
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("the daemon behind %s answered %s: %s", control, resp.Status, strings.TrimSpace(string(why)))
+	}
+}
+
+// Stream is an answer that goes on until either end has had enough.
+type Stream struct {
+	Body io.Reader
+	conn *net.UnixConn
+}
+
+// Open asks for a stream. It is to be closed.
+func Open(ctx context.Context, control, path string) (*Stream, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", control)
+	if err != nil {
+		return nil, explain(control, err)
+	}
+	s := &Stream{conn: conn.(*net.UnixConn)}
+	if s.Body, err = s.ask(ctx, control, path); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Stream) ask(ctx context.Context, control, path string) (io.Reader, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://muslin"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return nil, err
+	}
+	if err := req.Write(s.conn); err != nil {
+		return nil, explain(control, err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(s.conn), req)
+	if err != nil {
+		return nil, explain(control, err)
+	}
+	if err := refusal(control, resp); err != nil {
+		return nil, err
+	}
+	return resp.Body, s.conn.SetDeadline(time.Time{})
+}
+
+// Enough tells the daemon to end the stream: Body has what is left, for which there is so much time, and then ends.
+func (s *Stream) Enough(patience time.Duration) {
+	_ = s.conn.CloseWrite() // or it is closed already
+	_ = s.conn.SetReadDeadline(time.Now().Add(patience))
+}
+
+// Close ends it at once.
+func (s *Stream) Close() { s.conn.Close() }
+
+// ErrUnavailable says that a daemon is there, and cannot answer yet.
+var ErrUnavailable = errors.New("not now")
+
+// ErrNobody says that no daemon is behind a control socket.
+var ErrNobody = errors.New("no daemon")
+
 func explain(control string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no daemon behind %s: start one with \"muslin run\", or say where its socket is with --control", control)
+		return fmt.Errorf("%w behind %s: start one with \"muslin run\", or say where its socket is with --control", ErrNobody, control)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("the control socket %s is not ours to open: run this as the daemon's user (root)", control)
 	}
