@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"muslin/cmd/muslin/capture"
 	"muslin/cmd/muslin/control"
 
 	"muslin/tunnel/handover"
@@ -21,6 +22,7 @@ import (
 //	GET /v1/networks             Networks
 //	GET /v1/status?net=NAME      Status
 //	GET /v1/route?to=[&net=NAME] RouteAnswer; without a name, of the network that the address is in
+//	GET /v1/capture?…&net=NAME   a stream of packets (package capture)
 
 // status is the network's, whether it runs or not.
 func (m *member) status() control.NetworkStatus {
@@ -76,6 +78,17 @@ func (n *networks) handler() http.Handler {
 			http.Error(w, fmt.Sprintf("network %s does not run: %v", m.name, failed), http.StatusServiceUnavailable)
 		} else {
 			d.serveRoute(w, r)
+		}
+	})
+	mux.HandleFunc("GET "+capture.Path, func(w http.ResponseWriter, r *http.Request) {
+		m := n.chosen(w, r, nil)
+		if m == nil {
+			return
+		}
+		if d, _, failed := m.now(); failed != nil {
+			http.Error(w, fmt.Sprintf("network %s does not run: %v", m.name, failed), http.StatusServiceUnavailable)
+		} else {
+			d.serveCapture(w, r)
 		}
 	})
 	mux.HandleFunc("POST "+handover.Path, func(w http.ResponseWriter, _ *http.Request) {

@@ -217,7 +217,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 			return d.whenAlone(func(ctx context.Context) error { return serveHTTP(ctx, l, h) })(servers)
 		})
 	}
-	answer(d.control, ofNetwork(d.name, d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace))))
+	answer(d.control, ofNetwork(d.name, d.capturing(d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace)))))
 	d.endpoints.serve(answer, &d.opts.endpoints, said{alive: d.alive, ready: d.readiness, networks: d.networks}, d.log)
 	err := d.network(ctx, iface)
 	if errors.Is(err, lease.ErrOutdated) {

@@ -1,0 +1,144 @@
+package capture
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"runtime"
+
+	"github.com/google/gopacket/layers"
+	"github.com/google/gopacket/pcapgo"
+
+	"muslin/tunnel"
+)
+
+// pcapng writes packets as pcapng (draft-ietf-opsawg-pcapng), which has an interface for each point. Sections, interfaces and
+// statistics are pcapgo's; packets are our own, as pcapgo's have neither a comment nor a direction.
+type pcapng struct {
+	to         io.Writer
+	out        *bufio.Writer
+	ng         *pcapgo.NgWriter
+	interfaces map[tunnel.Points]int
+	buf        []byte
+}
+
+// about is what a file says of itself.
+type about struct {
+	Version string
+	Device  string // where the packets were seen
+	Filter  string
+	Snap    int
+	Points  tunnel.Points
+}
+
+func newPcapng(to io.Writer, a *about) (*pcapng, error) {
+	p := &pcapng{to: to, out: bufio.NewWriterSize(to, 1<<16), interfaces: make(map[tunnel.Points]int)}
+	for i, name := range names(a.Points) {
+		point, _ := ParsePoints([]string{name})
+		face := pcapgo.NgInterface{
+			Name: name, Description: a.Device, Filter: a.Filter, LinkType: layers.LinkTypeRaw, SnapLength: uint32(a.Snap), OS: runtime.GOOS, TimestampResolution: 9,
+		}
+		var err error
+		if i == 0 {
+			options := pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Hardware: runtime.GOARCH, OS: runtime.GOOS, Application: "muslin " + a.Version}}
+			p.ng, err = pcapgo.NewNgWriterInterface(p.out, face, options)
+		} else {
+			_, err = p.ng.AddInterface(face)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("write the capture's beginning: %w", err)
+		}
+		p.interfaces[point] = i
+	}
+	return p, p.flush()
+}
+
+// Of a packet block (section 4.3 of the draft).
+const (
+	blockPacket = 6
+
+	optionEnd     = 0
+	optionComment = 1
+	optionFlags   = 2
+
+	directionIn  = 1
+	directionOut = 2
+)
+
+// write appends a packet's block, and returns its length.
+func (p *pcapng) write(r *Record) (int, error) {
+	b := binary.LittleEndian.AppendUint32(p.buf[:0], blockPacket)
+	b = append(b, 0, 0, 0, 0) // the length, at both ends
+	b = binary.LittleEndian.AppendUint32(b, uint32(p.interfaces[r.Point]))
+	at := uint64(r.At.UnixNano())
+	b = binary.LittleEndian.AppendUint32(b, uint32(at>>32))
+	b = binary.LittleEndian.AppendUint32(b, uint32(at))
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+	const data = 28
+	b, length := r.packet(b)
+	binary.LittleEndian.PutUint32(b[20:], uint32(len(b)-data))
+	binary.LittleEndian.PutUint32(b[24:], uint32(length))
+	b = pad(b)
+	way := uint32(directionOut)
+	if r.Inbound {
+		way = directionIn
+	}
+	b = option(b, optionFlags, binary.LittleEndian.AppendUint32(nil, way))
+	if c := r.comment(); c != "" {
+		b = option(b, optionComment, []byte(c))
+	}
+	b = option(b, optionEnd, nil)
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(b)+4))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(b)+4))
+	p.buf = b
+	_, err := p.out.Write(b)
+	return len(b), err
+}
+
+func pad(b []byte) []byte {
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+func option(b []byte, code uint16, value []byte) []byte {
+	b = binary.LittleEndian.AppendUint16(b, code)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(value)))
+	return pad(append(b, value...))
+}
+
+// comment is what is to be known of the packet beside its bytes.
+func (r *Record) comment() string {
+	c := ""
+	if r.Point == tunnel.PointDrop {
+		c = "dropped: " + r.Reason
+		if why := tunnel.ExplainDrop(r.Reason); why != "" {
+			c += ": " + why
+		}
+	}
+	if r.Segments > 1 {
+		if c != "" {
+			c += "; "
+		}
+		c += fmt.Sprintf("superpacket: %d packets of %d bytes of payload, cut afterwards", r.Segments, r.Size)
+	}
+	return c
+}
+
+func (p *pcapng) flush() error {
+	if err := p.ng.Flush(); err != nil {
+		return err
+	}
+	return p.out.Flush()
+}
+
+// end writes the counts, of all points together.
+func (p *pcapng) end(c Counts) error {
+	err := p.ng.WriteInterfaceStats(0, pcapgo.NgInterfaceStatistics{PacketsReceived: c.Captured + c.Lost, PacketsDropped: c.Lost})
+	if err != nil {
+		return err
+	}
+	return p.flush()
+}
