@@ -46,6 +46,7 @@ var packages = map[string]string{
 	"systemd-sysusers": "systemd",
 	"tcpdump":          "tcpdump",
 	"tincd":            "tinc",
+	"tshark":           "tshark",
 	"unshare":          "util-linux",
 	"wg":               "wireguard-tools",
 	"wireguard-go":     "wireguard-go",
