@@ -43,15 +43,6 @@ var pointNames = []struct {
 	point tunnel.Points
 }{{"inner", tunnel.PointInner}, {"outer", tunnel.PointOuter}, {"drops", tunnel.PointDrop}}
 
-func pointName(p tunnel.Points) string {
-	for _, n := range pointNames {
-		if n.point == p {
-			return n.name
-		}
-	}
-	return ""
-}
-
 // ParsePoints reads names, as of --point.
 func ParsePoints(names []string) (p tunnel.Points, err error) {
 	for _, name := range names {
