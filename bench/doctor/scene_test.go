@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -15,8 +14,6 @@ import (
 	"muslin/bench/lab"
 	"muslin/bench/labtest"
 )
-
-func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
 // scene is a healthy network, with a pod on each node:
 //

@@ -2,13 +2,10 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"muslin/cmd/muslin/control"
@@ -52,10 +49,7 @@ func checkDaemon(ctx context.Context, p *Patient) []Finding {
 		return nil
 	case p.Daemon.Silent:
 		return p.wedged(ctx)
-	case errors.Is(p.StatusErr, fs.ErrPermission):
-		p.CannotTell("daemon", p.StatusErr)
-		return nil
-	case !errors.Is(p.StatusErr, fs.ErrNotExist) && !errors.Is(p.StatusErr, syscall.ECONNREFUSED):
+	case !p.Daemon.Absent:
 		p.CannotTell("daemon", p.StatusErr)
 		return nil
 	case p.flannelServes():
@@ -68,13 +62,13 @@ func checkDaemon(ctx context.Context, p *Patient) []Finding {
 }
 
 // stopped are what follows from a daemon that does not carry packets.
-var stopped = []string{"ip-forward", "forward-drop", "firewalld-reject", "route-missing", "route-wrong", "rp-filter", "lease-*", "udp-filtered-here"}
+var stopped = []string{"ip-forward", "forward-drop", "firewalld-reject", "route-missing", "route-wrong", "rp-filter", "lease-*", "udp-*", "public-ip-*", "mtu-*", "peer-*"}
 
 // wedged is about a daemon that has taken a connection and does not answer. One that is merely slow gets more time.
 func (p *Patient) wedged(ctx context.Context) []Finding {
 	state, name := processState(p.Daemon.PID)
 	f := broken("daemon-wedged", "the daemon does not answer", "", fmt.Sprintf("kill -QUIT %d (which logs where it hangs), and systemctl restart muslin", p.Daemon.PID))
-	f.Confidence, f.Explains = Likely, append([]string{"socket-buffer", "udp-*"}, stopped...)
+	f.Confidence, f.Explains = Likely, append([]string{"socket-buffer"}, stopped...)
 	began := time.Now()
 	if state != "T" && state != "Z" {
 		ctx, cancel := context.WithTimeout(ctx, 2*StatusTime)

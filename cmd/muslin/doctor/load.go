@@ -54,6 +54,7 @@ func checkConntrack(_ context.Context, p *Patient) []Finding {
 	f := broken("conntrack-full", "the table of connections is full: the kernel drops packets of new ones",
 		fmt.Sprintf("nf_conntrack_count %d, nf_conntrack_max %d; %d packets dropped for it so far (\"nf_conntrack: table full\" in dmesg)", c.Count, c.Max, c.Refused),
 		fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d, and for good in /etc/sysctl.d; conntrack -L shows whose they are", max(2*c.Max, 262144)))
+	f.Explains = acrossUnderlay
 	if c.Count*100 < c.Max*95 {
 		f.Severity, f.Summary = Warning, "the table of connections is nearly full: the kernel will drop packets of new ones"
 	}

@@ -130,6 +130,9 @@ func (p *Patient) isOurs(l *lease.Lease, n *Node) bool {
 	return !n.PublicIP.IsValid() && !n.PublicIPv6.IsValid() && (p.ownAddress(l.Attrs.PublicIP) || p.ownAddress(l.Attrs.PublicIPv6))
 }
 
+// gone reports whether a peer is but kept by the daemon for a while, and has no lease any more.
+func (p *Patient) gone(n *Node) bool { return n.Lease == nil && p.Store.Err == nil }
+
 // nodeOf is what a lease says of its node.
 func (p *Patient) nodeOf(l *lease.Lease) Node {
 	a := l.Attrs

@@ -112,7 +112,7 @@ func mendRoute(prefix netip.Prefix, device string, address bool) string {
 
 // checkLeaseOverlaps is about leases of different nodes that have addresses in common.
 func checkLeaseOverlaps(_ context.Context, p *Patient) []Finding {
-	all := slices.Clone(p.Peers)
+	all := slices.DeleteFunc(slices.Clone(p.Peers), func(n Node) bool { return p.gone(&n) })
 	if p.Local.Lease != nil || p.Local.Subnet.IsValid() || p.Local.Subnet6.IsValid() {
 		all = append(all, p.Local)
 	}

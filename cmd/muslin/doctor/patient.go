@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -67,6 +68,7 @@ type Patient struct {
 type Daemon struct {
 	PID    int  // 0: it is not known
 	Silent bool // it is there, and does not answer
+	Absent bool // nobody listens on its socket
 	// Blind says what could not be learned of how it was started.
 	Blind string
 }
@@ -166,27 +168,28 @@ func (p *Patient) askDaemon(ctx context.Context) {
 		p.Daemon.PID = p.Status.Process.PID
 		return
 	}
-	p.Daemon.PID, p.Daemon.Silent = behindSocket(p.Options.Control), errors.Is(ctx.Err(), context.DeadlineExceeded)
+	pid, err := behindSocket(p.Options.Control)
+	p.Daemon.PID, p.Daemon.Silent = pid, err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded)
+	p.Daemon.Absent = errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }
 
-// behindSocket is the process that listens there; 0: none.
-func behindSocket(path string) int {
+// behindSocket is the process that listens there; 0: it is not to be seen.
+func behindSocket(path string) (pid int, err error) {
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err != nil {
-		return 0
+		return 0, err
 	}
 	defer conn.Close()
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return 0
+		return 0, err
 	}
-	pid := 0
-	_ = raw.Control(func(fd uintptr) {
+	err = raw.Control(func(fd uintptr) {
 		if c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 			pid = int(c.Pid)
 		}
 	})
-	return pid
+	return pid, err
 }
 
 func (p *Patient) askStore(ctx context.Context) {

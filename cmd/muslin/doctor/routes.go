@@ -60,7 +60,7 @@ func (p *Patient) expects(n *Node, six bool) (expected, bool) {
 	if six {
 		subnet, public, peer, tun = n.Subnet6, n.PublicIPv6, n.Peer6, p.tun6()
 	}
-	if !subnet.IsValid() {
+	if !subnet.IsValid() || p.gone(n) || subnet.Overlaps(p.Local.Subnet) || subnet.Overlaps(p.Local.Subnet6) {
 		return expected{}, false
 	}
 	if p.flannelServes() {
