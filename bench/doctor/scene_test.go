@@ -99,16 +99,16 @@ func examineUnder(t *testing.T, m *lab.Muslin, wrap []string, flags ...string) *
 	t.Helper()
 	command := slices.Concat(wrap, []string{m.Bin, "doctor", "--output", "json", "--control", m.Control}, flags)
 	began := time.Now()
-	out, err := m.Host.Output(t.Context(), command...)
+	out, failed := m.Host.Output(t.Context(), command...)
 	took := time.Since(began)
 	r := &report{raw: out}
-	if exit := new(lab.ExitError); errors.As(err, &exit) {
+	if exit := new(lab.ExitError); errors.As(failed, &exit) {
 		r.exit = exit.Status
-	} else if err != nil {
-		t.Fatal(err)
+	} else if failed != nil {
+		t.Fatal(failed)
 	}
 	if err := json.Unmarshal([]byte(out), r); err != nil {
-		t.Fatalf("doctor on %s, exit status %d: %v in %q; %v", m.Host.Name, r.exit, err, out, err)
+		t.Fatalf("doctor on %s: %v in %q; %v", m.Host.Name, err, out, failed)
 	}
 	if took > 15*time.Second {
 		t.Errorf("the doctor took %v, want 15 s at most", took)

@@ -18,7 +18,6 @@ func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
 // What this suite shares with the others, by the names that it has here.
 var (
-	newLab       = labtest.NewLab
 	startMuslin  = labtest.StartMuslin
 	launchMuslin = labtest.LaunchMuslin
 	addPod       = labtest.AddPod

@@ -62,6 +62,7 @@ type Lab struct {
 
 	mu      sync.Mutex
 	procs   []*Proc
+	daemons []*Muslin
 	closed  bool
 	running sync.WaitGroup  // of what is in progress: see enter
 	life    context.Context // ends the commands when Close begins

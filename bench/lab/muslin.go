@@ -50,7 +50,17 @@ func (h *Host) LaunchMuslinUnder(wrap []string, bin string, flags ...string) (*M
 		return nil, err
 	}
 	m.Proc = p
+	h.lab.mu.Lock()
+	defer h.lab.mu.Unlock()
+	h.lab.daemons = append(h.lab.daemons, m)
 	return m, nil
+}
+
+// Daemons are those that were launched in the lab, in order, the ones that have ended too.
+func (l *Lab) Daemons() []*Muslin {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.daemons)
 }
 
 // Muslin says where the daemon on this host has its state, without starting one: Proc is nil.

@@ -48,10 +48,16 @@ func NewAuthority(t *testing.T, dir, name string) *Authority {
 // It writes DIR/NAME.pem and DIR/NAME-key.pem, each replaced as a whole.
 func (a *Authority) Issue(t *testing.T, dir, name string, addrs ...netip.Addr) Pair {
 	t.Helper()
+	return a.IssueFor(t, dir, name, a.cert.NotBefore, a.cert.NotAfter, addrs...)
+}
+
+// IssueFor is Issue for a certificate that is good from one time to another.
+func (a *Authority) IssueFor(t *testing.T, dir, name string, from, to time.Time, addrs ...netip.Addr) Pair {
+	t.Helper()
 	key := Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	template := &x509.Certificate{
 		SerialNumber: Must(rand.Int(rand.Reader, big.NewInt(1<<62)))(t), Subject: pkix.Name{CommonName: name},
-		NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
+		NotBefore: from, NotAfter: to,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		// etcd's own gateway connects to it as a client.

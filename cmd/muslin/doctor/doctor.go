@@ -149,7 +149,9 @@ func (p *Patient) examine(ctx context.Context, all []Check) *Report {
 	done := make(map[string][]Finding)
 	for _, c := range all {
 		if c.Needs&NeedPeers != 0 && len(p.Peers) == 0 && p.Store.Err == nil {
-			done[c.Name] = nil // there is nobody
+			mu.Lock() // there is nobody
+			done[c.Name] = nil
+			mu.Unlock()
 			continue
 		}
 		if why := p.lacks(c.Needs); why != nil {

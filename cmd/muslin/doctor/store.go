@@ -129,7 +129,8 @@ const skewLimit = 5 * time.Minute
 
 // explainTLS tells a certificate that is wrong from a clock that is.
 func (p *Patient) explainTLS(ctx context.Context, err error) Finding {
-	f := broken("etcd-certificate", "TLS with etcd fails: nobody hears of new nodes, and no lease is renewed or taken", err.Error(), mendTLS(err))
+	what, fix := p.mendTLS(err)
+	f := broken("etcd-certificate", what+": nobody hears of new nodes, and no lease is renewed or taken", err.Error(), fix)
 	now := time.Now()
 	certs, clock := p.lookAtServer(ctx)
 	certs = append(certs, p.ownCertificate()...)
@@ -160,18 +161,30 @@ const mendClock = "chronyc makestep, or: systemctl restart systemd-timesyncd; th
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 
-// mendTLS is what to do about the reason that an etcd.Store gives.
-func mendTLS(err error) string {
+// mendTLS says what is wrong and what to do, by the reason that an etcd.Store gives.
+func (p *Patient) mendTLS(err error) (what, fix string) {
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "authority that is not trusted"):
-		return "give the CA that signed etcd's certificate with --etcd-cafile"
+		return "etcd's certificate is signed by a CA that this node does not trust", "give the CA that signed etcd's certificate with --etcd-cafile"
 	case strings.Contains(text, "refuses our certificate"):
-		return "give a certificate that etcd's --trusted-ca-file has signed, with --etcd-certfile and --etcd-keyfile"
-	case strings.Contains(text, "does not speak TLS"), strings.Contains(text, "speaks TLS"):
-		return "give --etcd-endpoints with the right scheme, http or https"
+		return "etcd refuses this node's certificate", "give a certificate that etcd's --trusted-ca-file has signed, with --etcd-certfile and --etcd-keyfile"
+	case strings.Contains(text, "does not speak TLS"):
+		return "etcd speaks no TLS, and is asked with it", "give --etcd-endpoints with http://"
+	case strings.Contains(text, "speaks TLS"):
+		return "etcd speaks TLS, and is asked without", "give --etcd-endpoints with https://, and --etcd-cafile"
 	}
-	return "openssl s_client -connect HOST:PORT -CAfile CA, with the server's name in --etcd-endpoints"
+	host := "HOST:PORT"
+	if len(p.Store.Endpoints) > 0 {
+		if u, err := url.Parse(p.Store.Endpoints[0]); err == nil {
+			host = u.Host
+		}
+	}
+	what = "TLS with etcd fails"
+	if strings.Contains(text, "use a name that its certificate has") {
+		what = "etcd's certificate is for another name or address than it is asked under"
+	}
+	return what, fmt.Sprintf("openssl s_client -connect %s </dev/null | openssl x509 -noout -text; then give --etcd-endpoints a name that it has", host)
 }
 
 // lookAtServer is the certificate that the first server shows, whatever it is worth, and what its clock says, by the

@@ -1,0 +1,52 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"muslin/bench/lab"
+	"muslin/bench/labtest"
+)
+
+// newLab is labtest's, and has the doctor examine every daemon that runs at the end of the test, when all is to be well again:
+// it finds nothing.
+func newLab(t *testing.T, hosts int) *lab.Lab {
+	t.Helper()
+	l := labtest.NewLab(t, hosts)
+	t.Cleanup(func() { // before the lab's own, which ends it
+		if _, ill := leftIll.Load(l); !ill && !t.Failed() {
+			expectWell(t, l)
+		}
+	})
+	return l
+}
+
+// leftIll are the labs that a test leaves otherwise than well.
+var leftIll sync.Map
+
+// leaveIll says that the doctor would rightly find something at the end of this test, and why.
+func leaveIll(l *lab.Lab, why string) { leftIll.Store(l, why) }
+
+// expectWell wants the doctor to find nothing, on every host with a daemon that carries packets.
+func expectWell(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Patience(20*time.Second))
+	defer cancel()
+	var all sync.WaitGroup
+	for _, m := range l.Daemons() {
+		if _, err := os.Stat(m.Control); err != nil || !m.Running() {
+			continue
+		}
+		all.Go(func() {
+			if out, err := m.Host.Run(ctx, m.Bin, "doctor", "--control", m.Control); err != nil {
+				t.Errorf("the doctor on %s, of a network that is well: %v\n%s", m.Host.Name, err, out)
+			}
+		})
+	}
+	all.Wait()
+}
