@@ -6,4 +6,5 @@ import "slices"
 // comes first where nothing else decides.
 func checks() []Check {
 	return slices.Concat(rightsChecks, deviceChecks, storeChecks, daemonChecks, hostChecks, overlapChecks, routeChecks, firewallChecks, loadChecks, pathChecks)
+	return slices.Concat(storeChecks, hostChecks, leaseChecks, pathChecks)
 }

@@ -20,7 +20,7 @@ import (
 
 // verdict is a finding about a peer, from here on without its node.
 func (e *evidence) verdict(id string, severity Severity, confidence, summary, seen, fix string) *said {
-	return &said{Finding: Finding{ID: id, Severity: severity, Confidence: confidence, Summary: summary, Evidence: seen, Fix: fix, Node: e.peer.outer.String()}}
+	return &said{Finding: Finding{ID: id, Severity: severity, Confidence: confidence, Summary: summary, Evidence: seen, Fix: fix, Node: e.peer.outer.String()}, peer: e.peer.outer.String()}
 }
 
 // judge names the cause; nil: there is nothing to say of this peer.
@@ -75,13 +75,13 @@ func (e *evidence) refusedHere() *said {
 	case errors.Is(e.made.Err, unix.EPERM):
 		f := e.verdict("udp-filtered-here", Broken, Certain, fmt.Sprintf("a firewall rule of this host drops what leaves for %s of its peers", e.portWord()),
 			fmt.Sprintf("sending to %s: %v", e.peer.to(), e.made.Err), fmt.Sprintf("iptables -I OUTPUT -p udp --dport %d -j ACCEPT, or remove the rule", e.port))
-		f.kind, f.rules = "out", ruleOut
+		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
 		return f
 	case e.made.Err == nil && e.made.Sent > 0 && e.left == 0 && e.watched():
 		f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("this host's kernel takes what is meant for %s of its peers, and lets it out at no interface", e.portWord()),
 			fmt.Sprintf("%d datagrams to %s, none of them seen leaving", e.made.Sent, e.peer.to()),
 			fmt.Sprintf("look at tc filter show dev %s egress, and at the firewall's rules for output", e.own.node.Iface))
-		f.kind, f.rules = "out", ruleOut
+		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
 		return f
 	}
 	return nil
@@ -176,7 +176,7 @@ func (e *evidence) filteredIn() *said {
 	}
 	f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("a firewall rule of this host drops %s that arrives from its peers", e.portWord()),
 		fmt.Sprintf("%d datagrams of %s arrived at the interface, and none got to the overlay", good, e.peer.outer), openPort(e.port))
-	f.kind, f.rules = "in", ruleIn
+	f.kind, f.rules, f.Node = "in", ruleIn, e.own.node.Name()
 	return f
 }
 

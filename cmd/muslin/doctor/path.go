@@ -265,7 +265,7 @@ func (p *Patient) lookInto(ctx context.Context, silent []half, answering int) ([
 		all.Go(func() { _, _ = p.askOverlay(ctx, silent[:min(len(silent), mostSuspect)]) })
 	}
 	all.Wait()
-	p.waitForSigns(ctx, began, watch, suspects)
+	p.waitForSigns(ctx, began, watch, suspects, id)
 	seen := watch.Seen()
 	after := p.count(ctx)
 	var found []said
@@ -420,7 +420,7 @@ func (r *routed) neighbour(e *evidence) {
 }
 
 // waitForSigns waits until each suspect was seen, or what it is is clear.
-func (p *Patient) waitForSigns(ctx context.Context, began time.Time, watch *wire.Watch, suspects []*evidence) {
+func (p *Patient) waitForSigns(ctx context.Context, began time.Time, watch *wire.Watch, suspects []*evidence, id uint16) {
 	least, most := began.Add(lookAtLeast), began.Add(lookAtMost)
 	if d, ok := ctx.Deadline(); ok && d.Add(-spare).Before(most) {
 		most = d.Add(-spare)
@@ -428,7 +428,11 @@ func (p *Patient) waitForSigns(ctx context.Context, began time.Time, watch *wire
 	for time.Now().Before(most) && ctx.Err() == nil {
 		if time.Now().After(least) {
 			seen := watch.Seen()
-			if !slices.ContainsFunc(suspects, func(e *evidence) bool { return e.open(seen) }) {
+			open := false
+			for i, e := range suspects {
+				open = open || e.open(seen, id, uint16(i))
+			}
+			if !open {
 				return
 			}
 		}
@@ -441,12 +445,12 @@ func (p *Patient) waitForSigns(ctx context.Context, began time.Time, watch *wire
 
 // open reports whether more may be learnt of a suspect by waiting: a host that is there, whose port is silent, and that
 // was not seen.
-func (e *evidence) open(seen map[wire.Sighting]int) bool {
+func (e *evidence) open(seen map[wire.Sighting]int, id, number uint16) bool {
 	if e.route.err != nil || e.made.Refused != nil || e.made.Err != nil || e.host.Got == 0 && !e.alive && !e.closed.Refused.Port() && e.route.found == (encap.MAC{}) && !e.route.gateway.IsValid() {
 		return false
 	}
 	for s := range seen {
-		if !s.Out && (s.Src == e.peer.outer || e.inItsName(s)) {
+		if !s.Out && (s.SrcPort != 0 && s.Src == e.peer.outer || e.inItsName(s) || s.SrcPort == 0 && s.Reply && s.EchoID == id && s.EchoN == number*kindsMade+madeBare) {
 			return false
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"muslin/cmd/muslin/control"
 	"muslin/encap"
@@ -132,6 +133,7 @@ func (h half) direct() bool { return h.status != nil && h.status.Way == string(w
 type said struct {
 	Finding
 	kind  string // those of one ID and kind say the same
+	peer  string // that showed it, where the finding is about another node; empty: its own
 	rules int    // which rules of this host's firewall may be the cause
 }
 
@@ -150,15 +152,19 @@ func grouped(all []said) []said {
 		if count[key(f)] == nil {
 			out = append(out, *f)
 		}
-		if !slices.Contains(count[key(f)], f.Node) {
-			count[key(f)] = append(count[key(f)], f.Node)
+		about := f.Node
+		if f.peer != "" {
+			about = f.peer
+		}
+		if !slices.Contains(count[key(f)], about) {
+			count[key(f)] = append(count[key(f)], about)
 		}
 	}
 	for i := range out {
 		f := &out[i]
 		if nodes := count[key(f)]; len(nodes) > 1 {
 			more := nodes[1:min(len(nodes), 4)]
-			f.Summary += fmt.Sprintf("; so it is with %d nodes in all, such as %v", len(nodes), more)
+			f.Summary += fmt.Sprintf("; so it is with %d nodes in all, such as %s", len(nodes), strings.Join(more, ", "))
 		}
 	}
 	return out
