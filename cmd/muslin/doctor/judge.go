@@ -77,7 +77,7 @@ func (e *evidence) refusedHere() *said {
 			fmt.Sprintf("sending to %s: %v", e.peer.to(), e.made.Err), fmt.Sprintf("iptables -I OUTPUT -p udp --dport %d -j ACCEPT, or remove the rule", e.port))
 		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
 		return f
-	case e.made.Err == nil && e.made.Sent > 0 && e.left == 0 && e.watched():
+	case e.made.Err == nil && e.made.Sent > 0 && e.left == 0 && e.watched() && (e.up() || e.route.found != (encap.MAC{}) || e.route.gateway.IsValid()):
 		f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("this host's kernel takes what is meant for %s of its peers, and lets it out at no interface", e.portWord()),
 			fmt.Sprintf("%d datagrams to %s, none of them seen leaving", e.made.Sent, e.peer.to()),
 			fmt.Sprintf("look at tc filter show dev %s egress, and at the firewall's rules for output", e.own.node.Iface))

@@ -109,8 +109,8 @@ func checkLeases(ctx context.Context, p *Patient) []Finding {
 	if p.Local.Lease != nil {
 		nodes = append(nodes, p.nodeOf(p.Local.Lease))
 	}
+	found := p.vanished()
 	nodes = slices.DeleteFunc(nodes, func(n Node) bool { return n.Lease == nil })
-	var found []said
 	for i := range nodes {
 		found = append(found, p.otherKind(&nodes[i])...)
 		found = append(found, p.circular(&nodes[i])...)
@@ -122,6 +122,22 @@ func checkLeases(ctx context.Context, p *Patient) []Finding {
 		out = append(out, f.Finding)
 	}
 	return out
+}
+
+// vanished is about peers that the daemon holds on to, since they are heard, while the store has no lease of theirs.
+func (p *Patient) vanished() []said {
+	var found []said
+	for _, n := range p.Peers {
+		if n.Lease != nil || !p.Running() || p.Store.Kind != "etcd" {
+			continue
+		}
+		f := broken("lease-expired", fmt.Sprintf("%s lives and has no lease (any more): flannel's nodes send it nothing, muslin's do for five minutes", n.Name()),
+			fmt.Sprintf("the daemon hears it as %s; no such key among the %d leases of revision %d", lease.LeaseKey(n.Subnet, n.Subnet6), len(p.Store.Leases), p.Store.Revision),
+			fmt.Sprintf("restart flanneld or muslin on %s, and see whether it reaches etcd", n.Name()))
+		f.Node, f.Explains = n.Name(), ofPeer
+		found = append(found, said{Finding: f})
+	}
+	return found
 }
 
 // otherKind is about a node that cannot talk to this one, by what its lease says.
@@ -220,7 +236,7 @@ func (p *Patient) doubles(ctx context.Context, nodes []Node) []said {
 		found = append(found, said{Finding: f, kind: outer.String()})
 	}
 	for mac, all := range byMAC {
-		if len(all) < 2 || slices.ContainsFunc(all[1:], func(n *Node) bool { return n.PublicIP == all[0].PublicIP && n.PublicIPv6 == all[0].PublicIPv6 }) {
+		if len(all) < 2 || slices.ContainsFunc(all[1:], all[0].sharesAddress) {
 			continue
 		}
 		slices.SortFunc(all, func(a, b *Node) int { return int(b.Lease.Revision - a.Lease.Revision) })
@@ -235,6 +251,11 @@ func (p *Patient) doubles(ctx context.Context, nodes []Node) []said {
 		found = append(found, said{Finding: f, kind: mac.String()})
 	}
 	return found
+}
+
+// sharesAddress reports whether both have the same PublicIP of either family.
+func (n *Node) sharesAddress(other *Node) bool {
+	return n.PublicIP.IsValid() && n.PublicIP == other.PublicIP || n.PublicIPv6.IsValid() && n.PublicIPv6 == other.PublicIPv6
 }
 
 func stale(old *Node, summary, evidence string) said {

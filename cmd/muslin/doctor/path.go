@@ -40,6 +40,8 @@ func checkPeers(ctx context.Context, p *Patient) []Finding {
 		}
 		for i, h := range asked {
 			switch {
+			case answers[i].small.Got == 0 && answers[i].small.Damaged > 0:
+				found = append(found, p.damagedInside(h, answers[i].small.Damaged))
 			case answers[i].small.Got == 0:
 				silent = append(silent, h)
 			case answers[i].large.Got == 0 && answers[i].size > 0:
@@ -202,6 +204,15 @@ func (p *Patient) smallerPath(h half) []said {
 		Fix:      fmt.Sprintf("mend that hop, or let its ICMP errors through; or set Backend.MTU to %d with muslin config set", s.PathMTU+p.overhead(h))}}}
 }
 
+// damagedInside is about a peer whose answers come, and are not what was sent: whoever damages them makes the outer checksum
+// fit, or there is none.
+func (p *Patient) damagedInside(h half, n int) said {
+	return said{Finding: Finding{ID: "checksum-corruption", Severity: Broken, Confidence: Certain, Node: h.outer.String(),
+		Summary:  fmt.Sprintf("packets between here and %s are damaged inside the overlay's datagrams", h.outer),
+		Evidence: fmt.Sprintf("%d answers to echo requests came with a wrong ICMP checksum", n),
+		Fix:      fmt.Sprintf("on both hosts: ethtool -K %s tx off rx off; with a kernel's vxlan device also ethtool -K DEVICE tx-checksum-ip-generic off; if that does not help, the NIC, cable or switch between the two", p.Local.Iface)}}
+}
+
 // suspicious are reasons of drops that somebody's datagrams in the interface may explain.
 var suspicious = []string{"unknown-source", "vxlan-vni", "vxlan-mac", "vxlan-own-mac", "outer-checksum", "inner-source"}
 
@@ -233,8 +244,8 @@ func (p *Patient) damaged() []said {
 // every 10 s (package pulse).
 const (
 	lookAtLeast = 1700 * time.Millisecond
-	lookAtMost  = 11500 * time.Millisecond
-	spare       = 700 * time.Millisecond // before ctx ends
+	lookAtMost  = 10700 * time.Millisecond
+	spare       = 2 * time.Second // before ctx ends
 )
 
 // lookInto looks into peers that do not answer, of how many others that do, and at who else sends here.
@@ -258,14 +269,24 @@ func (p *Patient) lookInto(ctx context.Context, silent []half, answering int) ([
 	began := time.Now()
 	before := p.count(ctx)
 	var all sync.WaitGroup
-	for i, e := range suspects {
-		all.Go(func() { p.try(ctx, e, id, uint16(i)) })
+	most := began.Add(lookAtMost)
+	if d, ok := ctx.Deadline(); ok && d.Add(-spare).Before(most) {
+		most = d.Add(-spare)
 	}
-	if p.carries() {
+	for i, e := range suspects {
+		all.Go(func() {
+			p.try(ctx, e, id, uint16(i), func(e *evidence) bool {
+				return time.Now().Before(most) && ctx.Err() == nil && e.open(watch.Seen(), id, uint16(i))
+			})
+		})
+	}
+	if len(suspects) == 0 {
+		all.Go(func() { pause(ctx, lookAtLeast) })
+	}
+	if p.carries() && !p.vxlanOrUDP() {
 		all.Go(func() { _, _ = p.askOverlay(ctx, silent[:min(len(silent), mostSuspect)]) })
 	}
 	all.Wait()
-	p.waitForSigns(ctx, began, watch, suspects, id)
 	seen := watch.Seen()
 	after := p.count(ctx)
 	var found []said
@@ -297,8 +318,8 @@ func (p *Patient) suspect(h half) *evidence {
 	return e
 }
 
-// try asks one peer in every way at once.
-func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16) {
+// try asks one peer in every way at once, and then goes on as long as there is more to learn.
+func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16, more func(*evidence) bool) {
 	e.route = p.routeTo(e)
 	if e.route.err != nil {
 		return
@@ -313,30 +334,30 @@ func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16) {
 	all.Go(func() {
 		e.alive = wire.Alive(ctx, netip.AddrPortFrom(e.peer.outer, 22), 1200*time.Millisecond)
 	})
-	all.Go(func() {
-		e.closed = knock(ctx, netip.Addr{}, e.peer.outer, 33434+uint16(rand.IntN(90)), [][]byte{make([]byte, 32)})
-	})
+	var datagrams [][]byte
+	from := e.own.outer
+	if !e.local {
+		from = netip.Addr{}
+	}
 	if p.vxlanOrUDP() && e.peer.node.Backend == p.Local.Backend {
-		datagrams := e.datagrams(p.Local.Backend == lease.BackendVXLAN, id, number)
-		from := e.own.outer
-		if !e.local {
-			from = netip.Addr{}
-		}
-		all.Go(func() { e.made = knock(ctx, from, e.peer.outer, e.port, datagrams) })
-		var mu sync.Mutex
-		for _, port := range []uint16{8472, 4789, 8285} {
-			if port != e.port {
-				all.Go(func() {
-					k := knock(ctx, from, e.peer.outer, port, datagrams[:1])
-					mu.Lock()
-					defer mu.Unlock()
-					e.knocks[port] = k
-				})
-			}
-		}
+		datagrams = e.datagrams(p.Local.Backend == lease.BackendVXLAN, id, number)
+		all.Go(func() { e.made = knock(ctx, from, netip.AddrPortFrom(e.peer.outer, e.port), 3, datagrams) })
+	} else {
+		all.Go(func() { e.closed = knock(ctx, netip.Addr{}, netip.AddrPortFrom(e.peer.outer, unlikelyPort()), 1, nil) })
 	}
 	all.Wait()
 	e.route.neighbour(e)
+	for more(e) {
+		if datagrams != nil {
+			k := knock(ctx, from, netip.AddrPortFrom(e.peer.outer, e.port), 1, datagrams[:1])
+			k.Sent += e.made.Sent
+			e.made = k
+		}
+		pause(ctx, 550*time.Millisecond)
+	}
+	if datagrams != nil {
+		e.knockElsewhere(ctx, from, datagrams[:1])
+	}
 }
 
 // Which of the datagrams made by hand it is: the echo's number, beside that of the suspect.
@@ -360,20 +381,69 @@ func (e *evidence) datagrams(vxlan bool, id, number uint16) [][]byte {
 	return out
 }
 
-// knock sends datagrams to a port, three times.
-func knock(ctx context.Context, from, to netip.Addr, port uint16, datagrams [][]byte) wire.Knock {
-	door, err := wire.OpenDoor(from, netip.AddrPortFrom(to, port))
+// unlikelyPort is one of those where traceroute(8) expects nobody.
+func unlikelyPort() uint16 { return 33434 + uint16(rand.IntN(90)) }
+
+// knockElsewhere sends datagrams to ports that the overlay's may be. A host tells an address of closed ports once a second,
+// after six at once (icmp_ratelimit; icmp(7)), and what was asked over the overlay may have used those up: so where a port is
+// refused, one is tried after the other.
+func (e *evidence) knockElsewhere(ctx context.Context, from netip.Addr, datagrams [][]byte) {
+	apart := time.Duration(0)
+	if e.made.Refused.Port() {
+		apart = 1100 * time.Millisecond
+	}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	for i, port := range []uint16{unlikelyPort(), 8472, 4789, 8285} {
+		if port == e.port {
+			continue
+		}
+		if !pause(ctx, apart) {
+			break
+		}
+		all.Go(func() {
+			k := knock(ctx, from, netip.AddrPortFrom(e.peer.outer, port), 1, datagrams)
+			mu.Lock()
+			defer mu.Unlock()
+			if i == 0 {
+				e.closed = k
+			} else {
+				e.knocks[port] = k
+			}
+		})
+	}
+	all.Wait()
+}
+
+// pause reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	return ctx.Err() == nil
+}
+
+// knock sends datagrams to a port, so many times, until it is refused.
+func knock(ctx context.Context, from netip.Addr, to netip.AddrPort, times int, datagrams [][]byte) wire.Knock {
+	door, err := wire.OpenDoor(from, to)
 	if err != nil {
 		return wire.Knock{Err: err}
 	}
 	defer door.Close()
-	for range 3 {
+	if datagrams == nil {
+		datagrams = [][]byte{make([]byte, 32)}
+	}
+	for range times {
 		for _, d := range datagrams {
 			door.Send(d)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(450 * time.Millisecond):
+		goesOn := pause(ctx, 450*time.Millisecond)
+		if r := door.Result(); r.Refused != nil {
+			return r
+		}
+		if !goesOn {
+			break
 		}
 	}
 	return door.Result()
@@ -415,30 +485,6 @@ func (r *routed) neighbour(e *evidence) {
 			r.failed = true
 		} else if len(n.HardwareAddr) == 6 && n.State&netlink.NUD_NOARP == 0 {
 			r.found = encap.MAC(n.HardwareAddr)
-		}
-	}
-}
-
-// waitForSigns waits until each suspect was seen, or what it is is clear.
-func (p *Patient) waitForSigns(ctx context.Context, began time.Time, watch *wire.Watch, suspects []*evidence, id uint16) {
-	least, most := began.Add(lookAtLeast), began.Add(lookAtMost)
-	if d, ok := ctx.Deadline(); ok && d.Add(-spare).Before(most) {
-		most = d.Add(-spare)
-	}
-	for time.Now().Before(most) && ctx.Err() == nil {
-		if time.Now().After(least) {
-			seen := watch.Seen()
-			open := false
-			for i, e := range suspects {
-				open = open || e.open(seen, id, uint16(i))
-			}
-			if !open {
-				return
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
@@ -491,7 +537,7 @@ func (e *evidence) take(seen map[wire.Sighting]int, id, number uint16) {
 // counters are what this host counts of the overlay.
 type counters struct {
 	known bool
-	peers map[string]uint64 // packets taken in, by the peer's subnet
+	peers map[string]uint64 // packets taken in, by the PublicIP
 	all   uint64            // with a kernel's device: of all peers
 	drops map[string]uint64
 }
@@ -508,7 +554,7 @@ func (p *Patient) count(ctx context.Context) counters {
 		}
 		c.known, c.drops = true, maps.Clone(s.Drops)
 		for _, peer := range s.Peers {
-			c.peers[peer.Subnet] = peer.RxPackets
+			c.peers[peer.PublicIP] += peer.RxPackets
 		}
 	case p.flannelCarries():
 		for _, six := range []bool{false, true} {
@@ -532,7 +578,7 @@ var onTheWayIn = []string{"outer-checksum", "unknown-source", "oversized", "shor
 // since is what came in between, of a peer.
 func (c counters) since(before counters, h half) counted {
 	out := counted{known: c.known && before.known, drops: make(map[string]uint64)}
-	out.rx = c.peers[h.subnet.String()] - before.peers[h.subnet.String()] + c.all - before.all
+	out.rx = c.peers[h.outer.String()] - before.peers[h.outer.String()] + c.all - before.all
 	for _, reason := range onTheWayIn {
 		if n := c.drops[reason] - before.drops[reason]; n > 0 {
 			out.drops[reason] = n

@@ -26,6 +26,7 @@ type Question struct {
 // Answer is what came of it.
 type Answer struct {
 	Sent, Got int
+	Damaged   int           // answers whose checksum is wrong; of IPv6 the kernel keeps those
 	From      netip.Addr    // who answered: of IPv6 it may be another address of the node
 	RTT       time.Duration // of the first answer
 	Refused   *Refusal      // the last ICMP error
@@ -39,6 +40,7 @@ type Echoes struct {
 	six  bool
 	id   uint16
 	seq  uint16
+	buf  [1 << 11]byte // what is longer is cut
 }
 
 // OpenEchoes opens one. What leaves is marked as from local, if that is valid; otherwise by the route.
@@ -134,7 +136,7 @@ func (e *Echoes) Ask(ctx context.Context, tries int, every time.Duration, questi
 		}
 		until := time.Now().Add(every)
 		for open > 0 && ctx.Err() == nil {
-			from, n, more := e.receive(ctx, until)
+			from, n, damaged, more := e.receive(ctx, until)
 			e.errors(func(r *Refusal, n uint16) {
 				if i := int(n - first); i >= 0 && i < len(sent) {
 					answers[i%len(questions)].Refused = r
@@ -145,7 +147,9 @@ func (e *Echoes) Ask(ctx context.Context, tries int, every time.Duration, questi
 			}
 			if i := int(n - first); i < len(sent) {
 				a := &answers[i%len(questions)]
-				if a.Got++; a.Got == 1 {
+				if damaged {
+					a.Damaged++
+				} else if a.Got++; a.Got == 1 {
 					a.RTT, a.From = time.Since(sent[i]), from
 					open--
 				}
@@ -187,29 +191,30 @@ func (e *Echoes) send(packet []byte, to netip.Addr) error {
 }
 
 // receive takes the next reply to one of ours; more is false when until has come.
-func (e *Echoes) receive(ctx context.Context, until time.Time) (from netip.Addr, n uint16, more bool) {
-	var buf [128]byte // what is longer is cut
+func (e *Echoes) receive(ctx context.Context, until time.Time) (from netip.Addr, n uint16, damaged, more bool) {
+	buf := e.buf[:]
 	for {
 		if d, ok := ctx.Deadline(); ok && d.Before(until) {
 			until = d
 		}
 		if e.conn.SetReadDeadline(until) != nil {
-			return netip.Addr{}, 0, false
+			return netip.Addr{}, 0, false, false
 		}
-		got, addr, err := e.conn.ReadFromIP(buf[:])
+		got, addr, err := e.conn.ReadFromIP(buf)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed):
-			return netip.Addr{}, 0, false
+			return netip.Addr{}, 0, false, false
 		case err != nil:
 			if !time.Now().Before(until) {
-				return netip.Addr{}, 0, false
+				return netip.Addr{}, 0, false, false
 			}
 			continue // an ICMP error about one of ours: it is in the error queue
 		case got < icmpLen || binary.BigEndian.Uint16(buf[4:]) != e.id:
 			continue
 		}
 		from, _ := netip.AddrFromSlice(addr.IP)
-		return from.Unmap(), binary.BigEndian.Uint16(buf[6:]), true
+		damaged := !e.six && got < len(buf) && encap.Sum(buf[:got], 0) != 0xffff
+		return from.Unmap(), binary.BigEndian.Uint16(buf[6:]), damaged, true
 	}
 }
 
