@@ -73,7 +73,7 @@ func TestDirectAndFix(t *testing.T) {
 	m := s.nodes[0]
 	h := m.Host
 	text := run(t, h.Node, m.Bin, "doctor", "--control", m.Control)
-	labtest.ExpectWords(t, text, "All is well", "1 peers", "forwarding", "store", "routes")
+	labtest.ExpectWords(t, text, "All is well", "1 peer:", "forwarding", "store", "routes")
 	if n := len(strings.Split(strings.TrimSpace(text), "\n")); n != 1 {
 		t.Errorf("the text of a healthy network has %d lines, want 1:\n%s", n, text)
 	}

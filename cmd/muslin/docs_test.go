@@ -250,6 +250,33 @@ func TestDocsListEveryStatusField(t *testing.T) {
 	same(t, "status field", inDocs, statusPaths(reflect.TypeFor[control.Status](), ""))
 }
 
+// findingID is where the doctor's code names a finding.
+var findingID = regexp.MustCompile(`(?:\bID: *|\bID(?:, f\.\w+)* = |\bid :?= |\b(?:broken|verdict|what|odd|finding)\()"([a-z]+(?:-[a-z]+)+)"`)
+
+func TestDocsListEveryFinding(t *testing.T) {
+	files, err := filepath.Glob("doctor/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err, files)
+	}
+	var inCode []string
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range findingID.FindAllStringSubmatch(string(data), -1) {
+			if id := m[1]; !strings.HasSuffix(path, "_test.go") && !slices.Contains(inCode, id) {
+				inCode = append(inCode, id)
+			}
+		}
+	}
+	var inDocs []string
+	for _, row := range tableRows(section(t, readDoc(t, "docs/doctor.md"), "What it finds")) {
+		inDocs = append(inDocs, quoted(row[0])...)
+	}
+	same(t, "finding", inDocs, inCode)
+}
+
 func TestDocsListEveryRouteField(t *testing.T) {
 	text := section(t, readDoc(t, "docs/configuration.md"), "Which way a packet goes")
 	var inDocs []string

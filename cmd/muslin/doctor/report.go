@@ -38,18 +38,25 @@ func (r *Report) Print(w io.Writer) error {
 	}
 	switch {
 	case len(r.Findings) > 0:
-		fmt.Fprintf(&b, "%d of it; the first is the likeliest cause.", len(r.Findings))
+		fmt.Fprintf(&b, "%s; mend the first, and look again.", count(len(r.Findings), "finding"))
 	case r.blind:
 		b.WriteString("Nothing was found, but not all that matters could be checked.")
 	default:
 		b.WriteString("All is well.")
 	}
-	fmt.Fprintf(&b, " Checked in %v, %d peers: %s\n", took, r.Peers, strings.Join(r.Checked, ", "))
+	fmt.Fprintf(&b, " Checked in %v, %s: %s\n", took, count(r.Peers, "peer"), strings.Join(r.Checked, ", "))
 	for _, u := range r.Unchecked {
 		fmt.Fprintf(&b, "not checked: %s: %s\n", u.Check, u.Reason)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // FileName is where the last report is kept, in the daemon's state directory.
