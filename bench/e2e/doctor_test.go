@@ -19,11 +19,25 @@ func newLab(t *testing.T, hosts int) *lab.Lab {
 	t.Helper()
 	l := labtest.NewLab(t, hosts)
 	t.Cleanup(func() { // before the lab's own, which ends it
-		if _, ill := leftIll.Load(l); !ill && !t.Failed() {
+		if _, ill := leftIll.Load(l); !ill && !t.Failed() && allRun(l) {
 			expectWell(t, l)
 		}
 	})
 	return l
+}
+
+// allRun reports whether on each host the daemon that was launched last still runs: a node that was stopped is rightly found.
+func allRun(l *lab.Lab) bool {
+	runs := make(map[*lab.Host]bool)
+	for _, m := range l.Daemons() {
+		runs[m.Host] = m.Running()
+	}
+	for _, r := range runs {
+		if !r {
+			return false
+		}
+	}
+	return true
 }
 
 // leftIll are the labs that a test leaves otherwise than well.

@@ -59,6 +59,7 @@ func TestEveryDropReason(t *testing.T) {
 		}
 	}
 	l := newLab(t, 2)
+	leaveIll(l, "packets of every kind are dropped, some by the thousand")
 	daemons := join(t, l, "vxlan")
 	x := &dropLab{host: l.Host(1), m: daemons[0], other: daemons[1], a: l.Host(1).Pods()[0], b: l.Host(2).Pods()[0]}
 	expectPing(t, x.a.Node, x.b.Addr, 3)

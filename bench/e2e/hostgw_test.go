@@ -91,6 +91,8 @@ func TestHostGateway(t *testing.T) {
 	back(t, h2, h3)
 	eventuallyPings(t, b.Node, c.Addr)
 
+	expectWell(t, l)
+
 	// Replaced, and killed and started again, without a packet lost.
 	probe := labtest.StartProbe(t, a, b)
 	flags := []string{"--etcd-endpoints", endpoint(h1)}

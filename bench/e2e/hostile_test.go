@@ -33,6 +33,7 @@ func TestHostileDatagrams(t *testing.T) {
 
 func testHostile(t *testing.T, backend string) {
 	l := newLab(t, 3)
+	leaveIll(l, "the second node is a socket of the test")
 	m := startMuslin(t, l.Host(1), "--embedded-etcd", "--network", network, "--backend", backend)
 	node := status(t, m).Node
 	subnet := netip.MustParsePrefix("10.244.250.0/24")

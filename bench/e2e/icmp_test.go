@@ -25,6 +25,7 @@ func TestTooBig(t *testing.T) {
 	for backend, mtu := range map[string]int{"vxlan": 1450, "udp": 1472} {
 		t.Run(backend, func(t *testing.T) {
 			l := newLab(t, 2)
+			leaveIll(l, "pods have a larger MTU than the overlay")
 			daemons := join(t, l, backend)
 			a, b := l.Host(1).Pods()[0], l.Host(2).Pods()[0]
 			h := l.Host(1)

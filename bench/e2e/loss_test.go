@@ -100,6 +100,7 @@ func TestReordering(t *testing.T) {
 	for _, backend := range []string{"vxlan", "udp"} {
 		t.Run(backend, func(t *testing.T) {
 			l := newLab(t, 3)
+			leaveIll(l, "the third node is a socket of the test")
 			var ends [2]netip.AddrPort
 			for i := range ends {
 				leases := []leased{leaseOf(l.Host(1)), leaseOf(l.Host(2))}

@@ -121,6 +121,8 @@ func (row *matrixRow6) run(t *testing.T, m *matrix) {
 		})
 	}
 
+	expectWell(t, l)
+
 	// Replaced under traffic of both families; then stopped, and killed: its next start clears away what was there of two.
 	under := []*probes.Probe{labtest.StartProbe(t, p.a, p.b), labtest.StartProbe(t, p.a6, p.b6), labtest.StartProbe(t, p.b6, p.a6)}
 	old := m2
@@ -156,6 +158,7 @@ func (row *matrixRow6) run(t *testing.T, m *matrix) {
 		row.check(t, m1, p.a6, c6, h3)
 		m.note(six, "muslin ↔ "+row.with, !t.Failed())
 	}
+	expectWell(t, l)
 	m2.Kill()
 	must(h2.Run(t.Context(), labtest.Bin, "cleanup", "--control", m2.Control, "--state-dir", m2.StateDir))(t)
 	runIn(t, h2.Node, "ip", "link", "del", "cni0")

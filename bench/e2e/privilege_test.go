@@ -95,6 +95,7 @@ func TestPrivileges(t *testing.T) {
 			}
 			lab.RequireTool(t, r.tool, "setpriv")
 			l := newLab(t, 2)
+			leaveIll(l, "the other node ends with its etcd")
 			if err := os.Chmod(l.Dir(), 0o755); err != nil {
 				t.Fatal(err)
 			}

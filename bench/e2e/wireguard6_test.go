@@ -229,6 +229,8 @@ func (w *wireguard6) run(t *testing.T, m *matrix) {
 		}
 	}
 
+	expectWell(t, l)
+
 	if w.mode == "auto" || w.mode == "ipv4" { // whose one tunnel is that of ipv6, but for the addresses
 		if err := m2.Stop(); err != nil {
 			t.Error(err)
@@ -392,6 +394,7 @@ func (w *wireguard6) keepsOthersOut(t *testing.T, h4 *lab.Host, f *foreign6, dae
 func TestWireGuardModeOfAPeerWithoutIPv6(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
+	leaveIll(l, "the other nodes are leases alone")
 	underlay6(t, l)
 	h := l.Host(1)
 	store := startEtcd(t, h)

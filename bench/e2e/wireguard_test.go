@@ -198,6 +198,8 @@ func testWireGuard(t *testing.T, flag string, foreignKernel bool) {
 		}
 	}
 
+	expectWell(t, l)
+
 	// A peer leaves the table with its lease, and nothing of it is let in any more.
 	store.Do(t, "del", prefix+leaseKey(f.subnet))
 	if err := f.Remove(t.Context()); err != nil {

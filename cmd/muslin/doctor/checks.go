@@ -6,4 +6,5 @@ import "slices"
 // comes first where nothing else decides.
 func checks() []Check {
 	return slices.Concat(rightsChecks, deviceChecks, storeChecks, daemonChecks, hostChecks, overlapChecks, routeChecks, firewallChecks, loadChecks, leaseChecks, pathChecks)
+	return slices.Concat(rightsChecks, deviceChecks, storeChecks, daemonChecks, hostChecks, leaseChecks, overlapChecks, routeChecks, firewallChecks, loadChecks, pathChecks)
 }

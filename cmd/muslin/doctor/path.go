@@ -93,11 +93,11 @@ func (p *Patient) askOverlay(ctx context.Context, peers []half) ([]overlaid, err
 			if h.six != six {
 				continue
 			}
-			questions = append(questions, wire.Question{To: h.base()})
+			questions = append(questions, wire.Question{To: h.answerer()})
 			into = append(into, &out[k].small)
 			if size := p.largest(h); size > 0 {
 				out[k].size = size
-				questions = append(questions, wire.Question{To: h.base(), Size: size})
+				questions = append(questions, wire.Question{To: h.answerer(), Size: size})
 				into = append(into, &out[k].large)
 			}
 		}
@@ -167,12 +167,12 @@ func (p *Patient) search(ctx context.Context, h half, size int) (passes, fails i
 		return 0, 0, err
 	}
 	defer echoes.Close()
-	low, high := wire.SmallEcho(h.base()), size
+	low, high := wire.SmallEcho(h.answerer()), size
 	for range 2 {
 		const steps = 24
 		var questions []wire.Question
 		for i := range steps {
-			questions = append(questions, wire.Question{To: h.base(), Size: low + (high-low)*(i+1)/steps})
+			questions = append(questions, wire.Question{To: h.answerer(), Size: low + (high-low)*(i+1)/steps})
 		}
 		answers := echoes.Ask(ctx, askTries, askEvery/2, questions)
 		passes, fails = low, high

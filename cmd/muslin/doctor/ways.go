@@ -126,6 +126,15 @@ func (p *Patient) sample() []half {
 	return all[:min(len(all), mostAsked)]
 }
 
+// answerer is the address of a peer that answers echo requests which go as a packet to its containers does. With host-gw
+// nobody has the base of its subnet, and the way is that to the node itself.
+func (h half) answerer() netip.Addr {
+	if h.node.Backend == lease.BackendHostGW {
+		return h.outer
+	}
+	return h.base()
+}
+
 // direct reports whether packets to a peer are not encapsulated.
 func (h half) direct() bool { return h.status != nil && h.status.Way == string(way.Direct) }
 
