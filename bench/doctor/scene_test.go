@@ -79,6 +79,7 @@ type report struct {
 		Fix        string `json:"fix"`
 		Confidence string `json:"confidence"`
 		Node       string `json:"node"`
+		Net        string `json:"net"`
 	} `json:"findings"`
 	Checked   []string `json:"checked"`
 	Unchecked []struct{ Check, Reason string }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"sync"
 	"testing"
@@ -63,4 +64,22 @@ func expectWell(t *testing.T, l *lab.Lab) {
 		})
 	}
 	all.Wait()
+}
+
+// firstFinding is the ID of what the doctor names first; empty: it finds nothing.
+func firstFinding(t *testing.T, m *lab.Muslin) string {
+	t.Helper()
+	out, err := m.Host.Output(t.Context(), m.Bin, "doctor", "--output", "json", "--control", m.Control)
+	var report struct {
+		Findings []struct {
+			ID string `json:"id"`
+		} `json:"findings"`
+	}
+	if jsonErr := json.Unmarshal([]byte(out), &report); jsonErr != nil {
+		t.Fatalf("%v, %v: %s", err, jsonErr, out)
+	}
+	if len(report.Findings) == 0 {
+		return ""
+	}
+	return report.Findings[0].ID
 }

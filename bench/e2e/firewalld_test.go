@@ -177,6 +177,10 @@ func testFirewalld(t *testing.T, first bool) {
 		t.Errorf("firewalld's rules were changed:\n%s\nbefore:\n%s", now, theirs)
 	}
 
+	if id := firstFinding(t, m2); id != "firewalld-reject" {
+		t.Errorf("the doctor's first finding is %q, want firewalld-reject", id)
+	}
+
 	// The commands as they stand there.
 	for _, command := range commands {
 		if out, err := f.sh(t, command); err != nil {
@@ -198,6 +202,7 @@ func testFirewalld(t *testing.T, first bool) {
 		return err
 	})
 	expectPassing(t, a, b)
+	expectWell(t, l)
 	expectWords(t, m2.Output(), "no other owner's firewall chain drops the overlay's packets any more")
 
 	theirs = f.rules(t)

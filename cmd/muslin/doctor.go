@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -137,15 +138,20 @@ func (d *doctorFlags) diagnose(cmd *cobra.Command) (*doctor.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	var reports []*doctor.Report
-	for _, name := range d.networks(cmd.Context()) {
+	names := d.networks(cmd.Context())
+	reports, kept := make([]*doctor.Report, len(names)), make([]error, len(names))
+	var all sync.WaitGroup
+	for i, name := range names {
 		o := o
 		o.Net = name
-		r, stateDir := doctor.Diagnose(cmd.Context(), o)
-		if err := r.Keep(stateDir); err != nil && !errors.Is(err, os.ErrPermission) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "muslin: %v\n", err)
-		}
-		reports = append(reports, r)
+		all.Go(func() {
+			r, stateDir := doctor.Diagnose(cmd.Context(), o)
+			reports[i], kept[i] = r, r.Keep(stateDir)
+		})
+	}
+	all.Wait()
+	if err := errors.Join(kept...); err != nil && !errors.Is(err, os.ErrPermission) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "muslin: %v\n", err)
 	}
 	return doctor.Merge(reports), cmd.Context().Err()
 }
@@ -176,6 +182,7 @@ func (d *doctorFlags) options(cmd *cobra.Command) (doctor.Options, error) {
 		return o, err
 	}
 	d.run.describe(&o)
+	o.Guessed = !cmd.Flags().Changed("etcd-endpoints")
 	o.Learn = func(o *doctor.Options, pid int) string {
 		known, why := startedWith(pid, o.Net)
 		if known == nil {
@@ -184,6 +191,7 @@ func (d *doctorFlags) options(cmd *cobra.Command) (doctor.Options, error) {
 		merged := *known
 		d.given(cmd, &merged)
 		merged.describe(o)
+		o.Guessed = false
 		return why
 	}
 	return o, nil

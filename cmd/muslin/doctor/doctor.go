@@ -218,7 +218,7 @@ func Merge(all []*Report) *Report {
 				out.Checked = append(out.Checked, name)
 			}
 		}
-		out.TookMS += r.TookMS
+		out.TookMS = max(out.TookMS, r.TookMS)
 		out.Peers += r.Peers
 		out.blind = out.blind || r.blind
 	}

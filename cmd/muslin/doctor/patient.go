@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ type Options struct {
 	Version string // of this command
 
 	Store      etcd.Config // how etcd is asked
+	Guessed    bool        // nobody said where etcd is
 	Embedded   bool        // the daemon runs that etcd itself
 	PeersFile  string      // in place of etcd
 	NetConfig  []byte      // the network's config from the flags; nil: it is in the store
@@ -166,11 +168,20 @@ func (p *Patient) askDaemon(ctx context.Context) {
 	p.Status, p.StatusErr = control.AskNetwork(ctx, p.Options.Control, p.Options.Net)
 	if p.StatusErr == nil {
 		p.Daemon.PID = p.Status.Process.PID
+		if pid, err := behindSocket(p.Options.Control); err == nil && !isMuslin(p.Daemon.PID) && isMuslin(pid) { // it is in a container, and counts otherwise
+			p.Daemon.PID = pid
+		}
 		return
 	}
 	pid, err := behindSocket(p.Options.Control)
 	p.Daemon.PID, p.Daemon.Silent = pid, err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded)
 	p.Daemon.Absent = errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+}
+
+// isMuslin reports whether a process, as it is numbered here, may be a daemon.
+func isMuslin(pid int) bool {
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && slices.Contains(strings.Split(string(args), "\x00"), "run")
 }
 
 // behindSocket is the process that listens there; 0: it is not to be seen.

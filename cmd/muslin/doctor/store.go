@@ -37,6 +37,9 @@ func checkStore(ctx context.Context, p *Patient) []Finding {
 	case p.Status != nil && p.Status.Store.Healthy && p.Daemon.Blind != "":
 		p.CannotTell("store", fmt.Errorf("the daemon reaches it, and this command does not know how: %s", p.Daemon.Blind))
 		return nil
+	case p.Options.Guessed && errors.Is(err, lease.ErrUnavailable):
+		p.CannotTell("store", fmt.Errorf("it is not known where etcd is: give --etcd-endpoints, as for the daemon; %w", err))
+		return nil
 	case p.Store.Kind == "peers-file":
 		f := broken("peers-file-unreadable", "the peers file cannot be read: peers stay as they were, and the daemon cannot start again", err.Error(), "mend "+p.Options.PeersFile+", or save it anew with \"muslin leases list --output peers-file\"")
 		f.Explains = unstarted
