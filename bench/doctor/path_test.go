@@ -3,10 +3,12 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"muslin/bench/lab"
 	"muslin/bench/labtest"
@@ -130,7 +132,7 @@ func TestPath(t *testing.T) {
 		{id: "udp-filtered-here", name: "out", inject: filter(h2.Node, "output", "udp dport 8472 drop"), mend: unfilter(h2.Node), words: []string{"leaves", "nft delete rule"}},
 		{id: "udp-filtered-at-peer", name: "muslin", about: h3.Addr.String(), inject: filter(h3.Node, "input", four+"drop"), mend: unfilter(h3.Node), words: []string{"what it sends arrives"}},
 		{id: "udp-filtered-at-peer", name: "flannel", about: h4.Addr.String(), inject: filter(h4.Node, "input", four+"drop"), mend: unfilter(h4.Node)},
-		{id: "udp-filtered-at-peer", name: "IPv6, refused", about: addr6(h4).String(), inject: filter(h4.Node, "input", "meta nfproto ipv6 udp dport 8472 reject with icmpv6 type admin-prohibited"), mend: unfilter(h4.Node), words: []string{"refuses"}},
+		{id: "udp-filtered-at-peer", name: "IPv6, refused", about: h4.Addr.String(), inject: filter(h4.Node, "input", "meta nfproto ipv6 udp dport 8472 reject with icmpv6 type admin-prohibited"), mend: unfilter(h4.Node), words: []string{"fd99::4 refuses"}},
 		{id: "udp-filtered-one-way", about: h4.Addr.String(), inject: filter(h4.Node, "output", four+"drop"), mend: unfilter(h4.Node), words: []string{"OUTPUT"}},
 		{id: "public-ip-nat", about: h3.Addr.String(), words: []string{"behind NAT", "198.18.0.203"}, mend: onHost(h3, "nft delete table ip fault; ip addr del 198.18.0.203/24 dev eth0"),
 			inject: onHost(h3, "ip addr add 198.18.0.203/24 dev eth0; nft 'table ip fault { chain c { type nat hook postrouting priority 100; udp dport 8472 snat to 198.18.0.203; }; }'")},
@@ -236,4 +238,64 @@ func pingOut(h *lab.Host) func(*testing.T, *scene) {
 		p := labtest.Must(h.Start("ping", nil, "ping", "-i", "0.3", "-I", "10.244.200.0", to.String()))(t)
 		t.Cleanup(func() { _ = p.Stop() })
 	}
+}
+
+// A node that has flannel only, and one whose muslin was stopped.
+func TestWithoutDaemon(t *testing.T) {
+	m := newMesh(t)
+	h3, h4 := m.lab.Host(3), m.lab.Host(4)
+	flannel := h4.Muslin(labtest.Bin)
+	flags := here(flannel, m.etcd)
+	write := func(subnet string) func(*testing.T, *scene) {
+		return onHost(h4, fmt.Sprintf("printf 'FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:c8::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n' > %s", subnet, flannel.SubnetFile))
+	}
+	write("10.244.200.1/24")(t, m.scene)
+	well := func(t *testing.T) {
+		t.Helper()
+		labtest.Eventually(t, 10*time.Second, func() error {
+			if r := examine(t, flannel, flags...); len(r.Findings) > 0 {
+				return errors.New(r.raw)
+			}
+			return nil
+		})
+	}
+	well(t)
+	base3, mac3 := labtest.Status(t, m.nodes[1]).Node.Subnet.Masked().Addr().String(), labtest.Status(t, m.nodes[1]).Node.VtepMAC
+	own, about3 := h4.Addr.String(), h3.Addr.String()
+	for _, f := range []fault{
+		{id: "udp-filtered-here", name: "in", about: own, inject: filter(h4.Node, "input", "udp dport 8472 drop"), mend: unfilter(h4.Node), words: []string{"nft delete rule"}},
+		{id: "udp-filtered-here", name: "out", about: own, inject: filter(h4.Node, "output", "udp dport 8472 drop"), mend: unfilter(h4.Node)},
+		{id: "udp-filtered-at-peer", about: about3, inject: filter(h3.Node, "input", "meta nfproto ipv4 udp dport 8472 drop"), mend: unfilter(h3.Node)},
+		{id: "lease-stale", name: "neighbour", about: own, inject: onHost(h4, "ip neigh replace "+base3+" lladdr 02:00:00:00:00:09 nud permanent dev flannel.1"), mend: onHost(h4, "ip neigh replace "+base3+" lladdr "+mac3+" nud permanent dev flannel.1"), words: []string{"02:00:00:00:00:09", "restart flanneld"}},
+		{id: "lease-stale", name: "forwarding", about: own, inject: onHost(h4, "bridge fdb replace "+mac3+" dst 198.18.0.99 dev flannel.1 self permanent"), mend: onHost(h4, "bridge fdb replace "+mac3+" dst "+about3+" dev flannel.1 self permanent"), words: []string{"198.18.0.99"}},
+		{id: "lease-expired", about: own, inject: func(t *testing.T, s *scene) { s.etcd.Do(t, "del", m.flannel.key()) }, mend: func(t *testing.T, _ *scene) { m.putLease(t) }},
+		{id: "vtep-mac-wrong", about: own, inject: func(t *testing.T, _ *scene) { m.putLease(t, m.flannel.MAC, "02:00:00:00:00:09") }, mend: func(t *testing.T, _ *scene) { m.putLease(t) }, words: []string{"flannel.1"}},
+		{id: "mtu-black-hole", about: about3, inject: onSwitch("ip daddr " + about3 + " meta length > 1364 drop"), mend: unSwitch},
+		{id: "vni-mismatch", about: own, inject: func(t *testing.T, s *scene) {
+			s.etcd.Config(t, strings.Replace(dualConfig, `"vxlan"`, `"vxlan","VNI":2`, 1))
+		}, mend: func(t *testing.T, s *scene) { s.etcd.Config(t, dualConfig) }, words: []string{"VNI 1", "config says 2"}},
+		{id: "port-mismatch", about: own, inject: func(t *testing.T, s *scene) {
+			s.etcd.Config(t, strings.Replace(dualConfig, `"vxlan"`, `"vxlan","Port":4789`, 1))
+		}, mend: func(t *testing.T, s *scene) { s.etcd.Config(t, dualConfig) }, words: []string{"4789"}},
+	} {
+		t.Run(strings.TrimSuffix(f.id+", "+f.name, ", "), func(t *testing.T) {
+			f.inject(t, m.scene)
+			examine(t, flannel, flags...).first(t, f.id, f.about, f.words...)
+			f.mend(t, m.scene)
+			well(t)
+		})
+	}
+
+	// Of a peer whose daemon was stopped the leases stay.
+	t.Run("lease-dead-node", func(t *testing.T) {
+		if err := m.nodes[1].Stop(); err != nil {
+			t.Fatal(err)
+		}
+		examine(t, m.nodes[0]).first(t, "lease-dead-node", about3, "nobody listens")
+		for _, f := range examine(t, m.nodes[1], here(m.nodes[1], m.etcd)...).Findings {
+			if f.Node != about3 { // of itself it has something to say
+				t.Errorf("where muslin was stopped, the others are well, and it finds %+v", f)
+			}
+		}
+	})
 }

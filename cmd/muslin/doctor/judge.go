@@ -20,7 +20,7 @@ import (
 
 // verdict is a finding about a peer, from here on without its node.
 func (e *evidence) verdict(id string, severity Severity, confidence, summary, seen, fix string) *said {
-	return &said{Finding: Finding{ID: id, Severity: severity, Confidence: confidence, Summary: summary, Evidence: seen, Fix: fix, Node: e.peer.outer.String()}, peer: e.peer.outer.String()}
+	return &said{Finding: Finding{ID: id, Severity: severity, Confidence: confidence, Summary: summary, Evidence: seen, Fix: fix, Node: e.peer.node.Name()}, peer: e.peer.node.Name()}
 }
 
 // judge names the cause; nil: there is nothing to say of this peer.

@@ -143,7 +143,7 @@ func (p *Patient) blackHole(ctx context.Context, h half, size int) []said {
 		outer = fmt.Sprintf(", or Backend.MTU to %d with muslin config set", passes+over)
 	}
 	fix := fmt.Sprintf("mend the hop that takes less, or let its ICMP errors through; until then on both nodes: muslin run --path-mtu-interval 10m, which finds it%s", outer)
-	return []said{{Finding: Finding{ID: "mtu-black-hole", Severity: Broken, Confidence: Certain, Node: h.outer.String(),
+	return []said{{Finding: Finding{ID: "mtu-black-hole", Severity: Broken, Confidence: Certain, Node: h.node.Name(),
 		Summary:  fmt.Sprintf("large packets between here and %s vanish: a hop takes less than the interfaces say, and says nothing", h.outer),
 		Evidence: fmt.Sprintf("of the overlay's packets those of up to %d bytes are answered, those of %d and more are not; its MTU is %d", passes, fails, size),
 		Fix:      fix}}}
@@ -198,7 +198,7 @@ func (p *Patient) smallerPath(h half) []said {
 	if s == nil || s.PathMTUState != "smaller" || s.PathMTUBy != "probe" {
 		return nil
 	}
-	return []said{{Finding: Finding{ID: "mtu-black-hole", Severity: Warning, Confidence: Certain, Node: h.outer.String(),
+	return []said{{Finding: Finding{ID: "mtu-black-hole", Severity: Warning, Confidence: Certain, Node: h.node.Name(),
 		Summary:  fmt.Sprintf("a hop between here and %s takes less than the interfaces say, and says nothing; muslin keeps to what it takes, flannel's nodes do not", h.outer),
 		Evidence: fmt.Sprintf("probes of more than %d bytes vanish, of an overlay's MTU of %d", s.PathMTU, p.Local.MTU),
 		Fix:      fmt.Sprintf("mend that hop, or let its ICMP errors through; or set Backend.MTU to %d with muslin config set", s.PathMTU+p.overhead(h))}}}
@@ -207,7 +207,7 @@ func (p *Patient) smallerPath(h half) []said {
 // damagedInside is about a peer whose answers come, and are not what was sent: whoever damages them makes the outer checksum
 // fit, or there is none.
 func (p *Patient) damagedInside(h half, n int) said {
-	return said{Finding: Finding{ID: "checksum-corruption", Severity: Broken, Confidence: Certain, Node: h.outer.String(),
+	return said{Finding: Finding{ID: "checksum-corruption", Severity: Broken, Confidence: Certain, Node: h.node.Name(),
 		Summary:  fmt.Sprintf("packets between here and %s are damaged inside the overlay's datagrams", h.outer),
 		Evidence: fmt.Sprintf("%d answers to echo requests came with a wrong ICMP checksum", n),
 		Fix:      fmt.Sprintf("on both hosts: ethtool -K %s tx off rx off; with a kernel's vxlan device also ethtool -K DEVICE tx-checksum-ip-generic off; if that does not help, the NIC, cable or switch between the two", p.Local.Iface)}}
@@ -250,9 +250,11 @@ const (
 
 // lookInto looks into peers that do not answer, of how many others that do, and at who else sends here.
 func (p *Patient) lookInto(ctx context.Context, silent []half, answering int) ([]said, error) {
+	silent = slices.Clone(silent[:min(len(silent), mostSuspect)])
+	slices.SortStableFunc(silent, func(a, b half) int { return a.outer.Compare(b.outer) }) // IPv4 first
 	var suspects []*evidence
 	id := uint16(rand.Uint32())
-	for _, h := range silent[:min(len(silent), mostSuspect)] {
+	for _, h := range silent {
 		if e := p.suspect(h); e != nil {
 			suspects = append(suspects, e)
 		}
@@ -284,7 +286,7 @@ func (p *Patient) lookInto(ctx context.Context, silent []half, answering int) ([
 		all.Go(func() { pause(ctx, lookAtLeast) })
 	}
 	if p.carries() && !p.vxlanOrUDP() {
-		all.Go(func() { _, _ = p.askOverlay(ctx, silent[:min(len(silent), mostSuspect)]) })
+		all.Go(func() { _, _ = p.askOverlay(ctx, silent) })
 	}
 	all.Wait()
 	seen := watch.Seen()

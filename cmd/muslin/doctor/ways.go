@@ -86,6 +86,8 @@ func (p *Patient) talks(h half) bool {
 		return false
 	case n.Lease != nil && n.Lease.Reserved && h.status == nil:
 		return false
+	case n.Lease != nil && slices.ContainsFunc(p.Peers, func(o Node) bool { return o.Lease != nil && o.Lease.Revision > n.Lease.Revision && o.sharesAddress(n) }):
+		return false // at that address is somebody else
 	case n.Backend != p.Local.Backend && p.Local.Backend != lease.BackendUDP:
 		return false
 	case n.Backend == lease.BackendVXLAN && n.VNI != p.Local.VNI:
