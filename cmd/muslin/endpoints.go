@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,17 +11,20 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/doctor"
 	"muslin/cmd/muslin/health"
 	"muslin/cmd/muslin/metrics"
+	"muslin/cmd/muslin/web"
 	"muslin/tunnel/handover"
 )
 
-// What the process answers by HTTP over TCP: whether it is in order, and what Prometheus scrapes.
+// What the process answers by HTTP over TCP: whether it is in order, what Prometheus scrapes, and the page in the browser.
 
 // endpointOptions say where, and what.
 type endpointOptions struct {
@@ -28,6 +32,8 @@ type endpointOptions struct {
 	metrics netip.AddrPort // likewise; health's: both are answered there
 	peers   int            // that have series of their own
 	pprof   string         // to whom: pprofOff, pprofLoopback or pprofAny
+	web     netip.AddrPort // port zero: nowhere
+	token   string         // file with the page's; empty: it asks for none
 }
 
 // Values of --pprof.
@@ -55,6 +61,14 @@ func (r *runFlags) endpointOptions() (o endpointOptions, err error) {
 	}
 	if badMetrics == nil && o.metrics.Port() != 0 && o.metrics.Port() == o.health.Port() && o.metrics != o.health {
 		bad = append(bad, fmt.Errorf("--metrics %s and --healthz-ip %s have the same port: give both the same address, too, where they are then answered together, or another port", o.metrics, o.health.Addr()))
+	}
+	o.token = r.webToken
+	if o.web, err = web.ParseAddr(r.web); err == nil {
+		err = web.CheckToken(o.web, o.token)
+	}
+	bad = append(bad, err)
+	if o.web.Port() != 0 && (o.web == o.health || o.web == o.metrics) {
+		bad = append(bad, fmt.Errorf("--web %s: /healthz or metrics are answered there: give it a port of its own", o.web))
 	}
 	return o, errors.Join(bad...)
 }
@@ -85,6 +99,10 @@ func metricsAddr(s string) (netip.AddrPort, error) {
 type endpoints struct {
 	health  *net.TCPListener
 	metrics *net.TCPListener // nil also where health's answers for both
+	web     *net.TCPListener
+
+	token string // the page's; empty: it asks for none
+	made  bool   // just now
 }
 
 // listenEndpoints opens them, or takes over those at the same addresses. After an error nothing of them is open.
@@ -92,17 +110,26 @@ func (p *place) listenEndpoints(o *endpointOptions) (e endpoints, err error) {
 	if e.health, err = p.listenTCP("--healthz-port", o.health); err != nil {
 		return e, err
 	}
-	if o.metrics == o.health {
-		return e, nil
+	if o.metrics != o.health {
+		if e.metrics, err = p.listenTCP("--metrics", o.metrics); err != nil {
+			e.close()
+			return e, err
+		}
 	}
-	if e.metrics, err = p.listenTCP("--metrics", o.metrics); err != nil {
+	if o.token != "" {
+		e.token, e.made, err = web.Token(o.token)
+	}
+	if err == nil {
+		e.web, err = p.listenTCP("--web", o.web)
+	}
+	if err != nil {
 		e.close()
 	}
 	return e, err
 }
 
 func (e endpoints) close() {
-	for _, l := range []*net.TCPListener{e.health, e.metrics} {
+	for _, l := range []*net.TCPListener{e.health, e.metrics, e.web} {
 		if l != nil {
 			l.Close()
 		}
@@ -114,7 +141,7 @@ func (e endpoints) offer(o *handover.Offer) error {
 	for _, one := range []struct {
 		name string
 		l    *net.TCPListener
-	}{{fileHealth, e.health}, {fileMetrics, e.metrics}} {
+	}{{fileHealth, e.health}, {fileMetrics, e.metrics}, {fileWeb, e.web}} {
 		if one.l == nil {
 			continue
 		}
@@ -133,7 +160,7 @@ func (p *place) listenTCP(flag string, addr netip.AddrPort) (*net.TCPListener, e
 	if addr.Port() == 0 {
 		return nil, nil
 	}
-	for _, f := range []*os.File{p.health, p.metrics} {
+	for _, f := range []*os.File{p.health, p.metrics, p.web} {
 		if f == nil {
 			continue
 		}
@@ -169,6 +196,8 @@ type said struct {
 	alive, ready func() []health.Check
 	networks     func() *control.Networks
 	several      bool
+	watch        func()                     // somebody looks on
+	findings     func(name string) []string // where doctor leaves what it found of a network, the likeliest file first
 }
 
 // serve has each endpoint answered, as soon as all of its answers are known: somebody may be waiting.
@@ -191,6 +220,20 @@ func (e endpoints) serve(answer func(net.Listener, http.Handler), o *endpointOpt
 	if e.metrics != nil {
 		answer(e.metrics, metricsMux)
 	}
+}
+
+// page serves the page in the browser.
+func (e endpoints) page(serve func(net.Listener, func(context.Context, net.Listener) error), o *endpointOptions, a said, log *slog.Logger) {
+	if e.web == nil {
+		return
+	}
+	s := web.New(web.Config{Networks: a.networks, Watch: a.watch, Findings: a.findings, Addr: o.web, Token: e.token, Log: log})
+	serve(e.web, s.Serve)
+	args := []any{"url", fmt.Sprintf("http://%s/", o.web)}
+	if o.token != "" {
+		args = append(args, "token_file", o.token, "token_made", e.made)
+	}
+	log.Info("serving the page in the browser", args...)
 }
 
 // handleProfiles adds what `go tool pprof` asks for, but for the command line, which may have a password in it.
@@ -256,6 +299,29 @@ func (d *daemon) readiness() []health.Check {
 func (d *daemon) networks() *control.Networks {
 	s := d.status()
 	return &control.Networks{Version: s.Version, Kernel: s.Kernel, Networks: []control.NetworkStatus{{State: s.State, Status: s}}}
+}
+
+// findings is where doctor leaves what it found.
+func (d *daemon) findings(string) []string {
+	return []string{filepath.Join(d.opts.flags.stateDir, doctor.FileName)}
+}
+
+// findings is where doctor leaves what it found of a network, or of all.
+func (n *networks) findings(name string) []string {
+	all := []string{filepath.Join(n.p.flags.stateDir, doctor.FileName)}
+	if m := n.all()[name]; m != nil {
+		all = append([]string{filepath.Join(m.flags.stateDir, doctor.FileName)}, all...)
+	}
+	return all
+}
+
+// watch is that of each network.
+func (n *networks) watch() {
+	for _, m := range n.all() {
+		if d, _, failed := m.now(); failed == nil {
+			d.watch()
+		}
+	}
 }
 
 // alive is that of each network.

@@ -141,7 +141,7 @@ func TestEndpoints(t *testing.T) {
 
 // TestEndpointsHandedOver: a successor has those at the same addresses, apart or together, and opens the others.
 func TestEndpointsHandedOver(t *testing.T) {
-	before := &endpointOptions{health: freeAddr(t), metrics: freeAddr(t)}
+	before := &endpointOptions{health: freeAddr(t), metrics: freeAddr(t), web: freeAddr(t)}
 	old, err := new(place).listenEndpoints(before)
 	if err != nil {
 		t.Fatal(err)
@@ -151,13 +151,14 @@ func TestEndpointsHandedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	p := &place{health: o.Named(fileHealth)[0], metrics: o.Named(fileMetrics)[0]}
+	p := &place{health: o.Named(fileHealth)[0], metrics: o.Named(fileMetrics)[0], web: o.Named(fileWeb)[0]}
 	for name, next := range map[string]*endpointOptions{
 		"the same":         before,
 		"turned round":     {health: before.metrics, metrics: before.health},
 		"together now":     {health: before.metrics, metrics: before.metrics},
 		"health elsewhere": {health: freeAddr(t), metrics: before.metrics},
 		"no health":        {metrics: before.health},
+		"the page alone":   {web: before.web},
 	} {
 		e, err := p.listenEndpoints(next)
 		if err != nil {

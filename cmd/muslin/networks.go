@@ -101,11 +101,14 @@ func runNetworks(ctx context.Context, flags *runFlags, set *pflag.FlagSet, logTo
 			return err
 		}
 	}
-	where, err := flags.endpointOptions()
+	all, err := readNetworks(p)
 	if err != nil {
 		return err
 	}
-	all, err := readNetworks(p)
+	if err := p.takeFromFile(); err != nil {
+		return err
+	}
+	where, err := flags.endpointOptions()
 	if err != nil {
 		return err
 	}
@@ -167,14 +170,19 @@ func (n *networks) run(ctx context.Context, all []*networkSettings, where *endpo
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(failed, cancel)()
-	answer := func(l net.Listener, h http.Handler) {
+	serve := func(l net.Listener, serve func(context.Context, net.Listener) error) {
 		g.Go(func() error {
 			defer l.Close()
-			return serveHTTP(servers, l, h)
+			return serve(servers, l)
 		})
 	}
+	answer := func(l net.Listener, h http.Handler) {
+		serve(l, func(ctx context.Context, l net.Listener) error { return serveHTTP(ctx, l, h) })
+	}
 	answer(n.control, n.handler())
-	n.endpoints.serve(answer, where, said{alive: n.alive, ready: n.readiness, networks: n.status, several: true}, n.log)
+	says := said{alive: n.alive, ready: n.readiness, networks: n.status, several: true, watch: n.watch, findings: n.findings}
+	n.endpoints.serve(answer, where, says, n.log)
+	n.endpoints.page(serve, where, says, n.log)
 	g.Go(func() error { return n.common.Run(servers) })
 	for _, s := range all {
 		n.start(ctx, s)
@@ -309,6 +317,9 @@ func (n *networks) reload(ctx context.Context) {
 	if err != nil {
 		n.log.Error("the file with the networks is wrong, and all stay as they are", "config", n.p.flags.config, "err", err)
 		return
+	}
+	if !maps.Equal(n.p.inFile, n.p.taken) {
+		n.log.Warn("what the file says of the page in the browser has changed: the next start takes it", "config", n.p.flags.config)
 	}
 	fresh := make(map[string]*networkSettings)
 	for _, s := range wanted {

@@ -36,7 +36,10 @@ import (
 const networksKey = "networks"
 
 // Flags that are the whole process's, and stand on its command line or in its environment.
-var processFlags = []string{"config", "replace", "healthz-ip", "healthz-port", "metrics", "metrics-peers", "pprof", "log-level", "log-format"}
+var processFlags = []string{"config", "replace", "healthz-ip", "healthz-port", "metrics", "metrics-peers", "pprof", "web", "web-token-file", "log-level", "log-format"}
+
+// Those of them that may stand in the file as well, beside "networks". There they count before the command line.
+var processFlagsInFile = []string{"web", "web-token-file"}
 
 // Flags that no two networks can have in common, and that are therefore given with each network. The first two mean the
 // process's own where they stand on its command line.
@@ -80,6 +83,20 @@ type processSettings struct {
 	flags *runFlags
 	set   *pflag.FlagSet
 	log   *slog.Logger
+
+	inFile map[string]string // processFlagsInFile, as they were read last
+	taken  map[string]string // the same as the process has taken them
+}
+
+// takeFromFile has what the file says of the process count.
+func (p *processSettings) takeFromFile() error {
+	for name, value := range p.inFile {
+		if err := p.set.Set(name, value); err != nil {
+			return fmt.Errorf("%s: %s: %w", p.flags.config, name, err)
+		}
+	}
+	p.taken = p.inFile
+	return nil
 }
 
 // check refuses flags that belong into the file.
@@ -189,11 +206,21 @@ func follow(n *yaml.Node) *yaml.Node {
 }
 
 func (f *fileParser) file(top *yaml.Node) []*networkSettings {
+	f.p.inFile = make(map[string]string)
 	var networks *yaml.Node
 	var defaults []entry
 	for _, e := range f.entries(top, "the file") {
-		if e.key.Value == networksKey {
+		switch {
+		case e.key.Value == networksKey:
 			networks = e.value
+			continue
+		case slices.Contains(processFlagsInFile, e.key.Value):
+			values, err := valuesFor(f.p.set.Lookup(e.key.Value), e.value)
+			if err != nil {
+				f.fail(e.key, "%s: %w", e.key.Value, err)
+				continue
+			}
+			f.p.inFile[e.key.Value] = values[0]
 			continue
 		}
 		defaults = append(defaults, e)
@@ -232,6 +259,8 @@ func (f *fileParser) known(all []entry, of string, refused []string) []entry {
 	return slices.DeleteFunc(all, func(e entry) bool {
 		key := e.key.Value
 		switch {
+		case slices.Contains(processFlagsInFile, key):
+			f.fail(e.key, "%s%s is the process's: give it beside %q, or on the command line", of, key, networksKey)
 		case slices.Contains(processFlags, key):
 			f.fail(e.key, "%s%s is the process's: give it on the command line", of, key)
 		case slices.Contains(refused, key):

@@ -104,6 +104,27 @@ func TestNetworksFile(t *testing.T) {
 	}
 }
 
+// What the file says of the page is the process's, and counts before the command line.
+func TestNetworksFilePage(t *testing.T) {
+	p := process(t, "--web=9001")
+	if _, err := networksOf(t, p, "web: 9002\nweb-token-file: /etc/muslin/token\nnetworks:\n  blue:\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.takeFromFile(); err != nil {
+		t.Fatal(err)
+	}
+	if p.flags.web != "9002" || p.flags.webToken != "/etc/muslin/token" {
+		t.Errorf("the page is at %q, its token in %q", p.flags.web, p.flags.webToken)
+	}
+	all, err := networksOf(t, p, goodNetworks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.inFile) > 0 || len(p.taken) == 0 || all["blue"].flags.web != "" {
+		t.Errorf("in the file %v, taken %v, of a network %q", p.inFile, p.taken, all["blue"].flags.web)
+	}
+}
+
 // The nearer of two that exclude each other counts.
 func TestNetworksFilePasswords(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "password")
@@ -124,6 +145,7 @@ func TestNetworksFilePasswords(t *testing.T) {
 func TestNetworksFileRefusals(t *testing.T) {
 	two := func(a, b string) string { return "networks:\n  a: {" + a + "}\n  b: {" + b + "}\n" }
 	for name, c := range map[string]struct{ content, want string }{
+		"page of one":      {"networks: {a: {web: 9000}}\n", `network a: web is the process's: give it beside "networks", or on the command line`},
 		"empty":            {"", "networks.yaml: the file is empty"},
 		"a comment":        {"# later\n", "networks.yaml: the file is empty"},
 		"no YAML":          {"networks:\n\ta: {}\n", "networks.yaml: no YAML: line 2"},

@@ -75,6 +75,8 @@ type runFlags struct {
 	metrics      string
 	metricsPeers int
 	pprof        string
+	web          string
+	webToken     string
 	replace      bool
 	logLevel     string
 	logFormat    string
@@ -124,6 +126,8 @@ func (r *runFlags) register(f *pflag.FlagSet) {
 	f.IntVar(&r.metricsPeers, "metrics-peers", 100, "of `how many` peers, of each network, there are metrics of their own at most: those with the most traffic")
 	f.StringVar(&r.pprof, "pprof", pprofOff, "serve profiles of the process, for go tool pprof, beside /metrics, to `whom`: loopback or any")
 	f.Lookup("pprof").NoOptDefVal = pprofLoopback
+	f.StringVar(&r.web, "web", "", "show this node and its peers in a browser, at this `address:port`, or on loopback at this port")
+	f.StringVar(&r.webToken, "web-token-file", "", "`file` with the token that the page of --web asks for, made at the first start; needed where others than this host reach it")
 	f.BoolVar(&r.replace, "replace", false, "take the place of the daemon that runs with the same flags, without a lost packet; if that fails, it goes on")
 	f.StringVar(&r.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&r.logFormat, "log-format", "text", "text or json")

@@ -31,6 +31,7 @@ type place struct {
 	answers         *os.File // of peers' questions
 	control, lock   *os.File // nil: there is none
 	health, metrics *os.File // likewise
+	web             *os.File
 
 	kept []fdstore.File // tun and sockets, if systemd has kept them of a daemon that has ended
 }
@@ -70,6 +71,7 @@ const (
 	fileControl = "control"
 	fileHealth  = "health"
 	fileMetrics = "metrics"
+	fileWeb     = "web"
 	fileLock    = "lock"
 	fileAnswers = "answers"
 
@@ -106,7 +108,7 @@ func (d *daemon) findPlace(ctx context.Context) (place, error) {
 		six: half{tun: s.Offer.Named(fileTUN + fileSix),
 			sockets: underlay.Sockets{Receive: s.Offer.Named(fileReceive + fileSix), Send: s.Offer.Named(fileSend + fileSix)}, answers: first(fileAnswers + fileSix)},
 		answers: first(fileAnswers),
-		control: first(fileControl), health: first(fileHealth), metrics: first(fileMetrics), lock: first(fileLock),
+		control: first(fileControl), health: first(fileHealth), metrics: first(fileMetrics), web: first(fileWeb), lock: first(fileLock),
 	}
 	if err := json.Unmarshal(s.Offer.About, &p.about); err != nil {
 		err = fmt.Errorf("--replace: what the running daemon says of itself makes no sense: %w", err)

@@ -211,14 +211,19 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(failed, cancel)()
-	answer := func(l net.Listener, h http.Handler) {
+	serve := func(l net.Listener, serve func(context.Context, net.Listener) error) {
 		g.Go(func() error {
 			defer l.Close()
-			return d.whenAlone(func(ctx context.Context) error { return serveHTTP(ctx, l, h) })(servers)
+			return d.whenAlone(func(ctx context.Context) error { return serve(ctx, l) })(servers)
 		})
 	}
+	answer := func(l net.Listener, h http.Handler) {
+		serve(l, func(ctx context.Context, l net.Listener) error { return serveHTTP(ctx, l, h) })
+	}
 	answer(d.control, ofNetwork(d.name, d.capturing(d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace)))))
-	d.endpoints.serve(answer, &d.opts.endpoints, said{alive: d.alive, ready: d.readiness, networks: d.networks}, d.log)
+	says := said{alive: d.alive, ready: d.readiness, networks: d.networks, watch: d.watch, findings: d.findings}
+	d.endpoints.serve(answer, &d.opts.endpoints, says, d.log)
+	d.endpoints.page(serve, &d.opts.endpoints, says, d.log)
 	err := d.network(ctx, iface)
 	if errors.Is(err, lease.ErrOutdated) {
 		d.log.Warn("starting anew, without what was known of the network", "err", err)
