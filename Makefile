@@ -72,7 +72,7 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
 # The suites with the built binary need the machine to themselves, so they are no part of the others.
-SUITES := doctor e2e fault metrics restart scale soak systemd
+SUITES := doctor e2e fault metrics restart scale soak systemd web
 UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
@@ -104,6 +104,15 @@ deps-systemd:
 .PHONY: test-systemd
 test-systemd: deps-systemd build ## The systemd unit under a real systemd: rights, install, crashes and what they cost (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/systemd
+
+# Apart from what the other tests need: a browser is a large thing to install for who does not touch the page.
+.PHONY: deps-web
+deps-web:
+	$(call install,$(TEST_PACKAGES) chromium)
+
+.PHONY: test-web
+test-web: deps-web build ## The page of --web in a real browser: a lab, 500 peers, keyboard, axe-core (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/web
 
 .PHONY: test-fault
 test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)

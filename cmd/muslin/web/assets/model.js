@@ -12,12 +12,16 @@ export const NAMES = { down: 'down', loss: 'loses packets', unknown: 'not known'
 const LOSSY = 0.03; // more than one of a minute's requests
 const CLEAN = 0.01;
 
+// The loss is that of the last minute. Of a peer that has just come back it tells that it was away, which is known.
+const FORGIVE = 65000; // ms
+
 // Peer is one peer with what is known of it over time. now is the peer's status.
 export class Peer {
   constructor(subnet) {
     this.subnet = subnet;
     this.order = sortKey(subnet);
     this.state = 'unknown';
+    this.back = -Infinity; // when it came back
     this.samples = [];
     this.received = new Float32Array(HISTORY); // bytes a second
     this.sent = new Float32Array(HISTORY);
@@ -27,7 +31,12 @@ export class Peer {
 
   take(status, time, second) {
     this.now = status;
-    this.state = this.judge(status);
+    const before = this.state;
+    this.state = this.judge(status, time);
+    if (before === 'down' && this.state !== 'down') {
+      this.back = time;
+      this.state = this.judge(status, time);
+    }
     const sample = { time, rx: status.rx_bytes ?? 0, tx: status.tx_bytes ?? 0 };
     const last = this.samples.at(-1);
     if (last && (sample.rx < last.rx || sample.tx < last.tx)) this.samples = []; // another daemon counts
@@ -42,9 +51,9 @@ export class Peer {
     this.search = null;
   }
 
-  judge(s) {
+  judge(s, time) {
     if (s.up === false || s.down_since || s.way === 'none') return 'down';
-    const loss = s.loss ?? 0;
+    const loss = time - this.back < FORGIVE ? 0 : s.loss ?? 0;
     if (loss >= (this.state === 'loss' ? CLEAN : LOSSY)) return 'loss';
     return s.up === true ? 'up' : 'unknown';
   }
@@ -107,7 +116,7 @@ export class Network {
       if (peer.state === before) continue;
       if (peer.state === 'down') down.push(peer);
       else if (peer.state === 'loss') lossy.push(peer);
-      else if (before === 'down' && peer.state === 'up') back.push(peer);
+      else if (before === 'down' && peer.state !== 'unknown') back.push(peer);
     }
     for (const [subnet, peer] of this.peers) {
       if (view.peers?.[subnet]) continue;

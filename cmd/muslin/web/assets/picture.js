@@ -42,7 +42,7 @@ export class Picture {
     this.chosen = svg('circle', { class: 'chosen', r: 8.5, 'aria-hidden': 'true' });
     this.pointed = svg('text', { class: 'pointed', 'aria-hidden': 'true' });
     this.hub = svg('g', { id: 'hub', class: 'hub', role: 'option', 'aria-selected': 'true', 'aria-label': 'this node' },
-      svg('circle', { r: HUB }), this.hubTitle = svg('text', { y: -6, class: 'title' }), this.hubSubnet = svg('text', { y: 12 }));
+      svg('circle', { r: HUB }), this.hubTitle = svg('text', { y: -6, class: 'title' }), ' ', this.hubSubnet = svg('text', { y: 12 }));
     this.svg = svg('svg', { class: 'map', role: 'listbox', tabindex: 0, 'aria-label': 'This node and its peers', 'aria-describedby': 'picture-help',
       'aria-activedescendant': 'hub', onkeydown: (e) => this.key(e), onclick: (e) => this.click(e), onpointermove: (e) => this.point(e),
       onpointerleave: () => this.unpoint(), onfocus: () => this.draw(), onblur: () => this.draw() },
@@ -120,7 +120,7 @@ export class Picture {
     const node = this.network.view.status?.node ?? {};
     text(this.hubTitle, node.public_ip || node.public_ipv6 || 'this node');
     text(this.hubSubnet, node.subnet || node.subnet_ipv6 || 'no lease yet');
-    set(this.hub, 'aria-label', `this node, ${node.public_ip || node.public_ipv6 || ''}`);
+    set(this.hub, 'aria-label', `${this.hubTitle.textContent} ${this.hubSubnet.textContent}, this node`);
     set(this.hub, 'aria-selected', this.selected ? 'false' : 'true');
     let named = 0;
     for (const place of this.places.values()) {

@@ -1,0 +1,311 @@
+//go:build linux
+
+package web
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/performance"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"muslin/bench/labtest"
+	"muslin/cmd/muslin/control"
+)
+
+// What changes while one looks on: states are said, figures are not.
+func TestNews(t *testing.T) {
+	f := newFake(24)
+	f.busy = true
+	url, stop := f.serve(t, "127.0.0.1:0", "")
+	b := open(t, 1280, 900, url)
+	b.live()
+	b.wait(5*time.Second, "#verdict", "All 24 peers are up")
+	b.wait(5*time.Second, "#figures", "b/s")
+	if title := eval[string](b, "document.title"); title != "muslin 192.0.2.1" {
+		t.Errorf("the title is %q", title)
+	}
+	before := b.text("#figures")
+	labtest.Eventually(t, 5*time.Second, func() error {
+		if b.text("#figures") == before {
+			return errors.New("the figures stay as they are")
+		}
+		return nil
+	})
+	if said := b.text("#live"); said != "" {
+		t.Errorf("while nothing but figures changed it was said: %q", said)
+	}
+
+	f.down(true, 3)
+	b.wait(5*time.Second, "#live", "10.1.5.0/24 at 192.0.2.5 is down")
+	b.wait(time.Second, "#verdict", "1 of 24 peers is down")
+	b.wait(time.Second, "#log", "10.1.5.0/24 at 192.0.2.5 is down")
+	if first := b.text(".table tbody tr"); !strings.HasPrefix(first, "10.1.5.0/24") || !strings.Contains(first, "down") {
+		t.Errorf("the table begins with %q", first)
+	}
+	if got := eval[string](b, `document.getElementById('peer-10.1.5.0/24').getAttribute('aria-label')`); got != "10.1.5.0/24 at 192.0.2.5, down" {
+		t.Errorf("in the picture it is %q", got)
+	}
+	shapes := eval[[]string](b, `['peer-10.1.5.0/24', 'peer-10.1.6.0/24'].map((id) => document.getElementById(id).getAttribute('d'))`)
+	lines := eval[[]string](b, `[...document.querySelectorAll('.map .link.down, .map .link.up')].slice(-2).map((l) => getComputedStyle(l).strokeDasharray)`)
+	if shapes[0] == shapes[1] || lines[0] == lines[1] {
+		t.Errorf("down and up look alike without colours: %q, %q", shapes, lines)
+	}
+	f.down(false, 3)
+	f.change(func(s *control.Status) { // of the time while it was down
+		loss := 0.2
+		s.Peers[3].Loss = &loss
+	})
+	b.wait(5*time.Second, "#live", "10.1.5.0/24 at 192.0.2.5 is up again")
+	b.wait(time.Second, "#verdict", "All 24 peers are up")
+	f.down(true, 0, 1, 2, 3, 4, 5)
+	b.wait(5*time.Second, "#live", "6 peers are down: 10.1.2.0/24 at 192.0.2.2", "and 3 more")
+	f.down(false, 0, 1, 2, 3, 4, 5)
+	f.change(func(s *control.Status) {
+		loss := 0.5
+		s.Peers[7].Loss = &loss
+		s.Peers = append(s.Peers[:20], s.Peers[21:]...)
+		s.Drops["ecn"] = 5
+		s.Warnings = []string{"something <b>new</b>"}
+	})
+	b.wait(5*time.Second, "#live", "10.1.9.0/24 at 192.0.2.9 loses packets", "10.1.22.0/24 at 192.0.2.22 has left")
+	b.wait(time.Second, "#drops", "ecn", "congestion mark")
+	b.wait(time.Second, "#warnings-list", "something <b>new</b>")
+
+	// What doctor found, and how long ago.
+	f.mu.Lock()
+	f.findings = filepath.Join(t.TempDir(), "doctor.json")
+	f.mu.Unlock()
+	report := fmt.Sprintf(`{"time":%q,"findings":[{"id":"ip-forward","severity":"broken","summary":"this host does not forward","evidence":"0","fix":"sysctl -w net.ipv4.ip_forward=1","confidence":"certain","node":"192.0.2.1"}]}`,
+		time.Now().Add(-2*time.Hour).Format(time.RFC3339))
+	if err := os.WriteFile(f.findings, []byte(report), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.wait(5*time.Second, "#doctor", "Asked 2 h ago: ask again", "broken: this host does not forward", "sysctl -w")
+
+	// The server goes away, and another one comes.
+	b.expect("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET", "interrupted")
+	stop()
+	b.wait(10*time.Second, "#connection", "no connection")
+	b.wait(time.Second, "#live", "The connection to the daemon is lost")
+	f.down(true, 9)
+	f.serve(t, strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/"), "")
+	b.wait(15*time.Second, "#live", "The connection to the daemon is back", "10.1.11.0/24 at 192.0.2.11 is down")
+	b.live()
+}
+
+// 500 peers: the first picture, what an update takes, and finding one.
+func TestManyPeers(t *testing.T) {
+	f := newFake(500)
+	f.busy = true
+	url, _ := f.serve(t, "127.0.0.1:0", "")
+	began := time.Now()
+	b := open(t, 1280, 900, url)
+	labtest.Eventually(t, 10*time.Second, func() error {
+		if n := eval[int](b, `document.querySelectorAll('.table tbody tr').length`); n != 500 {
+			return fmt.Errorf("%d rows", n)
+		}
+		return nil
+	})
+	first := time.Since(began)
+	call(b, performance.Enable, performance.EnableParams{})
+	metric := func(name string) float64 {
+		for _, m := range call(b, performance.GetMetrics, cdp.Empty{}).Metrics {
+			if m.Name == name {
+				return m.Value
+			}
+		}
+		t.Fatalf("no metric %s", name)
+		return 0
+	}
+	time.Sleep(time.Second)
+	const updates = 4
+	tasks := metric("TaskDuration")
+	time.Sleep(updates * time.Second)
+	each := time.Duration((metric("TaskDuration") - tasks) / updates * float64(time.Second))
+	heap := metric("JSHeapUsedSize")
+	t.Logf("500 peers with traffic: rows and picture after %v, %v of processor time for an update, heap %.1f MiB", first.Round(time.Millisecond), each.Round(time.Millisecond), heap/(1<<20))
+	if first > 5*time.Second || each > 400*time.Millisecond {
+		t.Error("that is too slow to be used")
+	}
+	if n := eval[int](b, `document.querySelectorAll('.map .node').length`); n != 500 {
+		t.Errorf("%d peers in the picture", n)
+	}
+	b.do(chromedp.SendKeys("#words", "10.2.77. encaps"))
+	b.wait(3*time.Second, "#shown", "1 of 500 peers")
+	b.wait(time.Second, ".table tbody", "10.2.77.0/24")
+	if n := eval[int](b, `document.querySelectorAll('.map .node').length + document.querySelectorAll('.table tbody tr').length`); n != 2 {
+		t.Errorf("%d shapes and rows for one peer that was found", n)
+	}
+	b.do(chromedp.SendKeys("#words", "x"))
+	b.wait(3*time.Second, ".none", "No peer is like that")
+	eval[bool](b, `document.getElementById('words').value = '', document.getElementById('words').dispatchEvent(new Event('input'))`)
+	f.down(true, 17, 400)
+	b.wait(5*time.Second, "#verdict", "2 of 500 peers are down")
+	eval[bool](b, `document.querySelector('.states input[value=down]').click(), true`)
+	b.wait(3*time.Second, "#shown", "2 of 500 peers")
+	if rows := eval[int](b, `document.querySelectorAll('.table tbody tr.down').length`); rows != 2 {
+		t.Errorf("%d rows of peers that are down", rows)
+	}
+}
+
+// Everything is reached and worked by the keyboard alone, and one sees where one is.
+func TestKeyboard(t *testing.T) {
+	f := newFake(30)
+	f.add("green", 5)
+	f.networks["blue"] = f.networks[""]
+	delete(f.networks, "")
+	url, _ := f.serve(t, "127.0.0.1:0", "")
+	b := open(t, 1280, 900, url)
+	b.live()
+	b.wait(5*time.Second, "#networks", "blue", "green")
+
+	const where = `((e) => e.id || e.className.baseVal || e.textContent.trim().replace(/\s+/g, ' ') || e.value || e.tagName)(document.activeElement)`
+	const seen = `((e) => [e, e.closest('label')].some((x) => x && getComputedStyle(x).outlineStyle !== 'none' && parseFloat(getComputedStyle(x).outlineWidth) >= 2))(document.activeElement)`
+	var stops []string
+	for range 60 {
+		b.keys(kb.Tab)
+		if eval[bool](b, "document.activeElement === document.body") {
+			break
+		}
+		at := eval[string](b, where)
+		if len(stops) > 0 && at == stops[0] {
+			break
+		}
+		stops = append(stops, at)
+		if !eval[bool](b, seen) {
+			t.Errorf("one does not see that %q has the focus", at)
+		}
+	}
+	want := []string{"Skip to what matters", "Skip to the table of peers", "blue", "green", "words", "all", "map", "Subnet", "Public IP", "State", "Way", "Round trip", "Loss", "Path MTU", "Received", "Sent", "Last heard", "10.1.2.0/24"}
+	got := slices.Clone(stops)
+	for i, s := range got {
+		if s == "details" { // a box that scrolls is a stop
+			got = slices.Delete(got, i, i+1)
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("Tab stops at %q\nwant %q", got, want)
+	}
+
+	focus := func(selector string) {
+		t.Helper()
+		eval[bool](b, fmt.Sprintf("document.querySelector(%q).focus(), true", selector))
+	}
+	// The picture: one stop, with a cursor in it.
+	focus(".map")
+	b.keys(kb.ArrowRight, kb.ArrowRight, kb.ArrowDown)
+	if at := eval[string](b, `document.querySelector('.map').getAttribute('aria-activedescendant')`); at != "peer-10.1.4.0/24" {
+		t.Errorf("after three arrows the cursor is at %q", at)
+	}
+	if !eval[bool](b, `getComputedStyle(document.querySelector('.map .cursor')).visibility === 'visible'`) {
+		t.Error("one does not see the cursor")
+	}
+	b.keys(kb.Enter)
+	b.wait(time.Second, "#details-title", "10.1.4.0/24")
+	if hash := eval[string](b, "decodeURIComponent(location.hash)"); hash != "#/blue/10.1.4.0/24" {
+		t.Errorf("the address ends in %q", hash)
+	}
+	b.keys(kb.End, kb.Enter)
+	b.wait(time.Second, "#details-title", "10.1.31.0/24")
+	b.keys(kb.Home, kb.Enter)
+	b.wait(time.Second, "#details-title", "This node")
+
+	// The table: one row is a stop, arrows move.
+	focus(".table tbody button")
+	b.keys(kb.ArrowDown, kb.ArrowDown, kb.Enter)
+	b.wait(time.Second, "#details-title", "10.1.4.0/24")
+	b.keys(kb.End)
+	if at := eval[string](b, where); at != "10.1.31.0/24" {
+		t.Errorf("End leads to %q", at)
+	}
+	focus(".table thead th.rtt button")
+	b.keys(kb.Enter)
+	b.wait(time.Second, ".table tbody tr", "10.1.31.0/24")
+	if sort := eval[string](b, `document.querySelector('.table th.rtt').getAttribute('aria-sort')`); sort != "descending" {
+		t.Errorf("aria-sort is %q", sort)
+	}
+
+	// The states, the words, and the networks.
+	focus(".states input:checked")
+	b.keys(kb.ArrowRight)
+	b.wait(time.Second, "#shown", "0 of 30 peers")
+	b.keys(kb.ArrowLeft)
+	focus("#words")
+	b.keys("1", "0", ".", "1", ".", "5", ".")
+	b.wait(time.Second, "#shown", "1 of 30 peers")
+	focus("#networks button:nth-child(2)")
+	b.keys(kb.Enter)
+	b.wait(time.Second, "#shown", "1 of 5 peers")
+
+	// What is chosen is in the address.
+	b.do(chromedp.Navigate(url+"#/green/10.1.3.0/24"), chromedp.Reload())
+	b.live()
+	b.wait(5*time.Second, "#details-title", "10.1.3.0/24")
+}
+
+// axe-core has nothing to say, in the dark and in the light, wide and narrow, and nothing is cut off at 320 pixels.
+func TestAccessible(t *testing.T) {
+	f := newFake(30)
+	f.add("", 30)
+	f.busy = true
+	f.down(true, 1, 2)
+	f.change(func(s *control.Status) {
+		loss := 0.3
+		s.Peers[5].Loss = &loss
+		s.Peers[6].PathMTU, s.Peers[6].PathMTUState, s.Peers[6].PathMTUBy = 1300, "smaller", "icmp"
+		s.Skipped = map[string]int{"value": 2}
+	})
+	url, _ := f.serve(t, "127.0.0.1:0", "")
+	b := open(t, 1280, 900, url)
+	b.expect("TrustedHTML", "TrustedScript", "axe", "inline style", "Content Security Policy") // what axe does to the page
+	for _, scheme := range []string{"dark", "light"} {
+		call(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+			{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}}})
+		for _, width := range []int64{1280, 320} {
+			b.do(chromedp.EmulateViewport(width, 900), chromedp.Navigate(url+"#/"), chromedp.Reload())
+			b.live()
+			b.wait(5*time.Second, "#verdict", "2 of 30")
+			b.axe(fmt.Sprintf("%s, %d pixels", scheme, width))
+			if scrolls := eval[[]string](b, `[...document.querySelectorAll('main *')].filter((e) => !e.closest('.quiet') && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))`); len(scrolls) > 0 ||
+				eval[bool](b, "document.scrollingElement.scrollWidth > innerWidth") {
+				t.Errorf("at %d pixels the page is wider than the window: %q", width, scrolls)
+			}
+			eval[bool](b, `document.querySelector('.table tbody button').click(), true`)
+			b.wait(2*time.Second, "#details", "Down for")
+			b.axe(fmt.Sprintf("%s, %d pixels, a peer's details", scheme, width))
+		}
+	}
+	if moves := eval[string](b, `getComputedStyle(document.querySelector('.map .link')).transitionDuration`); moves != "0s" {
+		t.Errorf("with reduced motion a link still moves for %s", moves)
+	}
+}
+
+// The token is asked for once.
+func TestLogin(t *testing.T) {
+	const token = "an-open-secret-of-thirty-two-letters"
+	url, _ := newFake(3).serve(t, "127.0.0.1:0", token)
+	b := open(t, 800, 700, url)
+	b.expect("401")
+	b.axe("the form")
+	b.keys("w", "r", "o", "n", "g", kb.Enter)
+	b.wait(5*time.Second, "[role=alert]", "That is not the token.")
+	b.do(chromedp.SendKeys("#token", token+kb.Enter))
+	b.live()
+	b.wait(5*time.Second, "#verdict", "All 3 peers are up")
+	if cookie := eval[string](b, "document.cookie"); cookie != "" {
+		t.Errorf("a script can read the cookie: %q", cookie)
+	}
+	b.do(chromedp.Reload())
+	b.live()
+}
