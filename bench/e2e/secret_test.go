@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,7 +51,7 @@ func TestSecretsStayHidden(t *testing.T) {
 			for i := range way.flags {
 				way.flags[i] = strings.Replace(way.flags[i], "PASSWORD", file, 1)
 			}
-			m := must(h.LaunchMuslinUnder(way.wrap, labtest.Bin, append(way.flags, "--etcd-username", "root", "--log-level", "debug", "--log-format", "json")...))(t)
+			m := must(h.LaunchMuslinUnder(way.wrap, labtest.Bin, append(way.flags, "--etcd-username", "root", "--log-level", "debug", "--log-format", "json", "--metrics", "9469", "--pprof")...))(t)
 			if err := m.WaitReady(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -62,6 +63,11 @@ func TestSecretsStayHidden(t *testing.T) {
 			}
 			for _, ask := range [][]string{{"status"}, {"status", "--output", "json"}} {
 				expectHidden(t, strings.Join(ask, " "), must(m.Command(t.Context(), ask...))(t))
+			}
+			for _, at := range []string{"8081/readyz?verbose", "9469/metrics", "9469/debug/pprof/", "9469/debug/pprof/cmdline", "9469/debug/pprof/goroutine?debug=2"} {
+				port, path, _ := strings.Cut(at, "/")
+				_, text := ask(t, h.Node, netip.MustParseAddrPort("127.0.0.1:"+port), "/"+path, "")
+				expectHidden(t, at, text)
 			}
 			expectHidden(t, "control socket", must(askControl(m.Control, "/v1/status"))(t))
 

@@ -78,9 +78,9 @@ func (b *bed) churn(t *testing.T, rate int) (stop func()) {
 	}
 }
 
-func (b *bed) start(t *testing.T, h *lab.Host) *lab.Muslin {
+func (b *bed) start(t *testing.T, h *lab.Host, flags ...string) *lab.Muslin {
 	t.Helper()
-	return labtest.LaunchMuslin(t, h, "--etcd-endpoints", labtest.Endpoint(b.lab.Host(1)))
+	return labtest.LaunchMuslin(t, h, append(flags, "--etcd-endpoints", labtest.Endpoint(b.lab.Host(1)))...)
 }
 
 // stop ends a daemon, whose lease stays.
