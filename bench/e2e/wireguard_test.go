@@ -401,6 +401,7 @@ func TestWireGuardPresharedKey(t *testing.T) {
 
 func testWireGuardPresharedKey(t *testing.T, flag string, foreignKernel bool) {
 	l := newLab(t, 3)
+	leaveIll(l, "the third node does not know the second")
 	h1, h2 := l.Host(1), l.Host(2)
 	psk := func() (text, file string) {
 		var k [32]byte

@@ -115,10 +115,11 @@ func (s *Store) probeOne(ctx context.Context, e endpoint) error {
 	conn, err := d.DialContext(ctx, "tcp", e.host)
 	if err != nil {
 		reason := err.Error()
+		var timeout net.Error // of the context, or of the dialler, which has the same deadline
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
 			reason = "connection refused: is etcd running there?"
-		case errors.Is(err, context.DeadlineExceeded):
+		case errors.As(err, &timeout) && timeout.Timeout():
 			reason = "no answer: is the address right, and the way open?"
 		}
 		return fmt.Errorf("etcd %s: %s", e.url, reason)
