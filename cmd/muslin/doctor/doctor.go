@@ -159,7 +159,7 @@ func (p *Patient) examine(ctx context.Context, all []Check) *Report {
 			continue
 		}
 		running.Go(func() {
-			found := c.Run(ctx, p)
+			found := p.run(ctx, c)
 			mu.Lock()
 			defer mu.Unlock()
 			done[c.Name] = found
@@ -187,6 +187,17 @@ func (p *Patient) examine(ctx context.Context, all []Check) *Report {
 	}
 	inOrder(r.Findings)
 	return r
+}
+
+// run makes a check. One that fails by itself is one that could not be made: the others' findings are worth having, and a
+// crash's exit status is that of ExitBroken.
+func (p *Patient) run(ctx context.Context, c Check) []Finding {
+	defer func() {
+		if why := recover(); why != nil {
+			p.CannotTell(c.Name, fmt.Errorf("it failed by itself, which is a fault of muslin's: %v", why))
+		}
+	}()
+	return c.Run(ctx, p)
 }
 
 // waitFor leaves behind what does not heed the end of its time.
