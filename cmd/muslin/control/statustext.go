@@ -36,8 +36,8 @@ func (s *Status) Print(w io.Writer, now time.Time, most int) error {
 		p.Line("%s\t%s on %s\tsubnet %s of %s\tMTU %d", title, text.Dash(h.publicIP), text.Dash(n.Iface), text.Dash(h.subnet), text.Dash(h.network), n.MTU)
 		title = ""
 	}
-	p.Line("\t%s\tlease %s\tkernel %s", n.describeBackend(), n.describeLease(now), s.Kernel)
-	p.Line("store\t%s %s\t%s\trevision %d", s.Store.Kind, strings.Join(s.Store.Endpoints, ","), s.healthWord(), s.Store.Revision)
+	p.Line("\t%s\tlease %s\tkernel %s", n.DescribeBackend(), n.DescribeLease(now), s.Kernel)
+	p.Line("store\t%s %s\t%s\trevision %d", s.Store.Kind, strings.Join(s.Store.Endpoints, ","), s.HealthWord(), s.Store.Revision)
 	if s.Store.LastError != "" {
 		p.Line("\t%s", s.Store.LastError)
 	}
@@ -161,7 +161,8 @@ func (n *NodeStatus) halves() []nodeHalf {
 	return []nodeHalf{four, six}
 }
 
-func (n *NodeStatus) describeBackend() string {
+// DescribeBackend is the backend with what it is set to.
+func (n *NodeStatus) DescribeBackend() string {
 	if n.VNI != nil {
 		macs := slices.DeleteFunc([]string{n.VtepMAC, n.VtepMAC6}, func(mac string) bool { return mac == "" })
 		return fmt.Sprintf("%s VNI %d port %d MAC %s", n.Backend, *n.VNI, n.Port, strings.Join(macs, " and "))
@@ -179,7 +180,8 @@ func (n *NodeStatus) describeBackend() string {
 	return fmt.Sprintf("%s port %d", text.Dash(n.Backend), n.Port)
 }
 
-func (n *NodeStatus) describeLease(now time.Time) string {
+// DescribeLease is when the lease expires.
+func (n *NodeStatus) DescribeLease(now time.Time) string {
 	switch {
 	case n.Subnet == "" && n.Subnet6 == "":
 		return "none yet"
@@ -201,7 +203,8 @@ func counts[N int | uint64](p *text.Printer, title string, by map[string]N, expl
 	}
 }
 
-func (s *Status) healthWord() string {
+// HealthWord is whether the store is in order.
+func (s *Status) HealthWord() string {
 	switch {
 	case s.Store.Healthy:
 		return "healthy"
