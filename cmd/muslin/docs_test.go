@@ -23,6 +23,7 @@ import (
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/health"
 	"muslin/cmd/muslin/metrics"
+	"muslin/cmd/muslin/top"
 	"muslin/lease"
 	"muslin/tunnel"
 )
@@ -230,6 +231,8 @@ func statusPaths(typ reflect.Type, prefix string) []string {
 			kind, path = kind.Elem(), path+"[]"
 		}
 		switch {
+		case typ.Field(i).Anonymous:
+			out = append(out, statusPaths(kind, prefix)...)
 		case kind.Kind() == reflect.Struct && kind != reflect.TypeFor[time.Time]():
 			out = append(out, statusPaths(kind, path+".")...)
 		default:
@@ -275,6 +278,26 @@ func TestDocsListEveryFinding(t *testing.T) {
 		inDocs = append(inDocs, quoted(row[0])...)
 	}
 	same(t, "finding", inDocs, inCode)
+}
+
+// TestDocsListEveryTopField: docs/top.md has those that are not as in the status, and every column's name.
+func TestDocsListEveryTopField(t *testing.T) {
+	doc := readDoc(t, "docs/top.md")
+	var inDocs, inCode, columns []string
+	for _, row := range tableRows(section(t, doc, "For scripts")) {
+		inDocs = append(inDocs, quoted(row[0])...)
+	}
+	asStatus := statusPaths(reflect.TypeFor[control.Status](), "")
+	for _, path := range statusPaths(reflect.TypeFor[top.Report](), "") {
+		if !slices.Contains(asStatus, path) || strings.HasPrefix(path, "queues[]") {
+			inCode = append(inCode, path)
+		}
+	}
+	same(t, "field of top", inDocs, inCode)
+	for _, row := range tableRows(section(t, doc, "Peers")) {
+		columns = append(columns, quoted(row[0])...)
+	}
+	same(t, "column of top", columns, top.Columns())
 }
 
 func TestDocsListEveryRouteField(t *testing.T) {
