@@ -12,7 +12,7 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the demo and the tests need beside Go, as Debian packages.
 DEMO_PACKAGES := iproute2 iperf3
-TEST_PACKAGES := $(DEMO_PACKAGES) iputils-ping tcpdump tshark iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf wireguard-go wireguard-tools gcc libc6-dev dbus-daemon python3-dbus python3-gi
+TEST_PACKAGES := $(DEMO_PACKAGES) iputils-ping tcpdump tshark iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf wireguard-go wireguard-tools gcc libc6-dev dbus-daemon python3-dbus python3-gi tmux
 
 # What the benchmark measures with, and the rivals it measures beside, where `make bench-rivals` installed them.
 BENCH_PACKAGES := $(DEMO_PACKAGES) ethtool sockperf etcd-server wireguard-tools

@@ -26,7 +26,7 @@ var initScript []byte
 var tools = []string{
 	"bridge", "etcd", "etcdctl", "ethtool", "install", "ip", "iperf3", "iptables", "iptables-legacy", "iptables-nft",
 	"ip6tables", "ip6tables-legacy", "ip6tables-nft", "modprobe", "nft", "nstat",
-	"nsenter", "ping", "setpriv", "sockperf", "tc", "tcpdump", "unshare", "wg", "wireguard-go",
+	"nsenter", "ping", "setpriv", "sockperf", "tc", "tcpdump", "tmux", "unshare", "wg", "wireguard-go",
 }
 
 // modules are loaded at the start: those that nothing asks the kernel for by itself, or that the suite wants to
