@@ -378,10 +378,12 @@ func expectCommands(t *testing.T, s *several) {
 		t.Errorf("status of green:\n%s", green)
 	}
 	expectWords(t, must(s.network("green").Command(ctx, "status"))(t), "of 10.2.0.0/16")
+	expectWords(t, must(s.Command(ctx, "top", "--once", "--interval", "200ms", "--net", "green"))(t), "of 10.2.0.0/16", "VNI 2 port 8473", "outbound")
 	expectWords(t, must(s.Command(ctx, "route", s.pods["red"].Addr.String()))(t), "local")
 	for _, c := range []struct{ args, want string }{
 		{"status --net purple", "there is no network purple: --net takes one of blue, green, red"},
 		{"route 10.3.255.1 --net blue", "does not lie in the overlay 10.1.0.0/16"},
+		{"top --once", "choose one with --net: blue, green, red"},
 		{"route 192.0.2.1", "choose one with --net: blue, green, red"},
 	} {
 		out, err := s.Command(ctx, strings.Fields(c.args)...)

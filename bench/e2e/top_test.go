@@ -172,7 +172,7 @@ const (
 // tolerance is how far what is seen in one look may be from what iperf3 measured in all.
 func tolerance() float64 {
 	if lab.Steady() {
-		return 0.1
+		return 0.2
 	}
 	return 0.4
 }
