@@ -293,6 +293,9 @@ func (e *evidence) lastHeard() string {
 
 // silent is about a host that is there and does not answer at the overlay's port.
 func (e *evidence) silent() *said {
+	if e.answer {
+		return nil // nothing here carries the overlay; the path and the peer are well
+	}
 	if e.peer.direct() || e.own.node.Backend == lease.BackendHostGW {
 		return e.verdict("peer-silent", Broken, Possible, fmt.Sprintf("%s is there, and what is sent to it by the direct route, past any tunnel, is not answered", e.peer.outer),
 			e.sent()+"; "+e.hostText(), "the network between must take the containers' own addresses, as many clouds do not: set DirectRouting to false; or that host's rp_filter or FORWARD rules drop them: muslin doctor there")

@@ -8,6 +8,7 @@ import (
 	"muslin/cmd/muslin/control"
 	"muslin/encap"
 	"muslin/lease"
+	"muslin/tunnel/host"
 )
 
 // findNodes makes this node and its peers of what is known: of the leases in the store, else of those that the daemon
@@ -82,6 +83,13 @@ func (p *Patient) local(leases []lease.Lease) Node {
 		if !n.PublicIP.IsValid() && d.VXLAN.Local.Is4() {
 			n.PublicIP = d.VXLAN.Local
 		}
+		if six := p.flannelDevice6(); six != nil {
+			n.TUN6 = six.Name
+			n.MAC6, _ = encap.ParseMAC(six.MAC)
+			if !n.PublicIPv6.IsValid() {
+				n.PublicIPv6 = six.VXLAN.Local
+			}
+		}
 	}
 	if c := p.Config(); c != nil {
 		n.Port, n.Backend = cmp.Or(n.Port, c.Backend.Port), cmp.Or(n.Backend, c.Backend.Type)
@@ -93,6 +101,16 @@ func (p *Patient) local(leases []lease.Lease) Node {
 		n.Iface = p.Options.Iface.Iface[0]
 	}
 	return n
+}
+
+// flannelDevice6 is flannel's device of IPv6, flannel-v6.1 beside flannel.1; nil: there is none.
+func (p *Patient) flannelDevice6() *host.Link {
+	for i, l := range p.Host.Links {
+		if l.VXLAN != nil && l.VXLAN.Local.Is6() && l.VXLAN.VNI == p.Flannel.Device.VXLAN.VNI {
+			return &p.Host.Links[i]
+		}
+	}
+	return nil
 }
 
 // flannelCarries reports whether the kernel's vxlan device, and no daemon of muslin's, carries this node's packets.

@@ -594,11 +594,6 @@ func (p *Patient) device(six bool) *host.Link {
 	name := p.Local.TUN
 	if six {
 		name = p.Local.TUN6
-		for _, l := range p.Host.Links {
-			if p.flannelCarries() && l.VXLAN != nil && l.VXLAN.Local.Is6() {
-				name = l.Name
-			}
-		}
 	}
 	return p.Host.Link(name)
 }
