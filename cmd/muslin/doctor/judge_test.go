@@ -1,0 +1,134 @@
+package doctor
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"muslin/cmd/muslin/doctor/wire"
+	"muslin/encap"
+	"muslin/lease"
+)
+
+// What follows from what was seen of a peer that does not answer; each row is one that the labs of bench/doctor do not have, or
+// that looks like another.
+func TestJudge(t *testing.T) {
+	us, them, router := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.254")
+	mac := encap.MAC{2, 0, 0, 0, 0, 2}
+	vni, err := encap.NewVNI(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(by netip.Addr, code byte) *wire.Refusal { return &wire.Refusal{By: by, Type: 3, Code: code} }
+	for name, c := range map[string]struct {
+		of   func(e *evidence)
+		want string
+		is   Severity
+		word string
+	}{
+		"output rule":       {func(e *evidence) { e.made.Err = os.NewSyscallError("sendto", unix.EPERM) }, "udp-filtered-here", Broken, "drops what leaves"},
+		"tc on the way out": {func(e *evidence) { e.left = 0 }, "udp-filtered-here", Broken, "lets it out at no interface"},
+		"router's filter":   {func(e *evidence) { e.made.Refused = refused(router, 13) }, "udp-filtered-on-path", Broken, router.String()},
+		"peer's reject":     {func(e *evidence) { e.made.Refused = refused(them, 13) }, "udp-filtered-at-peer", Broken, "refuses"},
+		"nobody there":      {func(e *evidence) { e.made.Refused, e.closed.Refused = refused(them, 3), refused(them, 3) }, "lease-dead-node", Broken, "nobody listens"},
+		"another port": {func(e *evidence) {
+			e.made.Refused, e.closed.Refused = refused(them, 3), refused(them, 3)
+			e.knocks = map[uint16]wire.Knock{4789: {Sent: 1}, 8285: {Sent: 1, Refused: refused(them, 3)}}
+		}, "port-mismatch", Broken, "at 4789"},
+		"no way, says a router":     {func(e *evidence) { e.host = wire.Answer{Sent: 3, Refused: refused(router, 1)} }, "public-ip-unreachable", Broken, router.String()},
+		"nobody on the link":        {func(e *evidence) { e.host.Got, e.route.failed, e.left = 0, true, 0 }, "lease-dead-node", Warning, "nobody on the link"},
+		"silent, heard before":      {func(e *evidence) { e.host.Got, e.heard = 0, time.Now().Add(-time.Hour) }, "lease-dead-node", Warning, "gone silent"},
+		"silent, with new lease":    {func(e *evidence) { e.host.Got, e.age, e.route.gateway = 0, time.Minute, router }, "public-ip-unreachable", Broken, "so it lives"},
+		"on the link, all filtered": {func(e *evidence) { e.host.Got, e.route.found = 0, mac }, "udp-filtered-at-peer", Broken, "has the address"},
+		"silence":                   {func(*evidence) {}, "udp-filtered-at-peer", Broken, "nothing of it came"},
+		"we are behind NAT":         {func(e *evidence) { e.local, e.counted.rx = false, 2 }, "public-ip-nat", Broken, "no address of this host"},
+		"route into the overlay":    {func(e *evidence) { e.route.overlay, e.route.device = true, "muslin0" }, "public-ip-unreachable", Broken, "overlay itself"},
+		"any MAC is taken":          {func(e *evidence) { e.anyMAC = true }, "vtep-mac-wrong", Broken, "not its VTEP's"},
+		"our own MAC": {func(e *evidence) {
+			e.seen = []sighting{{wire.Sighting{Src: them, DstPort: 8472, VXLAN: true, VNI: 1, InnerSrc: e.own.mac, InnerDst: e.own.mac, From: e.peer.base()}, 1}}
+		}, "vtep-mac-duplicate", Broken, "this node's VTEP MAC"},
+		"our old MAC": {func(e *evidence) {
+			e.seen = []sighting{{wire.Sighting{Src: them, DstPort: 8472, VXLAN: true, VNI: 1, InnerSrc: mac, InnerDst: encap.MAC{2, 9}, From: e.peer.base()}, 1}}
+		}, "lease-stale", Broken, "old lease of this node"},
+		"dropped by the daemon, and counted": {func(e *evidence) {
+			e.seen = []sighting{{wire.Sighting{Src: them, DstPort: 8472, VXLAN: true, VNI: 1, InnerSrc: mac, InnerDst: e.own.mac, From: e.peer.base()}, 1}}
+			e.counted.drops = map[string]uint64{"inner-source": 1}
+		}, "udp-filtered-at-peer", Broken, "while what it sends arrives"},
+		"answered, and a daemon carries": {func(e *evidence) { e.answer, e.counted.rx = true, 1 }, "peer-silent", Broken, "by the host's routes are not"},
+		"answered, and nothing carries":  {func(e *evidence) { e.answer, e.carried = true, false }, "", "", ""},
+	} {
+		own := &Node{PublicIP: us, Subnet: netip.MustParsePrefix("10.244.1.0/24"), Backend: lease.BackendVXLAN, VNI: vni, MAC: encap.MAC{2, 0, 0, 0, 0, 1}, Port: 8472, Iface: "eth0"}
+		peer := &Node{PublicIP: them, Subnet: netip.MustParsePrefix("10.244.2.0/24"), Backend: lease.BackendVXLAN, VNI: vni, MAC: mac, Port: 8472, Lease: &lease.Lease{Key: "10.244.2.0-24"}}
+		e := &evidence{own: own.halves()[0], peer: peer.halves()[0], port: 8472, local: true, carried: true, waited: time.Second, left: 9,
+			made: wire.Knock{Sent: 9}, host: wire.Answer{Sent: 1, Got: 1}, counted: counted{known: true}, route: routed{device: "eth0"}}
+		c.of(e)
+		f := e.judge()
+		if f == nil {
+			if c.want != "" {
+				t.Errorf("%s: nothing, want %s", name, c.want)
+			}
+			continue
+		}
+		if text := f.Summary + "; " + f.Evidence; f.ID != c.want || f.Severity != c.is || !strings.Contains(text, c.word) || f.Fix == "" {
+			t.Errorf("%s: %s (%s) %s; fix: %s; want %s with %q", name, f.ID, f.Severity, text, f.Fix, c.want, c.word)
+		}
+	}
+}
+
+// One host that nobody reaches is not many that are filtered.
+func TestAllOfUs(t *testing.T) {
+	p := &Patient{Local: Node{PublicIP: netip.MustParseAddr("192.0.2.1"), Port: 8472}}
+	at := func(node string) said {
+		return said{Finding: Finding{ID: "udp-filtered-at-peer", Confidence: Likely, Node: node}}
+	}
+	if got := p.allOfUs([]said{at("192.0.2.2"), at("192.0.2.3")}, 0); len(got) != 1 || got[0].ID != "udp-filtered-here" || got[0].Node != "192.0.2.1" {
+		t.Errorf("two silent, none answers: %+v", got)
+	}
+	for _, c := range []struct {
+		found     []said
+		answering int
+	}{
+		{[]said{at("192.0.2.2"), at("192.0.2.3")}, 1},
+		{[]said{at("192.0.2.2"), at("192.0.2.2")}, 0}, // both families of one
+		{[]said{at("192.0.2.2"), {Finding: Finding{ID: "lease-dead-node", Node: "192.0.2.3"}}}, 0},
+	} {
+		if got := p.allOfUs(c.found, c.answering); len(got) != len(c.found) || got[0].ID != "udp-filtered-at-peer" {
+			t.Errorf("%+v, %d answer: %+v", c.found, c.answering, got)
+		}
+	}
+}
+
+func TestRulesOfFirewall(t *testing.T) {
+	const ruleset = `table inet own {
+	chain in { # handle 1
+		type filter hook input priority filter; policy drop;
+		udp dport 8472 counter packets 3 bytes 400 drop # handle 5
+		udp dport 84720 drop # handle 6
+		udp dport 8472 accept # handle 7
+	}
+	chain out { # handle 2
+		type filter hook output priority filter; policy accept;
+		udp dport 8472 reject # handle 8
+	}
+}`
+	in, out := nftRules(ruleset, "input", 8472), nftRules(ruleset, "output", 8472)
+	if len(in) != 2 || !strings.Contains(in[0], "policy drop") || !strings.Contains(in[1], "(nft delete rule inet own in handle 5)") {
+		t.Errorf("in: %q", in)
+	}
+	if len(out) != 1 || !strings.Contains(out[0], "handle 8") {
+		t.Errorf("out: %q", out)
+	}
+	const dump = `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+[7:300] -A INPUT -p udp -m udp --dport 8472 -j DROP
+-A INPUT -p udp -m udp --dport 8472 -j ACCEPT
+COMMIT`
+	if got := iptablesRules("iptables-save", dump, "INPUT", 8472); len(got) != 2 || !strings.Contains(got[0], "policy of INPUT") || !strings.Contains(got[1], "-j DROP") {
+		t.Errorf("iptables: %q", got)
+	}
+}

@@ -1,0 +1,111 @@
+package wire
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"muslin/encap"
+)
+
+// outer is a UDP datagram with its IP header and checksum.
+func outer(from, to netip.AddrPort, payload []byte) []byte {
+	udp := make([]byte, udpLen, udpLen+len(payload))
+	binary.BigEndian.PutUint16(udp, from.Port())
+	binary.BigEndian.PutUint16(udp[2:], to.Port())
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+len(payload)))
+	udp = append(udp, payload...)
+	p := make([]byte, ipLen(to.Addr().Is6()))
+	addresses := p[8:]
+	if to.Addr().Is6() {
+		p[0], p[6] = 6<<4, protoUDP
+		binary.BigEndian.PutUint16(p[4:], uint16(len(udp)))
+	} else {
+		addresses = p[12:]
+		p[0], p[9] = 4<<4|5, protoUDP
+		binary.BigEndian.PutUint16(p[2:], uint16(len(p)+len(udp)))
+	}
+	n := copy(addresses, from.Addr().AsSlice())
+	copy(addresses[n:], to.Addr().AsSlice())
+	binary.BigEndian.PutUint16(udp[6:], ^encap.Sum(udp, pseudoSum(addresses, protoUDP, len(udp))))
+	return append(p, udp...)
+}
+
+func TestParse(t *testing.T) {
+	vni, err := encap.NewVNI(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := encap.MAC{2, 0, 0, 0, 0, 1}, encap.MAC{2, 0, 0, 0, 0, 2}
+	for _, c := range []struct{ from, to, base, peer string }{
+		{"192.0.2.1:5000", "192.0.2.2:8472", "10.244.1.0", "10.244.2.0"},
+		{"[2001:db8::1]:5000", "[2001:db8::2]:8472", "fd00:1::", "fd00:2::"},
+	} {
+		from, to := netip.MustParseAddrPort(c.from), netip.MustParseAddrPort(c.to)
+		own, peer := VTEP{netip.MustParseAddr(c.base), a}, VTEP{netip.MustParseAddr(c.peer), b}
+		want := Sighting{Src: from.Addr(), Dst: to.Addr(), SrcPort: 5000, DstPort: 8472, VXLAN: true, VNI: 7, InnerSrc: a, InnerDst: b,
+			From: own.Base, To: peer.Base, Request: true, EchoID: 11, EchoN: 12}
+		p := outer(from, to, Datagram(true, vni, own, peer, 11, 12))
+		if got, ok := parse(p, false); !ok || got != want {
+			t.Errorf("%+v, %t, want %+v", got, ok, want)
+		}
+		spoilt := append([]byte(nil), p...)
+		spoilt[len(spoilt)-1]++
+		if got, ok := parse(spoilt, false); !ok || !got.BadChecksum {
+			t.Errorf("a spoilt one: %+v, %t", got, ok)
+		}
+		if got, _ := parse(spoilt, true); got.BadChecksum {
+			t.Error("a checksum that is not filled in yet counts as wrong")
+		}
+		if got, _ := parse(spoilt[:len(spoilt)-1], false); got.BadChecksum {
+			t.Error("a checksum of what was cut counts as wrong")
+		}
+		want.VXLAN, want.VNI, want.InnerSrc, want.InnerDst = false, 0, encap.MAC{}, encap.MAC{}
+		if got, ok := parse(outer(from, to, Datagram(false, vni, own, peer, 11, 12)), false); !ok || got != want {
+			t.Errorf("of udp: %+v, %t, want %+v", got, ok, want)
+		}
+		for n := range p { // however short, and whatever its bytes
+			parse(p[:n], false)
+			odd := append([]byte(nil), p...)
+			odd[n] ^= 0xff
+			parse(odd, false)
+		}
+		// A bare echo request is none of ours, its reply may be.
+		echo := appendEcho(nil, own.Base, peer.Base, 3, 4, 0)
+		if _, ok := parse(echo, false); ok || len(echo) != SmallEcho(own.Base) {
+			t.Error("an echo request of the underlay was taken, or has another length")
+		}
+		echo[ipLen(own.Base.Is6())] = map[bool]byte{false: echoReply4, true: echoReply6}[own.Base.Is6()]
+		if got, ok := parse(echo, false); !ok || !got.Reply || got.EchoID != 3 || got.EchoN != 4 || got.SrcPort != 0 {
+			t.Errorf("an echo reply: %+v, %t", got, ok)
+		}
+	}
+}
+
+// What an ICMP error says, by RFC 792, RFC 1812 and RFC 4443.
+func TestRefusal(t *testing.T) {
+	four, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for _, c := range []struct {
+		r                               Refusal
+		port, prohibited, away, tooLong bool
+	}{
+		{r: Refusal{By: four, Type: 3, Code: 3}, port: true},
+		{r: Refusal{By: six, Type: 1, Code: 4}, port: true},
+		{r: Refusal{By: four, Type: 3, Code: 13}, prohibited: true},
+		{r: Refusal{By: four, Type: 3, Code: 10}, prohibited: true},
+		{r: Refusal{By: six, Type: 1, Code: 1}, prohibited: true},
+		{r: Refusal{By: four, Type: 3, Code: 1}, away: true},
+		{r: Refusal{By: six, Type: 1, Code: 3}, away: true},
+		{r: Refusal{By: four, Type: 3, Code: 4}, tooLong: true},
+		{r: Refusal{By: six, Type: 2}, tooLong: true},
+		{r: Refusal{By: four, Type: 11}},
+	} {
+		if r := &c.r; r.Port() != c.port || r.Prohibited() != c.prohibited || r.Unreachable() != c.away || r.TooBig() != c.tooLong || r.String() == "" {
+			t.Errorf("%s: port %t, prohibited %t, unreachable %t, too big %t", r, r.Port(), r.Prohibited(), r.Unreachable(), r.TooBig())
+		}
+	}
+	var none *Refusal
+	if none.Port() || none.Prohibited() || none.Unreachable() || none.TooBig() {
+		t.Error("no ICMP error says something")
+	}
+}
