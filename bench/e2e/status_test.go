@@ -140,7 +140,7 @@ func TestHelp(t *testing.T) {
 	}
 	root := help()
 	commands := map[string][]string{
-		"run": nil, "status": nil, "route": nil, "demo": nil, "cleanup": nil, "version": nil, "completion": nil,
+		"run": nil, "status": nil, "doctor": nil, "route": nil, "demo": nil, "cleanup": nil, "version": nil, "completion": nil,
 		"leases": {"list", "reserve", "release"}, "config": {"get", "set", "validate"},
 	}
 	for _, name := range slices.Sorted(maps.Keys(commands)) {

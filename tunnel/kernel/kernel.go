@@ -44,7 +44,7 @@ type Probe struct {
 	Answer Answer
 	Reason string // what was given for Yes, why not for No and Unknown, with what to do about it
 	Err    error  // the system's error behind No and Unknown; may be nil
-	Broken bool   // No: the kernel has it, and its self-test has failed
+	Broken bool   // No: the kernel takes what it is asked, and spoils packets: its self-test has failed
 }
 
 // TUNPath is the device that every TUN is made through (networking/tuntap.rst in the kernel).

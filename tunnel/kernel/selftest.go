@@ -86,7 +86,7 @@ func (e *examiner) test(c *circuit, feature string) Probe {
 		case errors.As(err, new(untold)):
 			return e.untested(feature, err)
 		case err != nil:
-			return Probe{Name: feature, Answer: No, Err: err, Reason: fmt.Sprintf("%s: %v", k.title(), err), Broken: true}
+			return Probe{Name: feature, Answer: No, Err: err, Reason: fmt.Sprintf("%s: %v", k.title(), err), Broken: !errors.As(err, new(unix.Errno))}
 		}
 		all.sent += o.sent
 		all.whole += o.whole
