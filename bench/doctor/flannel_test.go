@@ -69,7 +69,7 @@ func TestFlannelAlone(t *testing.T) {
 //	h1 (etcd) ── br0 ─┬─ h2 (muslin) ── p2a
 //	                  └─ h3 (muslin) ── p3a
 func TestDirectAndFix(t *testing.T) {
-	s := newScene(t, 2, `{"Network":"`+labtest.Network+`","Backend":{"Type":"vxlan","DirectRouting":true}}`)
+	s := newScene(t, 2, `{"Network":"`+labtest.Network+`","Backend":{"Type":"vxlan","DirectRouting":true}}`, "--iptables-forward-rules=false")
 	m := s.nodes[0]
 	h := m.Host
 	text := run(t, h.Node, m.Bin, "doctor", "--control", m.Control)
@@ -77,7 +77,9 @@ func TestDirectAndFix(t *testing.T) {
 	if n := len(strings.Split(strings.TrimSpace(text), "\n")); n != 1 {
 		t.Errorf("the text of a healthy network has %d lines, want 1:\n%s", n, text)
 	}
-	sh(t, h.Node, "sysctl -w net.ipv4.conf.eth0.rp_filter=1")
+	sh(t, h.Node, "iptables -P FORWARD DROP")
+	examine(t, m).first(t, "forward-drop", h.Addr.String(), "chain FORWARD", "drops", "iptables -I FORWARD")
+	sh(t, h.Node, "iptables -P FORWARD ACCEPT; sysctl -w net.ipv4.conf.eth0.rp_filter=1")
 	examine(t, m).first(t, "rp-filter", h.Addr.String(), "net/ipv4/conf/eth0/rp_filter", "DirectRouting")
 
 	sh(t, h.Node, "sysctl -w net.ipv4.ip_forward=0")

@@ -289,13 +289,27 @@ func (p *Patient) lookForFlannel() {
 	f := new(Flannel)
 	f.File, _ = lease.ReadSubnetFile(p.Options.SubnetFile)
 	for i, l := range p.Host.Links {
-		if l.VXLAN != nil && (f.Device == nil || l.Name == fmt.Sprintf("flannel.%d", l.VXLAN.VNI)) {
+		if l.VXLAN == nil {
+			continue
+		}
+		if named := l.Name == fmt.Sprintf("flannel.%d", l.VXLAN.VNI); named || f.Device == nil && p.inOverlay(l.Name, f) {
 			f.Device = &p.Host.Links[i]
 		}
 	}
 	if f.Device != nil || f.File.Subnet.IsValid() || f.File.Subnet6.IsValid() {
 		p.Flannel = f
 	}
+}
+
+// inOverlay reports whether a device has an address of the overlay's: others make vxlan devices, too.
+func (p *Patient) inOverlay(device string, f *Flannel) bool {
+	networks := []netip.Prefix{f.File.Network, f.File.Network6}
+	if c := p.Config(); c != nil {
+		networks = append(networks, c.Network, c.IPv6Network)
+	}
+	return slices.ContainsFunc(p.Host.Addresses, func(a host.Address) bool {
+		return a.Link == device && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.IsValid() && n.Contains(a.Prefix.Addr()) })
+	})
 }
 
 // Config is the network's: the store's, or the one that was known last, or that the flags describe; nil: none is known.
