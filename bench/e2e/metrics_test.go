@@ -25,6 +25,7 @@ import (
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 2)
+	leaveIll(l, "its etcd ends")
 	h1, h2 := l.Host(1), l.Host(2)
 	store := startEtcd(t, h1)
 	store.Config(t, vxlanConfig)
