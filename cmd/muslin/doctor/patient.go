@@ -292,6 +292,9 @@ func (p *Patient) lookForFlannel() {
 		if l.VXLAN == nil {
 			continue
 		}
+		if l.Name == fmt.Sprintf("flannel-v6.%d", l.VXLAN.VNI) {
+			continue
+		}
 		if named := l.Name == fmt.Sprintf("flannel.%d", l.VXLAN.VNI); named || f.Device == nil && p.inOverlay(l.Name, f) {
 			f.Device = &p.Host.Links[i]
 		}
