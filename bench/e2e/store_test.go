@@ -209,6 +209,7 @@ func TestEtcdOutage(t *testing.T) {
 func TestGarbageInTheStore(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 2)
+	leaveIll(l, "leases of nodes that are not there lie in the store")
 	store := startEtcd(t, l.Host(1))
 	store.Config(t, vxlanConfig)
 	garbage := map[string]string{
