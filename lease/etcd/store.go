@@ -142,7 +142,7 @@ func (s *Store) entry(kv *mvccpb.KeyValue) lease.Entry {
 func (s *Store) CheckWritable(ctx context.Context, key string) error {
 	full := s.fullKey(key)
 	return s.do(ctx, func(ctx context.Context, c *clientv3.Client) error {
-		_, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(full), "=", math.MaxInt64)).Then(clientv3.OpPut(full, "")).Commit()
+		_, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(full), "=", int64(math.MaxInt64))).Then(clientv3.OpPut(full, "")).Commit()
 		return err
 	})
 }
