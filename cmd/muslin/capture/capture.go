@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
 	"time"
@@ -91,10 +92,20 @@ func (c *Command) Run(ctx context.Context) error {
 	if c.Wanted.Flows {
 		r.flows = newFlowTable(c.Wanted.Interval)
 	}
+	defer holdSignals(ctx)()
 	fmt.Fprintf(c.Stderr, "capturing %s on %s; Ctrl-C ends it\n", c.what(), plan.where())
 	err = errors.Join(r.run(ctx), out.close(r.counts()))
 	fmt.Fprintln(c.Stderr, r.summary())
 	return err
+}
+
+// holdSignals has a second Ctrl-C not kill the process while the end is written: timeout(1) sends each signal twice. Where that
+// takes longer than it may, it does.
+func holdSignals(ctx context.Context) (stop func()) {
+	held := make(chan os.Signal, 1)
+	signal.Notify(held, unix.SIGINT, unix.SIGTERM)
+	context.AfterFunc(ctx, func() { time.AfterFunc(2*patience, func() { signal.Stop(held) }) })
+	return func() { signal.Stop(held) }
 }
 
 func (c *Command) what() string {
