@@ -626,3 +626,33 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// What a packet of 1,400 bytes costs a worker while somebody captures.
+func BenchmarkTap(b *testing.B) {
+	p := tcpPacket(b, pod, far, 1234, nil, 1360)
+	for _, c := range []struct {
+		name string
+		w    Wanted
+		s    *tunnel.Seen
+	}{
+		{"inner, no match", Wanted{Filter: "udp port 9", Snap: maxSnap}, inner(p, false)},
+		{"outer, no match", Wanted{Filter: "vxlan and udp port 9", Snap: maxSnap}, outer(vxlan(p), false)},
+		{"flow", Wanted{Flows: true, Interval: time.Minute}, inner(p, false)},
+		{"128 bytes", Wanted{Snap: 128}, inner(p, false)},
+		{"all", Wanted{Snap: maxSnap}, inner(p, false)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			tap, err := newTap(c.w, 22)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				tap.Observe(c.s)
+				if len(tap.buf)+2000 > cap(tap.buf) { // as if it were read
+					tap.buf = tap.buf[:0]
+				}
+			}
+		})
+	}
+}
