@@ -156,6 +156,8 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 		return err
 	}
 	prober, watch := d.openProber(node, c), health.NewWatch(c.queues)
+	d.openWatcher(c, node)
+	defer d.watcher.Close()
 	answers := d.openAnswers(ctx, node, member, c)
 	defer answers.close()
 	d.view.set(func(v *viewState) {
@@ -396,6 +398,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	if d.place.from != nil {
 		all = append(all, r.succeed)
 	}
+	all = append(all, d.watcher.Run)
 	all = append(all, d.answerPeers(r.answers)...)
 	all = append(all,
 		d.whenAlone(d.announce),

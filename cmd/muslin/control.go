@@ -24,6 +24,8 @@ import (
 //	GET /v1/status      Status
 //	GET /v1/route?to=   RouteAnswer
 //	GET /v1/capture?…   a stream of packets (package capture)
+//	POST /v1/trace      sight.Order: look for a packet; sight.Armed
+//	GET /v1/trace?id=   sight.Report, of what was seen of it
 //	POST /v1/handover   an upgrade to what package handover speaks
 
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind

@@ -12,7 +12,7 @@ import (
 
 	"muslin/cmd/muslin/capture"
 	"muslin/cmd/muslin/control"
-
+	"muslin/cmd/muslin/sight"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/kernel"
 )
@@ -80,17 +80,22 @@ func (n *networks) handler() http.Handler {
 			d.serveRoute(w, r)
 		}
 	})
-	mux.HandleFunc("GET "+capture.Path, func(w http.ResponseWriter, r *http.Request) {
-		m := n.chosen(w, r, nil)
-		if m == nil {
-			return
-		}
-		if d, _, failed := m.now(); failed != nil {
-			http.Error(w, fmt.Sprintf("network %s does not run: %v", m.name, failed), http.StatusServiceUnavailable)
-		} else {
-			d.serveCapture(w, r)
-		}
-	})
+	for pattern, serve := range map[string]func(*daemon, http.ResponseWriter, *http.Request){
+		"GET " + capture.Path: (*daemon).serveCapture,
+		sight.Path:            (*daemon).serveTrace,
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			m := n.chosen(w, r, nil)
+			if m == nil {
+				return
+			}
+			if d, _, failed := m.now(); failed != nil {
+				http.Error(w, fmt.Sprintf("network %s does not run: %v", m.name, failed), http.StatusServiceUnavailable)
+			} else {
+				serve(d, w, r)
+			}
+		})
+	}
 	mux.HandleFunc("POST "+handover.Path, func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, notReplaced, http.StatusConflict)
 	})

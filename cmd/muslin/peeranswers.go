@@ -90,7 +90,7 @@ func (all answers) offer(o *handover.Offer) error {
 
 // tasks answer.
 func (d *daemon) answerPeers(all answers) (tasks []task) {
-	server := neighbour.NewServer(neighbour.Config{Peer: d.peerAt, About: d.about, Peers: d.peerStates})
+	server := neighbour.NewServer(neighbour.Config{Peer: d.peerAt, About: d.about, Peers: d.peerStates, Arm: d.armForPeer, Seen: d.seenForPeer})
 	for _, a := range all {
 		tasks = append(tasks, d.whenAlone(func(ctx context.Context) error { return server.Serve(ctx, a.sock) }))
 	}

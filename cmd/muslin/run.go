@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/cmd/muslin/privilege"
+	"muslin/cmd/muslin/sight"
 	"muslin/lease"
 	"muslin/tunnel/handover"
 	"muslin/tunnel/host"
@@ -116,6 +117,8 @@ type daemon struct {
 	endpoints endpoints
 	lock      *os.File      // of the state directory
 	alone     chan struct{} // closed by begin
+
+	watcher *sight.Watcher // of packets that are traced
 
 	requests  chan *net.UnixConn  // of a process that wants our place
 	busy      atomic.Bool         // with one
@@ -220,7 +223,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 	answer := func(l net.Listener, h http.Handler) {
 		serve(l, func(ctx context.Context, l net.Listener) error { return serveHTTP(ctx, l, h) })
 	}
-	answer(d.control, ofNetwork(d.name, d.capturing(d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace)))))
+	answer(d.control, ofNetwork(d.name, d.capturing(d.tracing(d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace))))))
 	says := said{alive: d.alive, ready: d.readiness, networks: d.networks, watch: d.watch, findings: d.findings}
 	d.endpoints.serve(answer, &d.opts.endpoints, says, d.log)
 	d.endpoints.page(serve, &d.opts.endpoints, says, d.log)

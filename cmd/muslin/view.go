@@ -7,6 +7,7 @@ import (
 
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/health"
+	"muslin/cmd/muslin/sight"
 	"muslin/cmd/muslin/text"
 	"muslin/encap"
 	"muslin/lease"
@@ -44,6 +45,7 @@ type viewState struct {
 	routers routers
 	prober  *pulse.Prober
 	workers *health.Watch
+	watcher *sight.Watcher // of packets that are traced
 
 	kept    reasons // capabilities, once the others were given up
 	keptErr error   // why not all of them were

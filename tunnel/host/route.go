@@ -45,3 +45,41 @@ func RouteTo(to netip.Addr) (KernelRoute, error) {
 	}
 	return out, nil
 }
+
+// NeighbourState is what the kernel knows of an address's link layer on a device, as `ip neigh` shows it: "reachable", "stale",
+// "failed", "incomplete" and others; empty: nothing.
+func NeighbourState(device string, of netip.Addr) (string, error) {
+	l, err := netlink.LinkByName(device)
+	if err != nil {
+		return "", fmt.Errorf("neighbours on %s: %w", device, err)
+	}
+	family := unix.AF_INET
+	if of.Is6() {
+		family = unix.AF_INET6
+	}
+	all, err := netlink.NeighList(l.Attrs().Index, family)
+	if err != nil {
+		return "", fmt.Errorf("neighbours on %s: %w", device, err)
+	}
+	for _, n := range all {
+		if a, ok := netip.AddrFromSlice(n.IP); ok && a.Unmap() == of {
+			return neighbourStates[n.State], nil
+		}
+	}
+	return "", nil
+}
+
+var neighbourStates = map[int]string{
+	netlink.NUD_INCOMPLETE: "incomplete", netlink.NUD_REACHABLE: "reachable", netlink.NUD_STALE: "stale", netlink.NUD_DELAY: "delay",
+	netlink.NUD_PROBE: "probe", netlink.NUD_FAILED: "failed", netlink.NUD_NOARP: "noarp", netlink.NUD_PERMANENT: "permanent",
+}
+
+// Forwards reports whether the kernel forwards packets of a family at all.
+func Forwards(six bool) bool {
+	path := sysctlRoot + "/ipv4/ip_forward"
+	if six {
+		path = sysctlRoot + "/ipv6/conf/all/forwarding"
+	}
+	value, err := readSysctl(path)
+	return err == nil && value != "0"
+}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,6 +63,19 @@ func askStatus(ctx context.Context, control, name string, values url.Values) (*S
 
 // Ask gets what the daemon behind the control socket has at a path, as JSON.
 func Ask(ctx context.Context, control, path string, into any) error {
+	return ask(ctx, control, http.MethodGet, path, nil, into)
+}
+
+// Order posts what the daemon is to do, as JSON, and gets its answer.
+func Order(ctx context.Context, control, path string, order, into any) error {
+	body, err := json.Marshal(order)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, control, http.MethodPost, path, bytes.NewReader(body), into)
+}
+
+func ask(ctx context.Context, control, method, path string, body io.Reader, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
@@ -70,7 +84,7 @@ func Ask(ctx context.Context, control, path string, into any) error {
 			return new(net.Dialer).DialContext(ctx, "unix", control)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://muslin"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://muslin"+path, body)
 	if err != nil {
 		return err
 	}

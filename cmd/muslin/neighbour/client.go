@@ -40,6 +40,11 @@ func Ask(ctx context.Context, from, to netip.Addr, path string, into any) error 
 	return ask(ctx, from, to, http.MethodGet, path, nil, into)
 }
 
+// Tell is Ask for a question that has more to it than a path.
+func Tell(ctx context.Context, from, to netip.Addr, path string, question, into any) error {
+	return ask(ctx, from, to, http.MethodPost, path, question, into)
+}
+
 func ask(ctx context.Context, from, to netip.Addr, method, path string, question, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()

@@ -4,10 +4,12 @@
 // Who may ask, and why over the overlay, is in docs/decisions/peers-answers.md. In short: the server listens at the base
 // address of this node's subnet, takes a connection only from the base address of a peer's, from a port that takes root
 // there, and from packets that nobody has forwarded; what it tells is about the node and about the one who asks. It
-// changes nothing.
+// changes nothing but what it looks at for some seconds.
 //
 //	GET /v1/about   About
 //	GET /v1/peers   Peers
+//	POST /v1/trace  sight.Order: look for a packet of the asker's; sight.Armed
+//	GET /v1/trace   sight.Report, of what was seen of it
 package neighbour
 
 import "time"

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"muslin/cmd/muslin/sight"
 	"muslin/tunnel/fib"
 )
 
@@ -30,6 +31,10 @@ type Config struct {
 	Peer  func(netip.Addr) *fib.Peer // that holds an address of the overlay; nil: none does
 	About func(asker *fib.Peer) *About
 	Peers func() []PeerState
+
+	// A packet of the asker's that is looked for here (package sight). An error is the asker's to hear.
+	Arm  func(asker *fib.Peer, o sight.Order) (sight.Armed, error)
+	Seen func(asker *fib.Peer, id string) (sight.Report, error)
 }
 
 // Server answers peers.
@@ -76,6 +81,16 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	s.handle(mux, "GET "+AboutPath, func(asker *fib.Peer, _ *http.Request) (any, error) { return s.cfg.About(asker), nil })
 	s.handle(mux, "GET "+PeersPath, func(*fib.Peer, *http.Request) (any, error) { return limited(s.cfg.Peers()), nil })
+	s.handle(mux, "POST "+sight.Path, func(asker *fib.Peer, r *http.Request) (any, error) {
+		var o sight.Order
+		if err := json.NewDecoder(r.Body).Decode(&o); err != nil {
+			return nil, fmt.Errorf("read the question: %w", err)
+		}
+		return s.cfg.Arm(asker, o)
+	})
+	s.handle(mux, "GET "+sight.Path, func(asker *fib.Peer, r *http.Request) (any, error) {
+		return s.cfg.Seen(asker, r.URL.Query().Get("id"))
+	})
 	return mux
 }
 
