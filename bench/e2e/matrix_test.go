@@ -127,7 +127,25 @@ func (row *matrixRow) check(t *testing.T, m *lab.Muslin, from, to *lab.Pod, far 
 		t.Errorf("route: %+v; want %s with MTU %d", said, row.way, mtu)
 	}
 	row.checkPing(t, m, to, far)
+	row.checkTrace(t, m, from, to, far)
 	row.checkWire(t, m.Host, from, to, far, said)
+}
+
+// checkTrace follows a packet from the one pod to the other, and back, on the nodes that tell.
+func (row *matrixRow) checkTrace(t *testing.T, m *lab.Muslin, from, to *lab.Pod, far *lab.Host) {
+	t.Helper()
+	r, err := muslinTrace(t, m, from.Addr.String(), to.Addr.String())
+	if err != nil || r.Stopped != "" || r.Answer != "echo reply" || r.Way != row.way || r.SentBy != "pod" {
+		t.Errorf("trace %s to %s: %+v, %v", from.Addr, to.Addr, r, err)
+	}
+	if tells := far.Number == 2 && row.backend != "host-gw"; strings.Contains(r.stages(), " receive forward-peer deliver ") != (tells && row.way == "direct") ||
+		strings.Contains(r.stages(), " receive check forward-peer deliver ") != (tells && row.way != "direct" && !slices.Contains(row.flags, "--wireguard=kernel")) {
+		t.Errorf("trace %s to %s: %s", from.Addr, to.Addr, r.stages())
+	}
+	r, err = muslinTrace(t, m, "--timeout", "300ms", from.Addr.String(), to.Addr.Next().Next().Next().String())
+	if want := map[bool]string{true: "deliver", false: "receive"}[far.Number == 2 && row.backend != "host-gw"]; err == nil || r.Stopped != want {
+		t.Errorf("trace to no pod: it stops at %q, want %q: %s (%v)", r.Stopped, want, r.Reason, err)
+	}
 }
 
 // checkPing pings a pod and its node, and wants both ways to be known where both ends run muslin.

@@ -69,7 +69,7 @@ func (d *daemon) serveTrace(w http.ResponseWriter, r *http.Request) {
 			said, err = d.arm(&v, localOwner, o, nil)
 		}
 	case http.MethodGet:
-		said, err = d.seen(&v, localOwner, r.URL.Query().Get("id"))
+		said, err = d.seen(&v, localOwner, r.URL.Query().Get("id"), r.URL.Query().Get("end") == "true")
 	default:
 		http.Error(w, "want GET or POST", http.StatusMethodNotAllowed)
 		return
@@ -96,12 +96,12 @@ func (d *daemon) armForPeer(asker *fib.Peer, o sight.Order) (sight.Armed, error)
 	})
 }
 
-func (d *daemon) seenForPeer(asker *fib.Peer, id string) (sight.Report, error) {
+func (d *daemon) seenForPeer(asker *fib.Peer, id string, end bool) (sight.Report, error) {
 	v := d.view.get()
 	if !v.running {
 		return sight.Report{}, fmt.Errorf("it does not carry packets")
 	}
-	return d.seen(&v, asker.Subnet.String(), id)
+	return d.seen(&v, asker.Subnet.String(), id, end)
 }
 
 // outerOf is the PublicIP that a peer's datagrams of a family come from.
@@ -119,8 +119,8 @@ func (d *daemon) arm(v *viewState, owner string, o sight.Order, may func(*sight.
 	return sight.Armed{ID: id}, err
 }
 
-func (d *daemon) seen(v *viewState, owner, id string) (sight.Report, error) {
-	r, err := v.watcher.Seen(owner, id)
+func (d *daemon) seen(v *viewState, owner, id string, end bool) (sight.Report, error) {
+	r, err := v.watcher.Seen(owner, id, end)
 	if err != nil {
 		return r, err
 	}
@@ -158,12 +158,11 @@ func (d *daemon) ground(v *viewState, p sight.Packet) sight.Ground {
 			g.Neighbour, _ = host.NeighbourState(to.Device, p.Dst)
 		}
 	}
-	if own && !n.six && g.TUN != "" {
-		if name := host.StrictReversePath(g.TUN); name != "" {
-			if from, err := host.RouteTo(p.Src); err != nil || from.Device != g.TUN {
-				g.RPFilter = name
-			}
-		}
+	if from, err := host.RouteTo(p.Src); err == nil {
+		g.Source = from.Device
+	}
+	if own && !n.six && g.TUN != "" && g.Source != g.TUN {
+		g.RPFilter = host.StrictReversePath(g.TUN)
 	}
 	for _, s := range v.host {
 		g.Warnings = append(g.Warnings, s.Warnings()...)

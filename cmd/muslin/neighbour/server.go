@@ -34,7 +34,7 @@ type Config struct {
 
 	// A packet of the asker's that is looked for here (package sight). An error is the asker's to hear.
 	Arm  func(asker *fib.Peer, o sight.Order) (sight.Armed, error)
-	Seen func(asker *fib.Peer, id string) (sight.Report, error)
+	Seen func(asker *fib.Peer, id string, end bool) (sight.Report, error)
 }
 
 // Server answers peers.
@@ -89,7 +89,7 @@ func (s *Server) Handler() http.Handler {
 		return s.cfg.Arm(asker, o)
 	})
 	s.handle(mux, "GET "+sight.Path, func(asker *fib.Peer, r *http.Request) (any, error) {
-		return s.cfg.Seen(asker, r.URL.Query().Get("id"))
+		return s.cfg.Seen(asker, r.URL.Query().Get("id"), r.URL.Query().Get("end") == "true")
 	})
 	return mux
 }

@@ -170,7 +170,7 @@ func askPeers(ctx context.Context, n *overlay.Network) (told map[string]telling,
 }
 
 func askStates(ctx context.Context, n *overlay.Network, p *control.PeerStatus) telling {
-	t := telling{why: errHostGateway}
+	t := telling{why: ErrHostGateway}
 	for _, q := range n.Asked(p) {
 		var all neighbour.Peers
 		if t.why = neighbour.Ask(ctx, q.From, q.To, neighbour.PeersPath, &all); t.why == nil {

@@ -182,11 +182,12 @@ func wayBack(ctx context.Context, n *overlay.Network, to overlay.Place) Way {
 	return w
 }
 
-var errHostGateway = errors.New("with host-gw a node has no address of its own in the overlay to be asked at")
+// ErrHostGateway is why a node cannot be asked.
+var ErrHostGateway = errors.New("with host-gw a node has no address of its own in the overlay to be asked at")
 
 // AskAbout asks a peer what it says of itself and of us, by the one family or the other.
 func AskAbout(ctx context.Context, n *overlay.Network, p *control.PeerStatus) (*neighbour.About, error) {
-	err := errHostGateway
+	err := ErrHostGateway
 	for _, q := range n.Asked(p) {
 		var about neighbour.About
 		if err = neighbour.Ask(ctx, q.From, q.To, neighbour.AboutPath, &about); err == nil {

@@ -125,3 +125,18 @@ func explainSend(err error) string {
 	}
 	return err.Error()
 }
+
+// Alive reports whether an address answers one of two pings, of this host's own; nil: they cannot be sent.
+func Alive(ctx context.Context, to netip.Addr, limit time.Duration) *bool {
+	p, err := newPinger(netip.Addr{}, to.Is6())
+	if err != nil {
+		return nil
+	}
+	defer p.close()
+	alive := false
+	for range 2 {
+		e := p.echo(ctx, to, DefaultSize, limit/2)
+		alive = alive || e.answered()
+	}
+	return &alive
+}

@@ -95,13 +95,14 @@ const MaxSightings = 64
 type Ground struct {
 	Device      string   `json:"device"` // that the kernel's route to the destination leads to
 	Gateway     string   `json:"gateway"`
-	Local       bool     `json:"local"`     // the destination is the host itself
-	Error       string   `json:"error"`     // why there is no route
-	Forwards    bool     `json:"forwards"`  // the kernel forwards packets of the family at all
-	RPFilter    string   `json:"rp_filter"` // the setting that is strict for where the packet comes from; empty: none
-	Neighbour   string   `json:"neighbour"` // of the destination on that device: "reachable", "failed", "incomplete", "" not known
-	Warnings    []string `json:"warnings"`  // of other owners' firewall rules that drop for certain
-	TUN         string   `json:"tun"`       // the overlay's device here
+	Source      string   `json:"source_device"` // that the kernel's route to the source leads to; empty: there is none
+	Local       bool     `json:"local"`         // the destination is the host itself
+	Error       string   `json:"error"`         // why there is no route
+	Forwards    bool     `json:"forwards"`      // the kernel forwards packets of the family at all
+	RPFilter    string   `json:"rp_filter"`     // the setting that is strict for where the packet comes from; empty: none
+	Neighbour   string   `json:"neighbour"`     // of the destination on that device: "reachable", "failed", "incomplete", "" not known
+	Warnings    []string `json:"warnings"`      // of other owners' firewall rules that drop for certain
+	TUN         string   `json:"tun"`           // the overlay's device here
 	Underlay    string   `json:"underlay"`
 	Subnet      string   `json:"subnet"` // this node's, CIDR
 	Network     string   `json:"network"`
@@ -109,7 +110,7 @@ type Ground struct {
 }
 
 // Path is that of the questions about a watch, on the control socket and over the overlay: POST an Order, which gives an Armed, and
-// GET with id=, which gives a Report.
+// GET with id=, which gives a Report, and with end=true as well ends the watch.
 const Path = "/v1/trace"
 
 // Order asks for a watch.

@@ -174,18 +174,18 @@ func TestWatcher(t *testing.T) {
 	peer := netip.MustParseAddrPort("192.0.2.2:8472")
 	told.Observe(&tunnel.Seen{Point: tunnel.PointDrop, Inbound: true, Outer: true, Bufs: [][]byte{framed[:11], framed[11:]}, Len: len(framed), Src: peer, Reason: tunnel.DropVNI})
 	told.Observe(&tunnel.Seen{Point: tunnel.PointOuter, Inbound: true, Outer: true, Bufs: [][]byte{framed[:8]}, Len: 8})
-	r, err := w.Seen("me", id)
+	r, err := w.Seen("me", id, false)
 	if err != nil || len(r.Sightings) != 2 || r.Sightings[0].Point != Inner || r.Sightings[1].Point != Drop || r.Sightings[1].Reason != "vxlan-vni" ||
 		r.Sightings[1].OuterSrc != peer.String() || !r.DataPath || r.Devices {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if _, err := w.Seen("you", id); err == nil {
+	if _, err := w.Seen("you", id, true); err == nil {
 		t.Error("somebody else is told of it")
 	}
 	for range 2 * MaxSightings {
 		told.Observe(&tunnel.Seen{Point: tunnel.PointInner, Bufs: [][]byte{request}, Len: len(request)})
 	}
-	if r, _ := w.Seen("me", id); len(r.Sightings) != MaxSightings || r.More != MaxSightings+2 {
+	if r, _ := w.Seen("me", id, false); len(r.Sightings) != MaxSightings || r.More != MaxSightings+2 {
 		t.Errorf("%d are kept, and %d more", len(r.Sightings), r.More)
 	}
 	for range maxArmed - 1 {
@@ -196,14 +196,17 @@ func TestWatcher(t *testing.T) {
 	if _, err := w.Arm("me", p, time.Second, nil); err == nil {
 		t.Error("one more than the most is looked for")
 	}
+	if _, err := w.Seen("me", id, true); err != nil || stopped != 1 {
+		t.Errorf("%d have ended, %v", stopped, err)
+	}
 	if w.prune(time.Now().Add(2*time.Second)) || stopped != maxArmed {
 		t.Errorf("%d of %d have ended in time", stopped, maxArmed)
 	}
-	if _, err := w.Seen("me", id); err != nil {
+	if _, err := w.Seen("me", id, false); err != nil {
 		t.Error("what was seen is forgotten at once:", err)
 	}
 	w.prune(time.Now().Add(time.Second + keepFor + time.Second))
-	if _, err := w.Seen("me", id); err == nil {
+	if _, err := w.Seen("me", id, false); err == nil {
 		t.Error("it is never forgotten")
 	}
 	for _, bad := range []Packet{{}, {Src: a4, Dst: b6, Proto: ICMP}, {Src: a4, Dst: b4, Proto: "sctp"}} {

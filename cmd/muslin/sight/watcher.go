@@ -17,7 +17,7 @@ import (
 // Limits of watches.
 const (
 	MaxWatch = 10 * time.Second // how long one looks
-	maxArmed = 8                // at once
+	maxArmed = 16               // at once
 	keepFor  = 30 * time.Second // what one has seen
 )
 
@@ -131,12 +131,16 @@ func (w *Watcher) packets() (all []Packet) {
 	return all
 }
 
-// Seen is what a watch of this owner has seen until now.
-func (w *Watcher) Seen(owner, id string) (Report, error) {
+// Seen is what a watch of this owner has seen until now. With end it has seen enough.
+func (w *Watcher) Seen(owner, id string, end bool) (Report, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, one := range w.watches {
 		if one.id == id && one.owner == owner {
+			if now := time.Now(); end && now.Before(one.until) {
+				one.until = now
+				w.finish(now)
+			}
 			one.mu.Lock()
 			defer one.mu.Unlock()
 			r := one.report
@@ -151,21 +155,25 @@ func (w *Watcher) Seen(owner, id string) (Report, error) {
 func (w *Watcher) prune(now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.watches = slices.DeleteFunc(w.watches, func(one *watch) bool { return now.After(one.until.Add(keepFor)) && one.over })
+	w.finish(now)
+	return w.armed() > 0
+}
+
+// finish ends what is over.
+func (w *Watcher) finish(now time.Time) {
 	ended := false
 	for _, one := range w.watches {
-		if !one.over && now.After(one.until) {
+		if !one.over && !now.Before(one.until) {
 			one.over, ended = true, true
 			for _, stop := range one.stops {
 				stop()
 			}
 		}
 	}
-	w.watches = slices.DeleteFunc(w.watches, func(one *watch) bool { return now.After(one.until.Add(keepFor)) })
-	left := w.packets()
 	if ended && w.cfg.Devices != nil {
-		_ = w.cfg.Devices.look(left) // or else what is not wanted is thrown away here
+		_ = w.cfg.Devices.look(w.packets()) // or else what is not wanted is thrown away here
 	}
-	return len(left) > 0
 }
 
 // atDevice takes what the packet socket gave.
