@@ -4,7 +4,6 @@
 package trace
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -185,17 +184,38 @@ func (w *watches) armThere(ctx context.Context, p *control.PeerStatus) error {
 	if p == nil {
 		return errNoPeer
 	}
-	var why error // by the packet's own family, in which it is asked first
-	for _, q := range w.network.Asked(p) {
-		var armed sight.Armed
-		err := neighbour.Tell(ctx, q.From, q.To, sight.Path, w.order, &armed)
-		if err == nil {
-			w.there, w.question = armed.ID, q
+	questions := w.network.Asked(p)
+	if len(questions) == 0 {
+		return ping.ErrHostGateway
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Both families at once: where one carries nothing, that would take seconds.
+	type answer struct {
+		of  int
+		id  string
+		err error
+	}
+	answers := make(chan answer, len(questions))
+	for i, q := range questions {
+		go func() {
+			var armed sight.Armed
+			err := neighbour.Tell(ctx, q.From, q.To, sight.Path, w.order, &armed)
+			answers <- answer{i, armed.ID, err}
+		}()
+	}
+	var why error // by the packet's own family, if by none
+	for range questions {
+		a := <-answers
+		if a.err == nil {
+			w.there, w.question = a.id, questions[a.of]
 			return nil
 		}
-		why = cmp.Or(why, err)
+		if why == nil || a.of == 0 {
+			why = a.err
+		}
 	}
-	return cmp.Or(why, ping.ErrHostGateway)
+	return why
 }
 
 func (w *watches) seenHere(ctx context.Context, end bool) (*sight.Report, error) {
