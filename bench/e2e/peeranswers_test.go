@@ -36,6 +36,9 @@ var askedFrom atomic.Uint32
 // ask gets a path, or says why nothing came: a refusal, silence, or a connection that was closed without an answer.
 func (q question) ask(path string) (string, error) {
 	fd, err := q.connect()
+	for errors.Is(err, unix.EINTR) { // by a signal of the Go runtime's
+		fd, err = q.connect()
+	}
 	if err != nil {
 		return "", err
 	}

@@ -36,6 +36,7 @@ type pingReport struct {
 	Sweep    *struct {
 		Tried   int    `json:"tried"`
 		Largest int    `json:"largest"`
+		Reached int    `json:"reached"`
 		Why     string `json:"why"`
 		MTU     int    `json:"mtu"`
 		By      string `json:"by"`
@@ -138,11 +139,20 @@ func TestPing(t *testing.T) {
 	expectPingMesh(t, m1, []string{n1.Subnet.String(), n2.Subnet.String(), v.Subnet.String()}, []string{n1.Subnet6, n2.Subnet6, v.subnet6.String()})
 	expectPingStops(t, m1, b.Addr)
 
-	// One way takes less, and says nothing of it.
-	runIn(t, h2.Node, "nft", "add table ip hole; add chain ip hole in { type filter hook prerouting priority -300; }; add rule ip hole in udp dport 8472 meta length > 1350 drop")
+	// One way takes less, and says nothing of it. What the kernel has not cut yet is longer than any of its packets.
+	runIn(t, h2.Node, "nft", "add table ip hole; add chain ip hole in { type filter hook prerouting priority -300; }; add rule ip hole in udp dport 8472 meta length 1351-1500 drop")
 	r, err := muslinPing(t, m1, b.Addr.String(), "--count", "1", "--sweep", "--timeout", "150ms")
 	if err != nil || r.Sweep == nil || r.Sweep.Largest != 1300 {
 		t.Errorf("sweep over a path that takes 1300: %+v, %v", r.Sweep, err)
+	}
+	if r.Sweep != nil && r.Sweep.Reached != 1300 {
+		t.Errorf("of packets to h2 it saw %d bytes, want 1300", r.Sweep.Reached)
+	}
+	runIn(t, h2.Node, "nft", "delete table ip hole")
+	runIn(t, h1.Node, "nft", "add table ip hole; add chain ip hole in { type filter hook prerouting priority -300; }; add rule ip hole in ip saddr "+h2.Addr.String()+" udp dport 8472 meta length 1351-1500 drop")
+	r, err = muslinPing(t, m1, b.Addr.String(), "--count", "1", "--sweep", "--timeout", "150ms")
+	if err != nil || r.Sweep == nil || r.Sweep.Largest != 1300 || r.Sweep.Reached != dualMTU {
+		t.Errorf("sweep over a path that takes 1300 back: %+v, %v", r.Sweep, err)
 	}
 	r, err = muslinPing(t, m1, c6.Addr.String(), "--count", "1", "--sweep", "--timeout", "150ms")
 	if err != nil || r.Sweep == nil || r.Sweep.Largest != dualMTU || r.Sweep.Tried != dualMTU || r.Sweep.Why != "" {

@@ -124,7 +124,10 @@ func (d *daemon) seen(v *viewState, owner, id string, end bool) (sight.Report, e
 	if err != nil {
 		return r, err
 	}
-	r.Ground = d.ground(v, r.Packet)
+	r.Ground = v.ground(r.Packet)
+	if end { // or else it is about to be asked again
+		d.explore(v, r.Packet, &r.Ground)
+	}
 	return r, nil
 }
 
@@ -142,13 +145,19 @@ func (v *viewState) familyOf(a netip.Addr) int {
 	return 0
 }
 
-// ground is what this host does with a packet.
-func (d *daemon) ground(v *viewState, p sight.Packet) sight.Ground {
+// ground is what is known without a look at the host.
+func (v *viewState) ground(p sight.Packet) sight.Ground {
 	i := v.familyOf(p.Dst)
 	n := v.node.all()[i]
-	subnet, own := v.ownSubnet(p.Dst)
-	g := sight.Ground{TUN: parts(v.carrier)[i].name(), Underlay: n.iface.Name, Subnet: subnet.String(), Network: n.network.String(),
-		Forwards: host.Forwards(n.six), SourceCheck: n.sourceCheck(d.opts.sourceCheck).String(), Warnings: []string{}}
+	subnet, _ := v.ownSubnet(p.Dst)
+	return sight.Ground{TUN: parts(v.carrier)[i].name(), Underlay: n.iface.Name, Subnet: subnet.String(), Network: n.network.String(), Warnings: []string{}}
+}
+
+// explore adds what this host does with a packet.
+func (d *daemon) explore(v *viewState, p sight.Packet, g *sight.Ground) {
+	n := v.node.all()[v.familyOf(p.Dst)]
+	_, own := v.ownSubnet(p.Dst)
+	g.Forwards, g.SourceCheck = host.Forwards(n.six), n.sourceCheck(d.opts.sourceCheck).String()
 	to, err := host.RouteTo(p.Dst)
 	if err != nil {
 		g.Error = err.Error()
@@ -167,5 +176,4 @@ func (d *daemon) ground(v *viewState, p sight.Packet) sight.Ground {
 	for _, s := range v.host {
 		g.Warnings = append(g.Warnings, s.Warnings()...)
 	}
-	return g
 }

@@ -28,7 +28,7 @@ var (
 	ErrRights = errors.New("to ask a peer takes root (CAP_NET_BIND_SERVICE): a question comes from a port below 1024")
 )
 
-// Patience is how long Ask waits for a peer, if ctx has no earlier end.
+// Patience is how long Ask waits for a peer, if ctx has no deadline.
 const Patience = 2 * time.Second
 
 // maxAnswer is how much of an answer is read, bytes.
@@ -46,8 +46,11 @@ func Tell(ctx context.Context, from, to netip.Addr, path string, question, into 
 }
 
 func ask(ctx context.Context, from, to netip.Addr, method, path string, question, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, Patience)
-	defer cancel()
+	if _, limited := ctx.Deadline(); !limited {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, Patience)
+		defer cancel()
+	}
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, from, to) },

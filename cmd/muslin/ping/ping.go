@@ -103,7 +103,7 @@ func Ping(ctx context.Context, n *overlay.Network, to overlay.Place, o Options, 
 	p.mu.Unlock()
 	r.Stats = summarize(r.Echoes, again)
 	if o.Sweep && ctx.Err() == nil {
-		r.Sweep = p.sweep(ctx, to.Addr, max(route.MTU, route.Kernel.MTU), o.Timeout)
+		r.Sweep = p.sweepBoth(ctx, n, to, max(route.MTU, route.Kernel.MTU), o.Timeout)
 	}
 	back.Wait()
 	if w != nil {

@@ -82,7 +82,7 @@ func (r *Report) end(w io.Writer) {
 		fmt.Fprintf(w, "  round trip: min %s, avg %s, max %s, p99 %s ms, jitter %s ms\n", ms(r.Min), ms(r.Avg), ms(r.Max), ms(r.P99), ms(r.Jitter))
 	}
 	if s := r.Sweep; s != nil {
-		fmt.Fprintf(w, "  size there: %s\n", s.describe(&r.There))
+		fmt.Fprintf(w, "  size: %s\n", s.describe(&r.There))
 	}
 	fmt.Fprintf(w, "  back: %s\n", r.Back.describe())
 }
@@ -90,7 +90,7 @@ func (r *Report) end(w io.Writer) {
 func (s *Sweep) describe(believed *Way) string {
 	text := ""
 	switch {
-	case s.Largest == 0:
+	case s.Largest == 0 && s.Reached == 0:
 		return "no packet was answered, of whatever size"
 	case s.Largest == s.Tried:
 		return fmt.Sprintf("up to %d bytes, all that this host's device takes; the daemon believes %d (%s)", s.Largest, believed.MTU, believed.MTURule)
@@ -100,6 +100,9 @@ func (s *Sweep) describe(believed *Way) string {
 		text = fmt.Sprintf("up to %d bytes; larger ones vanish", s.Largest)
 	}
 	text += fmt.Sprintf("; the daemon believes %d (%s)", believed.MTU, believed.MTURule)
+	if s.Reached > s.Largest {
+		return fmt.Sprintf("packets of %d bytes come there, and answers of up to %d back: larger ones are lost on the way back; the daemon here believes %d there (%s)", s.Reached, s.Largest, believed.MTU, believed.MTURule)
+	}
 	if believed.MTURule != control.MTUPath && s.By == "" {
 		text += ", and finds the path's within seconds where there is traffic (--path-mtu-interval)"
 	}

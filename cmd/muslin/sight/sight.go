@@ -89,7 +89,7 @@ type Report struct {
 }
 
 // MaxSightings is how many a watch keeps.
-const MaxSightings = 64
+const MaxSightings = 256
 
 // Ground is what the host would do with the packet: how the kernel routes it, and what could stop it.
 type Ground struct {

@@ -225,6 +225,9 @@ func (w *watches) seenHere(ctx context.Context, end bool) (*sight.Report, error)
 
 func (w *watches) seenThere(ctx context.Context) (*sight.Report, error) {
 	var r sight.Report
+	// That node may be about to put its firewall rules back, and tells of them behind that.
+	ctx, cancel := context.WithTimeout(ctx, 2*neighbour.Patience)
+	defer cancel()
 	if err := neighbour.Ask(ctx, w.question.From, w.question.To, w.path(w.there, true), &r); err != nil {
 		return nil, err
 	}
