@@ -166,6 +166,8 @@ func TestPing(t *testing.T) {
 	if err == nil || r.Sent != 10 || r.Received != 5 || r.Loss != 0.5 {
 		t.Errorf("every second one is lost: %+v, %v", r, err)
 	}
+	runIn(t, h1.Node, "nft", "delete table ip hole")
+	runIn(t, h3.Node, "nft", "delete table ip loss")
 	for words, says := range map[string]string{
 		"10.250.0.1":    "does not lie in the overlay",
 		"10.9.0.0/24":   "no peer has the subnet",

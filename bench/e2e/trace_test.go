@@ -192,6 +192,8 @@ func TestTrace(t *testing.T) {
 	if r, err := muslinTrace(t, m1, foreign.String(), to); err == nil || r.Stopped != "check" || !strings.Contains(r.Reason, "inner-source") {
 		t.Errorf("a foreign source: %+v, %v", r, err)
 	}
+	runIn(t, h1.Node, "ip", "route", "del", foreign.String()+"/32", "dev", "cni0")
+	runIn(t, a.Node, "ip", "addr", "del", foreign.String()+"/32", "dev", "eth0")
 	for words, says := range map[string]string{
 		to + " " + a.Addr.String():            "is on another node, " + h2.Addr.String(),
 		"192.0.2.1 " + to:                     "does not lie in the overlay",
