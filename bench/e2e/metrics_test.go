@@ -67,15 +67,14 @@ func TestMetrics(t *testing.T) {
 	}
 
 	since := after[`muslin_running_since_timestamp_seconds`]
-	old := m1
-	m1 = launchMuslin(t, h1, append([]string{"--replace"}, flags...)...)
+	launchMuslin(t, h1, append([]string{"--replace"}, flags...)...)
 	eventually(t, 20*time.Second, func() error {
 		if now := metrics(h1)[`muslin_running_since_timestamp_seconds`]; now <= since {
 			return fmt.Errorf("the daemon that answers runs since %v", now)
 		}
 		return nil
 	})
-	expectExit(t, old.Proc, 0)
+	expectExit(t, m1.Proc, 0)
 
 	ready := func(h *lab.Host, accept string) (int, string) {
 		return ask(t, h.Node, netip.MustParseAddrPort("127.0.0.1:8081"), "/readyz", accept)
@@ -83,6 +82,7 @@ func TestMetrics(t *testing.T) {
 	if code, text := ready(h1, ""); code != http.StatusOK || text != "ready\n" {
 		t.Errorf("ready: %d %q", code, text)
 	}
+	leaveIll(l, "etcd is gone")
 	if err := store.Proc.Stop(); err != nil {
 		t.Fatal(err)
 	}
