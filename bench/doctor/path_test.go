@@ -134,6 +134,7 @@ func TestPath(t *testing.T) {
 		{id: "udp-filtered-at-peer", name: "flannel", about: h4.Addr.String(), inject: filter(h4.Node, "input", four+"drop"), mend: unfilter(h4.Node)},
 		{id: "udp-filtered-at-peer", name: "IPv6, refused", about: h4.Addr.String(), inject: filter(h4.Node, "input", "meta nfproto ipv6 udp dport 8472 reject with icmpv6 type admin-prohibited"), mend: unfilter(h4.Node), words: []string{"fd99::4 refuses"}},
 		{id: "udp-filtered-one-way", about: h4.Addr.String(), inject: filter(h4.Node, "output", four+"drop"), mend: unfilter(h4.Node), words: []string{"OUTPUT"}},
+		{id: "udp-filtered-one-way", name: "muslin", about: h3.Addr.String(), inject: filter(h3.Node, "output", four+"drop"), mend: unfilter(h3.Node), words: []string{"OUTPUT"}},
 		{id: "public-ip-nat", about: h3.Addr.String(), words: []string{"behind NAT", "198.18.0.203"}, mend: onHost(h3, "nft delete table ip fault; ip addr del 198.18.0.203/24 dev eth0"),
 			inject: onHost(h3, "ip addr add 198.18.0.203/24 dev eth0; nft 'table ip fault { chain c { type nat hook postrouting priority 100; udp dport 8472 snat to 198.18.0.203; }; }'")},
 		{id: "checksum-corruption", about: h4.Addr.String(), words: []string{"wrong UDP checksum"}, inject: both(onHost(h4, "ethtool -K eth0 tx off"), onSwitch("ip saddr "+h4.Addr.String()+" "+damage)), mend: both(unSwitch, onHost(h4, "ethtool -K eth0 tx on"))},

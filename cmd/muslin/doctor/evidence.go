@@ -31,6 +31,7 @@ type evidence struct {
 	left   int        // datagrams to it that were seen leaving
 	answer bool       // one made by hand was answered at an interface of ours
 	bare   bool       // one was answered past the overlay: it has got there
+	muslin bool       // the node runs muslin, which asks a peer that it does not hear every 10 s
 	anyMAC bool       // only one to every MAC was answered
 
 	heard  time.Time // by the daemon, last; zero: never since it started

@@ -291,6 +291,16 @@ func (e *evidence) lastHeard() string {
 	return fmt.Sprintf("; heard last %v ago", time.Since(e.heard).Round(time.Second))
 }
 
+// mustAsk is how long a muslin may be silent that does not hear us.
+const mustAsk = 10500 * time.Millisecond
+
+func (e *evidence) oneWay() string {
+	if e.bare {
+		return fmt.Sprintf("%d datagrams to %s: it answered one past the overlay, and none in it came to an interface here", e.made.Sent, e.peer.to())
+	}
+	return fmt.Sprintf("it runs muslin, as it says by its other address family, which asks a peer that it does not hear every 10 s; none of that came to an interface here in %v", e.waited.Round(time.Second))
+}
+
 // silent is about a host that is there and does not answer at the overlay's port.
 func (e *evidence) silent() *said {
 	if e.answer {
@@ -306,9 +316,9 @@ func (e *evidence) silent() *said {
 	case e.anyMAC:
 		return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, which is not its VTEP's: it drops what is sent to it", e.peer.outer, e.peer.mac),
 			"a datagram to any MAC is answered, one to that MAC is not", fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
-	case e.bare:
+	case e.bare, e.muslin && e.came() == 0 && e.counted.rx == 0 && e.waited > mustAsk:
 		f := e.verdict("udp-filtered-one-way", Broken, Likely, fmt.Sprintf("what %s sends to %s is dropped, and what is sent there arrives: its firewall for output, or one on the way here", e.peer.outer, here),
-			fmt.Sprintf("%d datagrams to %s: it answered one past the overlay, and none in it came to an interface here", e.made.Sent, e.peer.to()),
+			e.oneWay(),
 			fmt.Sprintf("on %s: iptables -I OUTPUT -p udp --dport %d -j ACCEPT; in front of this node: let UDP %d in from %s", e.peer.outer, e.port, e.port, e.peer.outer))
 		f.kind = "in"
 		return f

@@ -17,6 +17,7 @@ import (
 
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/doctor/wire"
+	"muslin/cmd/muslin/neighbour"
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel/host"
@@ -347,6 +348,7 @@ func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16, more 
 	} else {
 		all.Go(func() { e.closed = knock(ctx, netip.Addr{}, netip.AddrPortFrom(e.peer.outer, unlikelyPort()), 1, nil) })
 	}
+	all.Go(func() { e.muslin = p.answersByOther(ctx, e.peer) })
 	all.Wait()
 	e.route.neighbour(e)
 	for more(e) {
@@ -360,6 +362,21 @@ func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16, more 
 	if datagrams != nil {
 		e.knockElsewhere(ctx, from, datagrams[:1])
 	}
+}
+
+// answersByOther reports whether the node answers what muslin's nodes answer each other, by its other address family: then it
+// runs muslin, and asks us as we ask it.
+func (p *Patient) answersByOther(ctx context.Context, h half) bool {
+	own, ok := p.ownHalf(!h.six)
+	if !ok || !p.Running() {
+		return false
+	}
+	for _, other := range h.node.halves() {
+		if other.six != h.six && other.status != nil && other.status.Up != nil && *other.status.Up {
+			return neighbour.Ask(ctx, own.base(), other.base(), neighbour.AboutPath, new(neighbour.About)) == nil
+		}
+	}
+	return false
 }
 
 // Which of the datagrams made by hand it is: the echo's number, beside that of the suspect.
