@@ -85,11 +85,17 @@ func TestNews(t *testing.T) {
 	f.mu.Lock()
 	f.findings = filepath.Join(t.TempDir(), "doctor.json")
 	f.mu.Unlock()
-	report := fmt.Sprintf(`{"time":%q,"findings":[{"id":"ip-forward","severity":"broken","summary":"this host does not forward","evidence":"0","fix":"sysctl -w net.ipv4.ip_forward=1","confidence":"certain","node":"192.0.2.1"}]}`,
-		time.Now().Add(-2*time.Hour).Format(time.RFC3339))
-	if err := os.WriteFile(f.findings, []byte(report), 0o600); err != nil {
-		t.Fatal(err)
+	write := func(age time.Duration) {
+		t.Helper()
+		report := fmt.Sprintf(`{"time":%q,"findings":[{"id":"ip-forward","severity":"broken","summary":"this host does not forward","evidence":"0","fix":"sysctl -w net.ipv4.ip_forward=1","confidence":"certain","node":"192.0.2.1"}]}`,
+			time.Now().Add(-age).Format(time.RFC3339))
+		if err := os.WriteFile(f.findings, []byte(report), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
+	write(5 * time.Minute)
+	b.wait(5*time.Second, "#warnings-list li", "doctor, 5 min ago: this host does not forward")
+	write(2 * time.Hour)
 	b.wait(5*time.Second, "#doctor", "Asked 2 h ago: ask again", "broken: this host does not forward", "sysctl -w")
 
 	// The server goes away, and another one comes.

@@ -4,7 +4,7 @@ import { h, svg, show } from './dom.js';
 import { HISTORY, NAMES } from './model.js';
 import { symbol } from './picture.js';
 import { pathMTU } from './table.js';
-import { ago, bits, bytes, clock, count, percent, roundTrip, since, span } from './words.js';
+import { ago, bits, bytes, count, moment, percent, roundTrip, since, span } from './words.js';
 
 const row = (name, value, ...more) => (value || more.length > 0 ? [h('dt', null, name), h('dd', null, value, ...more)] : []);
 const code = (value) => value && h('code', null, value);
@@ -20,7 +20,7 @@ export function details(panel, network, peer, onSelect) {
 
 function peerDetails(network, p) {
   const s = p.now, now = network.time;
-  const first = s.subnet.split('/')[0];
+  const first = s.subnet.split('/')[0], net = network.name ? ` --net ${network.name}` : '';
   return [
     h('div', { class: 'head' }, h('h3', { id: 'details-title' }, p.subnet), h('button', { type: 'button', class: 'back' }, 'this node')),
     h('p', { class: `state ${p.state}` }, symbol(p.state), stateWords(p, now)),
@@ -42,7 +42,7 @@ function peerDetails(network, p) {
       row('endpoint', code(s.endpoint)),
       s.public_key ? row('handshake', ago(now, s.last_handshake)) : [],
       s.other_subnet ? row('same node', h('button', { type: 'button', class: 'other' }, s.other_subnet), { true: ' up', false: ' down' }[s.other_up] ?? '') : []),
-    group('On this host', row('why this way', code(`muslin route ${first}`)), row('try the path', code(`muslin ping ${s.public_ip}`))),
+    group('On this host', row('why this way', code(`muslin route ${first}${net}`)), row('try the path', code(`muslin ping ${s.public_ip}${net}`))),
   ];
 }
 
@@ -50,7 +50,7 @@ function stateWords(p, now) {
   const s = p.now;
   switch (p.state) {
     case 'down':
-      return s.way === 'none' ? 'There is no way to it' : s.down_since ? `Down for ${span(since(now, s.down_since))}, since ${clock(Date.parse(s.down_since))}` : 'Down';
+      return s.way === 'none' ? 'There is no way to it' : s.down_since ? `Down for ${span(since(now, s.down_since))}, since ${moment(now, Date.parse(s.down_since))}` : 'Down';
     case 'loss':
       return `Loses ${percent(s.loss)} of the packets that ask it`;
     case 'unknown':

@@ -58,6 +58,11 @@ function warnings(doc, network) {
   const all = [...(network.view.status?.warnings ?? [])];
   if (network.view.error) all.unshift(network.view.error);
   if (doc.config_error) all.unshift(`The file with the networks is wrong now, and all stay as they were: ${doc.config_error}`);
+  const report = network.view.doctor, age = report ? doc.time - Date.parse(report.time) : Infinity;
+  const broken = age < STALE ? findingsOf(network).filter((f) => f.severity === 'broken') : [];
+  if (broken.length > 0) {
+    all.unshift(`doctor, ${age < 60000 ? 'just now' : `${short(age)} ago`}: ${broken[0].summary}${broken.length > 1 ? ` (and ${count(broken.length - 1)} more, below)` : ''}`);
+  }
   byId('warnings').hidden = all.length === 0;
   show(byId('warnings-list'), ...new Set(all).values().map((w) => h('li', null, w)));
 }
@@ -85,6 +90,8 @@ function skipped(doc, network) {
       h('th', { scope: 'row' }, h('code', null, reason), h('span', { class: 'why muted' }, doc.skipped?.[reason] ?? '')), h('td', { class: 'right' }, count(n)))))));
 }
 
+const findingsOf = (network) => (network.view.doctor?.findings ?? []).filter((f) => !f.net || !network.name || f.net === network.name);
+
 // An hour on, what doctor found says little of how things are.
 const STALE = 3600000;
 
@@ -96,7 +103,7 @@ function doctor(doc, network) {
   const age = Math.max(0, doc.time - Date.parse(report.time));
   const when = h('p', { class: age > STALE ? 'loss' : 'muted' }, `Asked ${age < 60000 ? 'just now' : `${short(age)} ago`}${age > STALE ? ': ask again with ' : '.'}`, age > STALE && h('code', null, 'muslin doctor'));
   if (report.error) return show(byId('doctor'), when, h('p', { class: 'loss' }, `It cannot be shown: ${report.error}`));
-  const found = (report.findings ?? []).filter((f) => !f.net || !network.name || f.net === network.name);
+  const found = findingsOf(network);
   if (!found.length) return show(byId('doctor'), when, h('p', { class: 'good' }, 'It found nothing.'));
   show(byId('doctor'), when, h('ol', { class: 'findings' }, found.map((f) => {
     const state = f.severity === 'broken' ? 'down' : 'loss';
@@ -129,10 +136,10 @@ function histogram(sizes) {
   const each = sizes.counts.map((n, i) => n - (sizes.counts[i - 1] ?? 0));
   each.push(sizes.count - sizes.counts.at(-1));
   const most = Math.max(...each), middle = sizes.bounds[sizes.counts.findIndex((n) => n * 2 >= sizes.count)];
-  return [svg('svg', { class: 'sizes', width: each.length * 9, height: 26, 'aria-hidden': 'true', focusable: 'false' },
+  return [svg('svg', { class: 'sizes', width: each.length * 6, height: 26, 'aria-hidden': 'true', focusable: 'false' },
     each.map((n, i) => {
       const high = n === 0 ? 0 : Math.max(1, Math.round((n / most) * 24));
-      return svg('rect', { x: i * 9, y: 26 - Math.max(1, high), width: 7, height: Math.max(1, high), class: n === 0 ? 'none' : null });
+      return svg('rect', { x: i * 6, y: 26 - Math.max(1, high), width: 5, height: Math.max(1, high), class: n === 0 ? 'none' : null });
     })), h('span', { class: 'quiet' }, middle === undefined ? 'most are large' : `half have ${middle} at most`)];
 }
 

@@ -77,8 +77,8 @@ export class Table {
     row = { peer, cells: [] };
     row.button = h('button', { type: 'button', tabindex: -1 }, peer.subnet);
     row.tr = h('tr', { 'data-subnet': peer.subnet }, COLUMNS.map((c) => {
-      const kind = `${c.right ? 'right ' : ''}${c.narrow ? '' : 'wide'}`;
-      if (c.id === 'subnet') return h('th', { scope: 'row', class: kind }, row.button, row.small = h('span', { class: 'small muted', 'aria-hidden': 'true' }));
+      const kind = `${c.id}${c.right ? ' right' : ''}${c.narrow ? '' : ' wide'}`;
+      if (c.id === 'subnet') return h('th', { scope: 'row', class: kind }, row.button, row.small = h('span', { class: 'small muted' }));
       if (c.id === 'state') return h('td', { class: kind }, row.symbol = h('span'), row.words = h('span'));
       const cell = document.createTextNode('');
       row.cells.push([c, cell]);

@@ -61,4 +61,7 @@ export function percent(share) {
 
 export const clock = (ms) => new Date(ms).toLocaleTimeString('en-GB');
 
+// moment is a time of day, with the day where it is not of the last twenty hours.
+export const moment = (now, ms) => (now - ms < 20 * 3600000 ? '' : `${new Date(ms).toLocaleDateString('en-GB', { day: 'numeric', month: 'short' })}, `) + clock(ms);
+
 export const plural = (n, one, many = one + 's') => `${count(n)} ${n === 1 ? one : many}`;
