@@ -52,7 +52,7 @@ function stateWords(p, now) {
     case 'down':
       return s.way === 'none' ? 'There is no way to it' : s.down_since ? `Down for ${span(since(now, s.down_since))}, since ${moment(now, Date.parse(s.down_since))}` : 'Down';
     case 'loss':
-      return `Loses ${percent(s.loss)} of the packets that ask it`;
+      return `Loses packets: ${percent(s.loss)} of the last minute's requests had no answer`;
     case 'unknown':
       return 'Not known: it was neither heard nor asked yet';
   }
