@@ -109,27 +109,27 @@ func udpPort(port uint16) []bpf.Instruction {
 // pollEvery is how often a socket that nothing comes to looks whether it is to end.
 const pollEvery = 100 * time.Millisecond
 
-// receive waits for a packet: its bytes, borrowed until the next call, when it came, and whether it goes out. No bytes:
-// there was none for a while.
-func (s *packetSocket) receive() (p []byte, at time.Time, out bool, err error) {
+// receive takes the next packet: its bytes, borrowed until the next call, when it came, and whether it goes out; no bytes: it
+// is not of IP. Where there is none within wait, ok is false.
+func (s *packetSocket) receive(wait time.Duration) (p []byte, at time.Time, out, ok bool, err error) {
 	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, int(pollEvery/time.Millisecond)); n == 0 || errors.Is(err, unix.EINTR) {
-		return nil, at, false, nil
+	if n, err := unix.Poll(fds, int(wait/time.Millisecond)); n == 0 || errors.Is(err, unix.EINTR) {
+		return nil, at, false, false, nil
 	} else if err != nil {
-		return nil, at, false, fmt.Errorf("poll: %w", err)
+		return nil, at, false, false, fmt.Errorf("poll: %w", err)
 	}
 	n, oobn, _, from, err := unix.Recvmsg(s.fd, s.buf, s.oob, unix.MSG_DONTWAIT)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-		return nil, at, false, nil
+		return nil, at, false, false, nil
 	case err != nil:
-		return nil, at, false, fmt.Errorf("receive: %w", err)
+		return nil, at, false, false, fmt.Errorf("receive: %w", err)
 	}
-	ll, ok := from.(*unix.SockaddrLinklayer)
-	if !ok || ll.Protocol != htons(unix.ETH_P_IP) && ll.Protocol != htons(unix.ETH_P_IPV6) {
-		return nil, at, false, nil
+	ll, is := from.(*unix.SockaddrLinklayer)
+	if !is || ll.Protocol != htons(unix.ETH_P_IP) && ll.Protocol != htons(unix.ETH_P_IPV6) {
+		return nil, at, false, true, nil
 	}
-	return s.buf[:n], timestamp(s.oob[:oobn]), ll.Pkttype == unix.PACKET_OUTGOING, nil
+	return s.buf[:n], timestamp(s.oob[:oobn]), ll.Pkttype == unix.PACKET_OUTGOING, true, nil
 }
 
 // timestamp is SO_TIMESTAMPNS's, or now.
@@ -157,21 +157,33 @@ func (s *packetSocket) lost() uint64 {
 	return uint64(st.Drops)
 }
 
-// watch hands over what is wanted of a device until ctx ends.
+// watch hands over what is wanted of a device until ctx ends, and what had come until then.
 func (d *device) watch(ctx context.Context, s *packetSocket, w *Wanted, f *filter.Filter, give func(r *Record) error, lost func(n uint64)) error {
 	defer unix.Close(s.fd)
 	defer func() { lost(s.lost()) }()
 	asked := new(filter.Packet)
 	r := new(Record)
-	for ctx.Err() == nil {
-		p, at, out, err := s.receive()
-		if err != nil {
-			return fmt.Errorf("capture on %s: %w", d.name, err)
+	var end time.Time // zero: ctx has not ended
+	for end.IsZero() || time.Now().Before(end) {
+		wait := pollEvery
+		if ctx.Err() != nil {
+			wait = 0
+			if end.IsZero() {
+				end = time.Now().Add(patience)
+			}
 		}
-		if len(p) == 0 {
+		p, at, out, ok, err := s.receive(wait)
+		switch {
+		case err != nil:
+			return fmt.Errorf("capture on %s: %w", d.name, err)
+		case !ok && wait == 0:
+			return nil
+		case !ok:
 			if err := give(nil); err != nil {
 				return err
 			}
+			continue
+		case len(p) == 0:
 			continue
 		}
 		remote, _ := ends(p, out)
