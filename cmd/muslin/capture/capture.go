@@ -174,7 +174,11 @@ func (r *running) run(ctx context.Context) error {
 	if r.flows != nil && len(r.plan.devices) > 0 {
 		g.Go(func() error { return r.tellFlows(ctx) })
 	}
-	return g.Wait()
+	err := g.Wait()
+	if r.flows != nil && len(r.plan.devices) > 0 {
+		err = errors.Join(err, r.sweep(true)) // now that nothing is added any more
+	}
+	return err
 }
 
 // watch reads one of the kernel's devices.
@@ -319,30 +323,32 @@ func (r *running) read(ctx context.Context) error {
 	}
 }
 
-// tellFlows writes those of the kernel's devices.
+// tellFlows writes those of the kernel's devices, until ctx ends.
 func (r *running) tellFlows(ctx context.Context) error {
 	ticks := time.NewTicker(sweepEvery)
 	defer ticks.Stop()
-	var line []byte
-	for ended := false; !ended; {
+	for {
 		select {
 		case <-ctx.Done():
-			ended = true
+			return nil
 		case <-ticks.C:
 		}
-		told, lost := r.flows.sweep(time.Now(), ended)
-		for i := range told {
-			line = told[i].appendJSON(line[:0])
-			if err := r.line(line); err != nil {
-				return err
-			}
-		}
-		r.mu.Lock()
-		r.tap = max(r.tap, lost)
-		r.mu.Unlock()
-		if err := r.flush(); err != nil {
+		if err := r.sweep(false); err != nil {
 			return err
 		}
 	}
-	return nil
+}
+
+// sweep writes flows that have ended, or all.
+func (r *running) sweep(all bool) error {
+	told, lost := r.flows.sweep(time.Now(), all)
+	for i := range told {
+		if err := r.line(told[i].appendJSON(nil)); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	r.tap = max(r.tap, lost)
+	r.mu.Unlock()
+	return r.flush()
 }
