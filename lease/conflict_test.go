@@ -79,6 +79,54 @@ func TestNewcomerNeverWins(t *testing.T) {
 	}
 }
 
+// A keeper beside which a flanneld of the same host keeps the same lease: what that writes is no conflict if it is what
+// both write, and is written over otherwise, from the first moment on.
+func TestBesideFlannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemStore()
+		keeper := func() (*Keeper, *logBuffer) {
+			return testKeeper(t, m, "192.0.2.1", macA, func(c *KeeperConfig) { c.Beside = true })
+		}
+		k, _ := keeper()
+		put := func(hw string) {
+			t.Helper()
+			if _, err := m.PutLease(t.Context(), "10.244.1.0-24", []byte(valueOf(t, vxlanAttrs(t, "192.0.2.1", hw))), TTL, Any); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stop := running(t, k) // a new lease; then a newcomer's, taken over
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		k, log := keeper()
+		stop = running(t, k)
+		put(macA)
+		settle(10 * time.Hour)
+		put(macA)
+		settle(time.Second)
+		if s := k.Status(); s.Conflict != "" || s.LastError != "" || time.Until(s.Lease.Expires) < 23*time.Hour {
+			t.Errorf("beside one that renews it: %+v\n%s", s, log.String())
+		}
+		k, log = keeper()
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		stop = running(t, k)
+		put(macB)
+		settle(time.Second)
+		entries, _, _ := m.List(t.Context())
+		if len(entries) != 1 || string(entries[0].Value) != valueOf(t, vxlanAttrs(t, "192.0.2.1", macA)) {
+			t.Errorf("after another MAC: %v", entries)
+		}
+		if s := k.Status(); !strings.Contains(s.Conflict, "rescue --undo") || log.count("flanneld") != 1 {
+			t.Errorf("%+v\n%s", s, log.String())
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // Two incumbents, each long past its newcomer's time, as after a host was cloned while it ran.
 func TestTwoIncumbentsOfOneValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

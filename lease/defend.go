@@ -46,7 +46,7 @@ func (k *Keeper) judge(ctx context.Context, o observation) error {
 	written := o.entry.Revision > k.expect && !k.unsure && o.entry.Reserved == ours.Reserved
 	ours.Revision, ours.Reserved = o.entry.Revision, o.entry.Reserved
 	switch {
-	case same && !written:
+	case same && (!written || k.cfg.Beside):
 		return k.adopt(ctx, ours)
 	case k.address(theirs.Attrs).IsValid() && o.entry.Revision < k.expect:
 		// Nobody can have written this after us. Either it was the past when we took the subnet, or it is of
@@ -57,6 +57,11 @@ func (k *Keeper) judge(ctx context.Context, o observation) error {
 		return fmt.Errorf("lease %s: %w: held by %s now. Restart to acquire another subnet", ours.Key, ErrSubnetLost, theirs.Attrs)
 	case !k.address(theirs.Attrs).IsValid():
 		k.contest(ours, fmt.Sprintf("somebody wrote what is not a lease (%v) over our lease %s", err, ours.Key))
+		return nil
+	}
+	if k.cfg.Beside {
+		k.contest(ours, fmt.Sprintf("our lease %s of %s was overwritten with %s, as by a flanneld that was started again on this host: stop it, or give everything back to it with `muslin rescue --undo`",
+			ours.Key, k.cfg.Attrs, theirs.Attrs))
 		return nil
 	}
 	if o.entry.Revision > k.expect && !k.reusedAt.IsZero() && time.Since(k.reusedAt) < newcomer {

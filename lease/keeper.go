@@ -52,6 +52,10 @@ type KeeperConfig struct {
 	Changed func(KeepStatus) // optional: called from Acquire and Run whenever the status changed
 
 	Previous, Previous6 netip.Prefix // the subnets that the subnet file names, each may be zero
+
+	// Beside says that another program of this host may keep the same lease, as a flanneld does whose data path is ours
+	// (`muslin rescue`). What it writes is no sign of another host: not if it is what we write, and not when we are new.
+	Beside bool
 }
 
 // KeepStatus is what a Keeper can tell about itself.
