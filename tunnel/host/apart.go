@@ -47,14 +47,14 @@ func OpenCommon(stateDir string, resync time.Duration, logger *slog.Logger) (*Co
 	if c.resync <= 0 {
 		c.resync = DefaultResync
 	}
-	c.journal = &journal{Version: journalVersion, Boot: bootID(), NetNS: netNS(), Common: true, path: journalPath(stateDir)}
+	c.journal = &journal{Version: journalVersion, Boot: BootID(), NetNS: NetNS(), Common: true, path: journalPath(stateDir)}
 	old, err := readJournal(stateDir)
 	switch {
 	case err != nil || old == nil:
 		return c, err
-	case old.Boot != bootID(): // which has undone it all
+	case old.Boot != BootID(): // which has undone it all
 		return c, old.remove()
-	case old.NetNS != netNS():
+	case old.NetNS != NetNS():
 		c.log.Warn("forgetting host changes of an earlier process in another network namespace")
 		return c, old.remove()
 	case !old.Common:

@@ -50,7 +50,7 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if j != nil && j.Boot != bootID() {
+	if j != nil && j.Boot != BootID() {
 		// The boot undid it all. What the switches are now is somebody's decision of today.
 		if err := j.remove(); err != nil {
 			return nil, err
@@ -58,9 +58,9 @@ func Cleanup(stateDir string, logger *slog.Logger) ([]string, error) {
 		u.say("forgot the journal of host changes from before the last boot")
 		j = nil
 	}
-	if j != nil && j.NetNS != netNS() {
+	if j != nil && j.NetNS != NetNS() {
 		return nil, fmt.Errorf("the journal %s is of another network namespace (%s, this is %s): run `muslin cleanup` in that one (`ip netns exec NAME muslin cleanup`), or delete the journal if it is gone",
-			j.path, j.NetNS, netNS())
+			j.path, j.NetNS, NetNS())
 	}
 
 	for _, six := range []bool{false, true} {

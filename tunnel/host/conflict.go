@@ -26,6 +26,8 @@ type Plan struct {
 	Listen    netip.AddrPort // the outer UDP socket; the zero value is not checked
 	Shared    bool           // it may be this process's own already, and is not tried
 
+	Taken []string // vxlan devices that have been set down for us, and stay there
+
 	VXLAN bool   // the backend is vxlan, and VNI counts
 	VNI   uint32 // 24 bits
 }
@@ -55,7 +57,7 @@ func (e *VXLANDeviceError) Error() string {
 			e.Device, which, state, e.Port, e.Device)
 	}
 	return fmt.Sprintf("the kernel's vxlan device %s (%s, UDP port %d, %s) does this overlay's work already: "+
-		"stop flannel or what else made it and run `ip link del %s`, or set another Backend.VNI and Backend.Port in the network config (for all nodes)",
+		"take over from flannel with `muslin rescue` and the same flags, or stop what made it and run `ip link del %s`, or set another Backend.VNI and Backend.Port in the network config (for all nodes)",
 		e.Device, which, e.Port, state, e.Device)
 }
 
@@ -175,7 +177,7 @@ func CheckConflicts(p Plan) error {
 func vxlanConflict(devices []netlink.Link, p Plan) *VXLANDeviceError {
 	for _, l := range devices {
 		d, ok := l.(*netlink.Vxlan)
-		if !ok || d.Port != int(p.Listen.Port()) {
+		if !ok || d.Port != int(p.Listen.Port()) || d.Flags&net.FlagUp == 0 && slices.Contains(p.Taken, d.Name) {
 			continue
 		}
 		e := &VXLANDeviceError{

@@ -77,13 +77,15 @@ type plannedRoute struct {
 
 func journalPath(stateDir string) string { return filepath.Join(stateDir, journalName) }
 
-// bootID and netNS are "" where the kernel does not say: then they match nothing but another "".
-func bootID() string {
+// BootID tells this run of the kernel from others. It is "", as NetNS is, where the kernel does not say: then it
+// matches nothing but another "".
+func BootID() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
 }
 
-func netNS() string {
+// NetNS tells the network namespace of the calling thread from others.
+func NetNS() string {
 	if l, err := os.Readlink("/proc/thread-self/ns/net"); err == nil {
 		return l
 	}

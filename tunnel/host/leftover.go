@@ -66,10 +66,10 @@ func DeleteLeftover(tun string) error {
 // isOf reports whether the journal is about this device, or, with nil, about none.
 func (j *journal) isOf(tun netlink.Link) bool {
 	if tun == nil {
-		return j.Boot == bootID() && j.NetNS == netNS() && j.TUN.Name == "" && !j.Common
+		return j.Boot == BootID() && j.NetNS == NetNS() && j.TUN.Name == "" && !j.Common
 	}
 	a := tun.Attrs()
-	return j.Boot == bootID() && j.NetNS == netNS() &&
+	return j.Boot == BootID() && j.NetNS == NetNS() &&
 		j.TUN.Name == a.Name && j.TUN.Index == a.Index && isDevice(tun)
 }
 

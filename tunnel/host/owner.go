@@ -154,7 +154,7 @@ func socketHolder(inode string) (pid int, ok bool) {
 // show the device's name in fdinfo ("iff:") names no holder. Names repeat between namespaces, hence the
 // look at each thread's.
 func tunHolder(name string) (pid int, ok bool) {
-	here := netNS()
+	here := NetNS()
 	if here == "" {
 		return 0, false
 	}

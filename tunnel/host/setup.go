@@ -113,11 +113,11 @@ func (s *State) predecessor(tun netlink.Link) (*journal, error) {
 	if old.isOf(tun) {
 		return old, nil
 	}
-	if old.NetNS != netNS() && old.Boot == bootID() {
+	if old.NetNS != NetNS() && old.Boot == BootID() {
 		s.log.Warn("forgetting host changes of an earlier daemon in another network namespace", "tun", old.TUN.Name)
 		return nil, old.remove()
 	}
-	if old.Boot != bootID() { // which has undone it all; a set-up of this boot may be the other family's
+	if old.Boot != BootID() { // which has undone it all; a set-up of this boot may be the other family's
 		s.log.Info("forgot the journal of host changes from before the last boot", "tun", old.TUN.Name)
 		return nil, old.remove()
 	}
@@ -166,7 +166,7 @@ func (s *State) Restore() error {
 
 // plan is everything that Setup is about to change.
 func (c SetupConfig) plan(tun netlink.Link) (*journal, error) {
-	j := &journal{Version: journalVersion, Boot: bootID(), NetNS: netNS(), Name: c.Name, path: journalPath(c.StateDir)}
+	j := &journal{Version: journalVersion, Boot: BootID(), NetNS: NetNS(), Name: c.Name, path: journalPath(c.StateDir)}
 	if tun != nil {
 		a := tun.Attrs()
 		j.TUN = linkBefore{Name: a.Name, Index: a.Index, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, QueueLen: a.TxQLen}
