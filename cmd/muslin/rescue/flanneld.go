@@ -1,0 +1,127 @@
+package rescue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/host"
+)
+
+// Process is a flanneld in this network namespace.
+type Process struct {
+	PID  int      `json:"pid"`
+	Args []string `json:"args"`           // its command line
+	Unit string   `json:"unit,omitempty"` // the systemd service that it is; "": none
+}
+
+// String names it, as in a sentence.
+func (p Process) String() string {
+	if p.Unit != "" {
+		return fmt.Sprintf("flanneld (process %d, %s)", p.PID, p.Unit)
+	}
+	return fmt.Sprintf("flanneld (process %d)", p.PID)
+}
+
+// FindFlanneld finds those that can be seen from here.
+func FindFlanneld() []Process {
+	var all []Process
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, path := range names {
+		comm, err := os.ReadFile(path)
+		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
+			continue
+		}
+		dir := filepath.Dir(path)
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if ns, err := os.Readlink(dir + "/ns/net"); err != nil || ns != host.NetNS() {
+			continue
+		}
+		line, err := os.ReadFile(dir + "/cmdline")
+		if err != nil || len(line) == 0 {
+			continue // it is ending
+		}
+		p := Process{PID: pid, Args: strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")}
+		group, _ := os.ReadFile(dir + "/cgroup")
+		p.Unit = unitOf(string(group))
+		all = append(all, p)
+	}
+	return all
+}
+
+// unitOf is the service in /proc/PID/cgroup, where systemd runs.
+func unitOf(group string) string {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return ""
+	}
+	for line := range strings.Lines(group) {
+		_, path, _ := strings.Cut(strings.TrimSpace(line), "::")
+		if unit := filepath.Base(path); strings.HasPrefix(path, "/system.slice/") && strings.Contains(unit, "flannel") && strings.HasSuffix(unit, ".service") {
+			return unit
+		}
+	}
+	return ""
+}
+
+// Flag is what its command line says for a flag, which may be given several times. One without a value is "true".
+func (p Process) Flag(name string) []string {
+	var all []string
+	for i, a := range p.Args {
+		flag, value, given := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		switch {
+		case flag != name || !strings.HasPrefix(a, "-"):
+		case given:
+			all = append(all, value)
+		case i+1 < len(p.Args) && !strings.HasPrefix(p.Args[i+1], "-"):
+			all = append(all, p.Args[i+1])
+		default:
+			all = append(all, "true")
+		}
+	}
+	return all
+}
+
+// stopping is how long a flanneld may take to end.
+const stopping = 5 * time.Second
+
+// Stop ends it in good order, so that it does not come back: by systemd, where that started it.
+func (p Process) Stop(ctx context.Context) error {
+	if p.Unit != "" {
+		if out, err := exec.CommandContext(ctx, "systemctl", "stop", p.Unit).CombinedOutput(); err != nil {
+			return fmt.Errorf("systemctl stop %s: %w: %s", p.Unit, err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	}
+	if err := unix.Kill(p.PID, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("stop %s: %w", p, err)
+	}
+	for late := time.Now().Add(stopping); time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
+		if !p.runs() {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s did not end within %v of SIGTERM: `kill -9 %d`, and run this again", p, stopping, p.PID)
+}
+
+// runs reports whether the process is there, and not merely waited for.
+func (p Process) runs() bool {
+	state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	_, after, _ := strings.Cut(string(state), ") ")
+	return err == nil && !strings.HasPrefix(after, "Z") && !strings.HasPrefix(after, "X")
+}
+
+// Start starts the service again that was stopped.
+func (p Process) Start(ctx context.Context) error {
+	if out, err := exec.CommandContext(ctx, "systemctl", "start", "--no-block", p.Unit).CombinedOutput(); err != nil {
+		return fmt.Errorf("systemctl start %s: %w: %s", p.Unit, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
