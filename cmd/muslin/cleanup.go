@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/rescue"
 	"muslin/tunnel/host"
 	"muslin/tunnel/kernel"
 )
@@ -105,6 +106,15 @@ func (own remains) withNetworks(config string) ([]remains, error) {
 	return append(all, own), nil
 }
 
+func (r remains) stateDir6() string { return filepath.Join(r.stateDir, stateIPv6) }
+
+// undo undoes what the journals say. The state directory is locked.
+func (r remains) undo(log *slog.Logger) ([]string, error) {
+	done, err := host.Cleanup(r.stateDir, log)
+	more, err6 := host.Cleanup(r.stateDir6(), log)
+	return append(done, more...), errors.Join(err, err6)
+}
+
 // refuse is an error while a daemon is there.
 func (r remains) refuse(cmd *cobra.Command) error {
 	if _, err := control.AskStatus(cmd.Context(), r.control); err == nil || errors.Is(err, control.ErrSeveral) {
@@ -119,13 +129,14 @@ func (r remains) cleanUp(log *slog.Logger) ([]string, error) {
 		return nil, fmt.Errorf("%w: stop it first, it cleans up after itself", err)
 	}
 	defer lock.Close()
-	done, err := host.Cleanup(r.stateDir, log)
-	more, err6 := host.Cleanup(filepath.Join(r.stateDir, stateIPv6), log)
-	done, err = append(done, more...), errors.Join(err, err6)
+	done, err := r.undo(log)
 	if removed, socketErr := removeDeadControl(r.control, dialControl(r.control)); removed {
 		done = append(done, "removed the control socket "+r.control)
 	} else {
 		err = errors.Join(err, socketErr)
+	}
+	if j, _ := rescue.Read(r.stateDir); j != nil && !j.Rebooted() {
+		done = append(done, "left what a rescue took from flannel as it is: `muslin rescue --undo` gives it back")
 	}
 	return done, err
 }

@@ -27,6 +27,7 @@ import (
 //	POST /v1/trace      sight.Order: look for a packet; sight.Armed
 //	GET /v1/trace?id=   sight.Report, of what was seen of it
 //	POST /v1/handover   an upgrade to what package handover speaks
+//	POST /v1/rescue/end ends a daemon that carries in flannel's place, and leaves giving it back to who asked
 
 // listenControl makes the socket at path. One that a dead daemon left is replaced; a live daemon behind
 // it is an error.

@@ -608,7 +608,7 @@ func pages(t *testing.T) map[string]string {
 // foreignFlags are flags of other programs that the pages name.
 var foreignFlags = []string{"bip", "mtu", "cap-add", "device", "prefix", "unix-socket", "random-fully", "kube-subnet-mgr",
 	"comment", "now", "containerd", "help", "profile", "endpoints", "cacert", "interactive", "client-cert-auth", "no-password",
-	"permanent", "zone", "add-source", "add-port", "reload", "get-zone-of-interface"}
+	"permanent", "zone", "add-source", "add-port", "reload", "get-zone-of-interface", "unit"}
 
 // hiddenFlags are muslin's, and in no --help.
 var hiddenFlags = []string{"subnet-lease-ttl"}

@@ -136,6 +136,7 @@ func (d *daemon) checkConflictsOf(node *node, previous netip.Prefix, found bool)
 		Found: found || d.place.isKept(),
 		VXLAN: node.backend == lease.BackendVXLAN,
 		VNI:   node.vni.Uint32(),
+		Taken: d.taken(),
 	}
 	if node.six {
 		plan.Network6, plan.Previous6 = node.network, previous

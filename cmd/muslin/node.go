@@ -128,10 +128,10 @@ func (d *daemon) chooseFraming(src *source, n *node) (err error) {
 	switch n.backend {
 	case lease.BackendVXLAN:
 		if n.six {
-			n.mac, err = d.vtepMAC(src, "vtep-mac-v6", func(a lease.Attrs) encap.MAC { return a.MAC6 })
+			n.mac, err = d.vtepMAC(src, true, func(a lease.Attrs) encap.MAC { return a.MAC6 })
 			n.framing = encap.NewVXLAN6(n.vni, n.mac)
 		} else {
-			n.mac, err = d.vtepMAC(src, "vtep-mac", func(a lease.Attrs) encap.MAC { return a.MAC })
+			n.mac, err = d.vtepMAC(src, false, func(a lease.Attrs) encap.MAC { return a.MAC })
 			n.framing = encap.NewVXLAN(n.vni, n.mac)
 		}
 		return err
@@ -254,10 +254,19 @@ func (n *node) checkPeersFile(src *source) error {
 }
 
 // vtepMAC is this node's VtepMAC. It is kept in the state directory, so that peers need no update after
-// a restart. With a peers file it is what the peers' files say.
-func (d *daemon) vtepMAC(src *source, name string, leased func(lease.Attrs) encap.MAC) (encap.MAC, error) {
+// a restart. With a peers file it is what the peers' files say, and in flannel's place mostly what flannel's device has.
+func (d *daemon) vtepMAC(src *source, six bool, leased func(lease.Attrs) encap.MAC) (encap.MAC, error) {
 	if src.static != nil {
 		return leased(src.static.Own().Attrs), nil
+	}
+	name := "vtep-mac"
+	if six {
+		name += "-v6"
+	}
+	if d.rescue != nil {
+		if mac, kept := d.rescue.MAC(six); kept {
+			return mac, nil
+		}
 	}
 	path := filepath.Join(d.opts.flags.stateDir, name)
 	data, err := os.ReadFile(path)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/cmd/muslin/privilege"
+	"muslin/cmd/muslin/rescue"
 	"muslin/cmd/muslin/sight"
 	"muslin/lease"
 	"muslin/tunnel/handover"
@@ -72,6 +73,9 @@ first host can run itself with --embedded-etcd.`,
 				}, gone)
 				return runNetworks(ctx, &flags, cmd.Flags(), cmd.ErrOrStderr(), asked)
 			}
+			if err := goOn(cmd.Flags(), flags.stateDir); err != nil {
+				return err
+			}
 			opts, err := flags.options(cmd.ErrOrStderr())
 			if err != nil {
 				return err
@@ -98,7 +102,7 @@ first host can run itself with --embedded-etcd.`,
 //     the control socket answers from here on, so that status can tell what the rest waits for
 //  2. source     the network's config and what it means here (node.go): from etcd, embedded or not, or a
 //     peers file (store.go); or from what was known last, without waiting for etcd (remember.go)
-//  3. network    conflicts with the host
+//  3. network    what a rescue takes from flannel (rescued.go), and conflicts with the host
 //  4. carry      sockets, TUN device, lease; then host set-up, subnet file, and all tasks side by side (carry.go)
 //
 // What a step opened or changed it undoes when it returns. With --replace, what the running daemon has open is
@@ -124,6 +128,12 @@ type daemon struct {
 	busy      atomic.Bool         // with one
 	departure *handover.Departure // a successor has our place; nil: none has
 	left      bool                // everything stays in place for the next daemon
+
+	rescue     *rescue.Journal  // what was taken from flannel (rescued.go); nil: nothing
+	resumed    bool             // by an earlier daemon
+	toStop     []rescue.Process // flannelds that are to be stopped for it
+	handedBack atomic.Bool      // `muslin rescue --undo` gives it back
+	end        func()           // ends the daemon, as SIGTERM does
 }
 
 func newDaemon(opts *options) *daemon {
@@ -131,6 +141,8 @@ func newDaemon(opts *options) *daemon {
 }
 
 func (d *daemon) run(ctx context.Context) (err error) {
+	ctx, d.end = context.WithCancel(ctx)
+	defer d.end()
 	if err := kernel.Preflight(); err != nil {
 		return err
 	}
@@ -153,6 +165,10 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	defer d.lock.Close()
 	defer d.control.Close() // removes the socket's file, too
+	if err := d.openRescue(); err != nil {
+		return err
+	}
+	defer d.giveBack()
 	if d.place.from == nil {
 		if err := d.begin(); err != nil {
 			return err
@@ -223,7 +239,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 	answer := func(l net.Listener, h http.Handler) {
 		serve(l, func(ctx context.Context, l net.Listener) error { return serveHTTP(ctx, l, h) })
 	}
-	answer(d.control, ofNetwork(d.name, d.capturing(d.tracing(d.watching(controlHandler(d.status, d.serveRoute, d.requestPlace))))))
+	answer(d.control, ofNetwork(d.name, d.capturing(d.tracing(d.watching(d.withRescue(controlHandler(d.status, d.serveRoute, d.requestPlace)))))))
 	says := said{alive: d.alive, ready: d.readiness, networks: d.networks, watch: d.watch, findings: d.findings}
 	d.endpoints.serve(answer, &d.opts.endpoints, says, d.log)
 	d.endpoints.page(serve, &d.opts.endpoints, says, d.log)
@@ -267,6 +283,9 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 		defer d.among.part(d.name)
 	}
 	if err := d.clearSecond(node); err != nil {
+		return err
+	}
+	if err := d.takeOver(ctx); err != nil {
 		return err
 	}
 	found, err := findDevices(node) // of no use to host-gw: Setup clears it away

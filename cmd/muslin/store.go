@@ -234,7 +234,7 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous previo
 	var err error
 	m.keeper, err = lease.NewKeeper(lease.KeeperConfig{
 		Store: src.store, Feed: m.feed, Network: src.config, Attrs: n.attrs(), Previous: previous.four, Previous6: previous.six,
-		TTL: d.opts.flags.leaseTTL, Margin: d.opts.renewMargin, Logger: d.log,
+		TTL: d.opts.flags.leaseTTL, Margin: d.opts.renewMargin, Logger: d.log, Beside: d.rescue != nil,
 		Changed: func(lease.KeepStatus) {
 			if m.changed != nil {
 				m.changed()

@@ -59,6 +59,11 @@ func (s *storeFlags) connect(ctx context.Context, log *slog.Logger) (*etcd.Store
 	if err := s.takePassword(log); err != nil {
 		return nil, err
 	}
+	return s.reach(ctx, log)
+}
+
+// reach is connect where the password has been taken.
+func (s *storeFlags) reach(ctx context.Context, log *slog.Logger) (*etcd.Store, error) {
 	store, err := s.dial(s.list(), log)
 	if err != nil {
 		return nil, err

@@ -91,6 +91,9 @@ func (d *daemon) status() *control.Status {
 	if v.running {
 		v.fillRunning(s)
 	}
+	if warning := d.warnRescued(); warning != "" {
+		s.Warn(warning)
+	}
 	return s
 }
 
