@@ -72,7 +72,7 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
 # The suites with the built binary need the machine to themselves, so they are no part of the others.
-SUITES := doctor e2e fault metrics restart scale soak systemd web
+SUITES := doctor e2e fault metrics rescue restart scale soak systemd web
 UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
@@ -117,6 +117,16 @@ test-web: deps-web build ## The page of --web in a real browser: a lab, 500 peer
 .PHONY: test-fault
 test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m $(V) -run '$(RUN)' ./bench/fault ./bench/restart
+
+# flannel is a Go module, with C in its udp backend.
+FLANNEL := v0.26.7
+build/flanneld:
+	mkdir -p build && GOBIN=$(CURDIR)/build CGO_ENABLED=1 $(GO) install github.com/flannel-io/flannel@$(FLANNEL) && mv build/flannel $@
+
+.PHONY: test-rescue
+test-rescue: deps-test build build/flanneld ## Rescue and undo of flannel nodes under traffic, with a real flanneld, broken in several ways (needs root)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FLANNELD=$(CURDIR)/build/flanneld \
+	  $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/rescue
 
 .PHONY: test-doctor
 test-doctor: deps-test build ## Every fault that muslin doctor is to find, injected, and its first finding compared (needs root)
