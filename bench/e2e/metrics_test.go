@@ -3,11 +3,9 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -16,6 +14,7 @@ import (
 	"time"
 
 	"muslin/bench/lab"
+	"muslin/bench/labtest"
 )
 
 // What is said about a node by HTTP: metrics that move by what is sent, readiness with its reasons, and profiles for the node itself
@@ -143,18 +142,9 @@ func ask(t *testing.T, n *lab.Node, at netip.AddrPort, path, accept string) (sta
 
 func tryAsk(t *testing.T, n *lab.Node, at netip.AddrPort, path, accept string) (status int, text string, err error) {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			return conn, n.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-				return err
-			})
-		},
-	}}
 	req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+at.String()+path, nil))(t)
 	req.Header.Set("Accept", accept)
-	resp, err := client.Do(req)
+	resp, err := labtest.HTTPClient(n).Do(req)
 	if err != nil {
 		return 0, "", err
 	}

@@ -136,16 +136,7 @@ func (n *node) addPods(t *testing.T) {
 // get asks from within a host's namespace.
 func get(t *testing.T, h *lab.Host, address string) string {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			return conn, h.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-				return err
-			})
-		},
-	}}
-	resp := must(client.Get(address))(t)
+	resp := must(labtest.HTTPClient(h.Node).Get(address))(t)
 	defer resp.Body.Close()
 	body := must(io.ReadAll(resp.Body))(t)
 	if resp.StatusCode != http.StatusOK {

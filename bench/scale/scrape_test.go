@@ -3,10 +3,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"testing"
@@ -64,17 +62,7 @@ func TestScrape(t *testing.T) {
 // scrape is how many bytes it has.
 func scrape(t *testing.T, h *lab.Host) int {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives:  true,
-		DisableCompression: true,
-		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			return conn, h.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-				return err
-			})
-		},
-	}}
-	resp := labtest.Must(client.Get("http://127.0.0.1:9469/metrics"))(t)
+	resp := labtest.Must(labtest.HTTPClient(h.Node).Get("http://127.0.0.1:9469/metrics"))(t)
 	defer resp.Body.Close()
 	body := labtest.Must(io.ReadAll(resp.Body))(t)
 	if resp.StatusCode != http.StatusOK {

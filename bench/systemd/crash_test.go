@@ -4,6 +4,7 @@ package systemd
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -64,6 +65,7 @@ func TestEndsAndGoesOn(t *testing.T) {
 					t.Errorf("nobody read for %v, want %v at most: that is what the queue holds", r.LongestDelay, limit)
 				}
 			}
+			expectMetrics(t, o)
 			after := labtest.Status(t, o.systemd.m)
 			if after.Node.Subnet != before.Subnet || after.Node.VtepMAC != before.VtepMAC {
 				t.Errorf("the node is %+v, was %+v", after.Node, before)
@@ -75,6 +77,23 @@ func TestEndsAndGoesOn(t *testing.T) {
 				t.Error("it did not end as by a panic")
 			}
 		})
+	}
+}
+
+// expectMetrics wants a scrape of the daemon that runs now, of its process as well, which is no longer root's.
+func expectMetrics(t *testing.T, o *overlay) {
+	t.Helper()
+	resp, err := labtest.HTTPClient(o.systemd.m.Host.Node).Get("http://127.0.0.1:9469/metrics")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer resp.Body.Close()
+	text := string(labtest.Must(io.ReadAll(resp.Body))(t))
+	for _, want := range []string{"\nmuslin_running 1\n", "\nprocess_open_fds "} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in a scrape:\n%.2000s", want, text)
+		}
 	}
 }
 

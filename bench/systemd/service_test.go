@@ -24,7 +24,7 @@ func newOverlay(t *testing.T) *overlay {
 	t.Helper()
 	l := labtest.NewLab(t, 2)
 	o := &overlay{other: labtest.StartMuslin(t, l.Host(2), "--embedded-etcd", "--network", labtest.Network)}
-	o.systemd = startSystemd(t, l.Host(1), "MUSLIN_IFACE=eth0", "MUSLIN_ETCD_ENDPOINTS="+labtest.Endpoint(l.Host(2)))
+	o.systemd = startSystemd(t, l.Host(1), "MUSLIN_IFACE=eth0", "MUSLIN_METRICS=9469", "MUSLIN_ETCD_ENDPOINTS="+labtest.Endpoint(l.Host(2)))
 	if out, err := o.systemd.run(t.Context(), "timeout", "20", "systemctl", "start", "muslin"); err != nil {
 		status, _ := o.systemd.run(t.Context(), "systemctl", "status", "--no-pager", "--full", "muslin")
 		t.Fatalf("systemctl start: %v\n%s\n%s", err, out, status)

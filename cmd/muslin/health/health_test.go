@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,15 +61,15 @@ func TestEndpoints(t *testing.T) {
 // stood still.
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var now []tunnel.QueueStats
-		w := NewWatch(func() []tunnel.QueueStats { return now })
+		var now atomic.Pointer[[]tunnel.QueueStats]
+		w := NewWatch(func() []tunnel.QueueStats { return *now.Load() })
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()
 		out, in := tunnel.QueueStats{Direction: tunnel.Outbound}, tunnel.QueueStats{Queue: 1, Direction: tunnel.Inbound, IPv6: true}
 		look := func(outbound, inbound uint64) []Stuck {
 			out.InHand, in.InHand = outbound, inbound
-			now = []tunnel.QueueStats{out, in}
+			now.Store(&[]tunnel.QueueStats{out, in})
 			time.Sleep(lookEvery)
 			synctest.Wait()
 			return w.Stuck()
