@@ -112,7 +112,7 @@ deps-web:
 
 .PHONY: test-web
 test-web: deps-web build ## The page of --web in a real browser: a lab, 500 peers, keyboard, axe-core (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/web
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/web
 
 .PHONY: test-fault
 test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)
@@ -130,7 +130,7 @@ test-rescue: deps-test build build/flanneld ## Rescue and undo of flannel nodes 
 
 .PHONY: test-doctor
 test-doctor: deps-test build ## Every fault that muslin doctor is to find, injected, and its first finding compared (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 4 -count=1 -timeout 10m -v ./bench/doctor
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 4 -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/doctor
 
 # Debian starts the Prometheus that it installs; the tests start their own, so one that this installs does not stay on.
 .PHONY: deps-metrics
@@ -140,7 +140,7 @@ deps-metrics: deps-test
 
 .PHONY: test-metrics
 test-metrics: deps-metrics build ## Metrics, dashboard and alerts under a real Prometheus, half a minute (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 5m -v ./bench/metrics
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 5m $(V) -run '$(RUN)' ./bench/metrics
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
