@@ -48,9 +48,13 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
   first#  muslin run --embedded-etcd --network 10.244.0.0/16
   second# muslin run --etcd-endpoints http://FIRST:2379
 
-  muslin status            # this node, its peers, what was dropped and why
-  muslin route 10.244.3.7  # which way a packet goes, and why
-  muslin demo              # three hosts on this machine, in network namespaces`,
+  muslin demo                         # three hosts on this machine, in network namespaces
+
+  # when something is wrong:
+  muslin doctor                       # the cause, and the command that mends it
+  muslin trace 10.244.1.2 10.244.3.7  # where a packet dies
+  muslin rescue                       # take over from a flannel that is broken
+  muslin status                       # this node, its peers, what was dropped and why`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		Args:              cobra.NoArgs,

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -62,9 +63,11 @@ func count(n int, what string) string {
 // FileName is where the last report is kept, in the daemon's state directory.
 const FileName = "doctor.json"
 
-// Keep writes the report into the state directory, for others to show. Where there is none, it is not kept.
+// Keep writes the report into the state directory, for others to show. Where there is none, it is not kept. It belongs to
+// the directory's owner, as whom a daemon may run.
 func (r *Report) Keep(stateDir string) error {
-	if info, err := os.Stat(stateDir); err != nil || !info.IsDir() {
+	info, err := os.Stat(stateDir)
+	if err != nil || !info.IsDir() {
 		return nil
 	}
 	data, err := json.MarshalIndent(r, "", "  ")
@@ -75,6 +78,9 @@ func (r *Report) Keep(stateDir string) error {
 	unfinished := filepath.Join(stateDir, "."+FileName+".new")
 	if err := os.WriteFile(unfinished, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("keep the report: %w", err)
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+		_ = os.Chown(unfinished, int(owner.Uid), int(owner.Gid)) // or it stays ours, and the daemon says that it cannot read it
 	}
 	if err := os.Rename(unfinished, path); err != nil {
 		os.Remove(unfinished)

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -107,12 +108,21 @@ WARNING  two [192.0.2.2] [network blue]: It may be (possible)
 	}
 
 	dir := t.TempDir()
+	const owner = 65534
+	if os.Geteuid() == 0 {
+		if err := os.Chown(dir, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := ill.Keep(dir); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(filepath.Join(dir, FileName))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v; want mode 0600", info, err)
+	}
+	if of := info.Sys().(*syscall.Stat_t); os.Geteuid() == 0 && of.Uid != owner {
+		t.Errorf("it belongs to user %d, want the directory's %d", of.Uid, owner)
 	}
 	if got, err := ReadReport(dir); err != nil || !reflect.DeepEqual(got, ill) {
 		t.Errorf("read back: %+v, %v", got, err)
