@@ -286,6 +286,7 @@ func TestCaptureCommand(t *testing.T) {
 		expectPing(t, a.Node, b.Addr, 3)
 		expectPing(t, a.Node, c.Addr, 1)
 		copyTCP(t, a, b, 1<<20)
+		time.Sleep(lab.Patience(300 * time.Millisecond)) // the receiver's own FIN is under way
 		expectWords(t, flows.interrupt(t), "lines of flows captured")
 		var tcp, icmp []flowLine
 		for _, f := range readFlows(t, flows.file) {

@@ -138,12 +138,12 @@ func (row *matrixRow) checkTrace(t *testing.T, m *lab.Muslin, from, to *lab.Pod,
 	if err != nil || r.Stopped != "" || r.Answer != "echo reply" || r.Way != row.way || r.SentBy != "pod" {
 		t.Errorf("trace %s to %s: %+v, %v", from.Addr, to.Addr, r, err)
 	}
-	if tells := far.Number == 2 && row.backend != "host-gw"; strings.Contains(r.stages(), " receive forward-peer deliver ") != (tells && row.way == "direct") ||
+	if tells := far.Number == 2 && row.name != "host-gw"; strings.Contains(r.stages(), " receive forward-peer deliver ") != (tells && row.way == "direct") ||
 		strings.Contains(r.stages(), " receive check forward-peer deliver ") != (tells && row.way != "direct" && !slices.Contains(row.flags, "--wireguard=kernel")) {
 		t.Errorf("trace %s to %s: %s", from.Addr, to.Addr, r.stages())
 	}
 	r, err = muslinTrace(t, m, "--timeout", "300ms", from.Addr.String(), to.Addr.Next().Next().Next().String())
-	if want := map[bool]string{true: "deliver", false: "receive"}[far.Number == 2 && row.backend != "host-gw"]; err == nil || r.Stopped != want {
+	if want := map[bool]string{true: "deliver", false: "receive"}[far.Number == 2 && row.name != "host-gw"]; err == nil || r.Stopped != want {
 		t.Errorf("trace to no pod: it stops at %q, want %q: %s (%v)", r.Stopped, want, r.Reason, err)
 	}
 }
