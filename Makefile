@@ -130,7 +130,7 @@ test-rescue: deps-test build build/flanneld ## Rescue and undo of flannel nodes 
 
 .PHONY: test-doctor
 test-doctor: deps-test build ## Every fault that muslin doctor is to find, injected, and its first finding compared (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 4 -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/doctor
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 1 -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/doctor
 
 # Debian starts the Prometheus that it installs; the tests start their own, so one that this installs does not stay on.
 .PHONY: deps-metrics
