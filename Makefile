@@ -77,11 +77,11 @@ UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
 test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=0 $(GO) test -p 4 -count=1 $(UNIT)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=0 $(GO) test -p 4 -count=1 -run '$(RUN)' $(UNIT)
 
 .PHONY: test-race
 test-race: ## The same under the race detector
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=1 $(GO) test -p 4 -count=1 -race $(UNIT)
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=1 $(GO) test -p 4 -count=1 -race -run '$(RUN)' $(UNIT)
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target over its seeds and kept corpus
@@ -90,7 +90,7 @@ test-fuzz: ## Every fuzz target over its seeds and kept corpus
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FIREWALLD=$$([ ! -d $(FIREWALLD) ] || echo $(FIREWALLD)) \
-	  $(GO) test -parallel 4 -count=1 -timeout 9m ./bench/e2e
+	  $(GO) test -parallel 4 -count=1 -timeout 9m -run '$(RUN)' ./bench/e2e
 
 .PHONY: matrix
 matrix: deps-test build ## Every backend between every kind of nodes; writes docs/matrix.md (root)
@@ -165,7 +165,7 @@ define oldkernel
 	@printf '#!/bin/sh\nexec %s --profile $(1) -- %s "$$@"\n' $(CURDIR)/bin/oldkernel $(CURDIR)/bin/muslin >build/oldkernel/$(1)/muslin
 	@chmod 755 build/oldkernel/$(1)/muslin
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/build/oldkernel/$(1)/muslin MUSLIN_OLDKERNEL=$(1) MUSLIN_FIREWALLD=none \
-	  $(GO) test -count=1 -timeout 15m ./bench/e2e
+	  $(GO) test -count=1 -timeout 15m -run '$(RUN)' ./bench/e2e
 
 endef
 

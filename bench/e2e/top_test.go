@@ -127,7 +127,7 @@ func (w *terminal) expectAsItWas(settings string) {
 func (w *terminal) settings() string {
 	w.t.Helper()
 	w.types("stty -g")
-	screen := w.waits(5*time.Second, func(screen string) error {
+	screen := w.waits(30*time.Second, func(screen string) error {
 		if !sttySettings.MatchString(screen) {
 			return errors.New("no settings yet")
 		}

@@ -167,9 +167,15 @@ func TestTrace(t *testing.T) {
 		{"the flannel node is away", nft(h3.Node, "prerouting priority -300", "udp dport 8472 drop"), mend(h3.Node), []string{c.Addr.String()}, "receive", "nothing comes back over the overlay"},
 	} {
 		f.inject()
-		r, err := muslinTrace(t, m1, append([]string{"--timeout", lab.Patience(300 * time.Millisecond).String(), a.Addr.String()}, f.args...)...)
+		var r traced
+		var err error
+		wrong := true
+		for tries := 0; wrong && tries < 3; tries++ { // on a busy machine the peer may answer too late to be asked
+			r, err = muslinTrace(t, m1, append([]string{"--timeout", lab.Patience(300 * time.Millisecond).String(), a.Addr.String()}, f.args...)...)
+			wrong = err == nil || r.Stopped != f.stage || !strings.Contains(r.Reason+r.Fix, f.says) || r.Fix == "" || r.Arrived != nil && *r.Arrived && f.stage != "deliver" && !strings.HasSuffix(f.stage, "back") && f.stage != "return"
+		}
 		f.mend()
-		if err == nil || r.Stopped != f.stage || !strings.Contains(r.Reason+r.Fix, f.says) || r.Fix == "" || r.Arrived != nil && *r.Arrived && f.stage != "deliver" && !strings.HasSuffix(f.stage, "back") && f.stage != "return" {
+		if wrong {
 			t.Errorf("%s: it stops at %q, arrived %v, want %q with %q: %s; %s (%v)", f.name, r.Stopped, r.Arrived != nil && *r.Arrived, f.stage, f.says, r.Reason, r.Fix, err)
 			for _, s := range r.Steps {
 				t.Log(s.State, s.Stage, s.Text)
