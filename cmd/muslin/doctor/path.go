@@ -371,6 +371,8 @@ func (p *Patient) answersByOther(ctx context.Context, h half) bool {
 	if !ok || !p.Running() {
 		return false
 	}
+	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond) // an answer comes at once, or what is left takes the time
+	defer cancel()
 	for _, other := range h.node.halves() {
 		if other.six != h.six && other.status != nil && other.status.Up != nil && *other.status.Up {
 			return neighbour.Ask(ctx, own.base(), other.base(), neighbour.AboutPath, new(neighbour.About)) == nil
