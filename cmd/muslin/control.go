@@ -13,8 +13,7 @@ import (
 	"time"
 
 	"muslin/cmd/muslin/control"
-
-	"golang.org/x/sync/errgroup"
+	"muslin/cmd/muslin/graceful"
 
 	"muslin/tunnel/handover"
 )
@@ -57,7 +56,7 @@ func listenControl(path string) (*net.UnixListener, error) {
 }
 
 // dialControl returns nil if a live daemon is behind the socket: it takes a connection and waits for a request. One that
-// was killed a moment text.Ago may take it, too; its end closes it. An error says why nobody is reached.
+// was killed a moment ago may take it, too; its end closes it. An error says why nobody is reached.
 func dialControl(path string) error {
 	const patience = 300 * time.Millisecond
 	for range 10 {
@@ -113,25 +112,8 @@ func (d *daemon) watching(h http.Handler) http.Handler {
 // serveHTTP serves until ctx ends, and then finishes what it has begun to answer: what streams ends with its request's context.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
-	var g errgroup.Group
-	ended := make(chan struct{})
-	g.Go(func() error {
-		select {
-		case <-ended:
-			return nil
-		case <-ctx.Done():
-		}
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		if srv.Shutdown(late) != nil {
-			return srv.Close()
-		}
-		return nil
-	})
-	err := srv.Serve(l)
-	close(ended)
-	if errors.Is(err, http.ErrServerClosed) {
-		return g.Wait()
+	if err := graceful.Serve(ctx, srv, l); err != nil {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
-	return fmt.Errorf("serve %s: %w", l.Addr(), errors.Join(err, g.Wait()))
+	return nil
 }

@@ -7,10 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"muslin/cmd/muslin/rescue"
 )
 
 // settingsFile is where the systemd unit has the daemon's settings from (docs/examples/muslin.service).
@@ -21,9 +22,11 @@ const settingsFile = "/etc/muslin.env"
 // the systemd unit. nil: nothing is known. why says what could not be learnt of a daemon that runs.
 func startedWith(pid int, network string) (flags *runFlags, why string) {
 	if pid == 0 {
-		if pid = flanneld(); pid == 0 {
+		running := rescue.FindFlanneld()
+		if len(running) == 0 {
 			return settings(), ""
 		}
+		pid = running[0].PID
 	}
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || len(args) == 0 {
@@ -120,26 +123,6 @@ func (p otherProcess) find(path *string) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// flanneld is its process in this network namespace; 0: there is none that can be seen.
-func flanneld() int {
-	here, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return 0
-	}
-	names, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, name := range names {
-		if comm, err := os.ReadFile(name); err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
-			continue
-		}
-		dir := filepath.Dir(name)
-		if there, err := os.Readlink(dir + "/ns/net"); err == nil && there == here {
-			pid, _ := strconv.Atoi(filepath.Base(dir))
-			return pid
-		}
-	}
-	return 0
 }
 
 // settings are those of the systemd unit; nil: there are none.

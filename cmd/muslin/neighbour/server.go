@@ -3,7 +3,6 @@ package neighbour
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -12,8 +11,7 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
+	"muslin/cmd/muslin/graceful"
 	"muslin/cmd/muslin/sight"
 	"muslin/tunnel/fib"
 )
@@ -53,27 +51,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		ErrorLog: log.New(io.Discard, "", 0), // of what a peer sends nothing is logged
 	}
 	srv.SetKeepAlivesEnabled(false)
-	var g errgroup.Group
-	ended := make(chan struct{})
-	g.Go(func() error {
-		select {
-		case <-ended:
-			return nil
-		case <-ctx.Done():
-		}
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		if srv.Shutdown(late) != nil {
-			return srv.Close()
-		}
-		return nil
-	})
-	err := srv.Serve(newGuard(l, s.cfg.Peer))
-	close(ended)
-	if errors.Is(err, http.ErrServerClosed) {
-		return g.Wait()
+	if err := graceful.Serve(ctx, srv, newGuard(l, s.cfg.Peer)); err != nil {
+		return fmt.Errorf("answer peers at %s: %w", l.Addr(), err)
 	}
-	return fmt.Errorf("answer peers at %s: %w", l.Addr(), errors.Join(err, g.Wait()))
+	return nil
 }
 
 // Handler answers whoever was let in.

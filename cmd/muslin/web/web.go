@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -25,6 +24,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/graceful"
 )
 
 //go:embed assets
@@ -127,24 +127,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), // what clients do wrong
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		<-ctx.Done()
-		late, stop := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer stop()
-		if srv.Shutdown(late) != nil {
-			_ = srv.Close() // it is over anyway
-		}
-	}()
-	err := srv.Serve(netutil.LimitListener(l, maxConns))
+	err := graceful.Serve(ctx, srv, netutil.LimitListener(l, maxConns))
 	cancel()
-	<-ended
 	<-ticking
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if err != nil {
+		return fmt.Errorf("serve the page at %s: %w", l.Addr(), err)
 	}
-	return fmt.Errorf("serve the page at %s: %w", l.Addr(), err)
+	return nil
 }
 
 // Handler answers every request.
