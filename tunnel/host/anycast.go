@@ -44,7 +44,7 @@ func (s *State) convergeLocal6() (did []string, err error) {
 }
 
 func anycastRoutes(address netip.Addr) ([]netlink.Route, error) {
-	all, err := dump("anycast routes", func() ([]netlink.Route, error) {
+	all, err := Dump("anycast routes", func() ([]netlink.Route, error) {
 		filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_ANYCAST}
 		return netlink.RouteListFiltered(unix.AF_INET6, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	})

@@ -188,7 +188,7 @@ func (u *undoing) link(j *journal) {
 	if j.TUN.Name == "" {
 		return
 	}
-	tun, err := link(j.TUN.Name)
+	tun, err := LinkNamed(j.TUN.Name)
 	if err != nil {
 		u.fail(err)
 		return

@@ -156,7 +156,7 @@ func advertise(t *testing.T, iface string, lifetime uint16) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	l, err := link(iface)
+	l, err := LinkNamed(iface)
 	if err != nil || l == nil {
 		t.Fatalf("%s: %v", iface, err)
 	}

@@ -13,7 +13,7 @@ import (
 // was killed: the journal there is about this very device, and no process holds it. Such a device can be
 // attached to, and Setup takes over what leads to it.
 func Leftover(stateDir, tun string) (bool, error) {
-	l, err := link(tun)
+	l, err := LinkNamed(tun)
 	if err != nil || l == nil {
 		return false, err
 	}
@@ -36,7 +36,7 @@ const (
 
 // TypeOf is a device's type; empty: there is no such device, or it cannot be seen.
 func TypeOf(name string) string {
-	l, err := link(name)
+	l, err := LinkNamed(name)
 	if err != nil || l == nil {
 		return ""
 	}
@@ -56,7 +56,7 @@ func isMarked(l netlink.Link, stateDir string) bool {
 
 // DeleteLeftover deletes such a device, which is not as it is wanted.
 func DeleteLeftover(tun string) error {
-	l, err := link(tun)
+	l, err := LinkNamed(tun)
 	if err != nil || l == nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func WatchMTU(ctx context.Context, iface string, current encap.OuterMTU, log *sl
 		case <-settled.C:
 		case <-tick.C:
 		}
-		l, err := link(iface)
+		l, err := LinkNamed(iface)
 		if err != nil || l == nil {
 			continue
 		}

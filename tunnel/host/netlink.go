@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dump asks the kernel for a list, again when the list changed while it was being read: a host that
+// Dump asks the kernel for a list, again when the list changed while it was being read: a host that
 // starts many containers changes its links and routes all the time.
-func dump[T any](what string, list func() ([]T, error)) ([]T, error) {
+func Dump[T any](what string, list func() ([]T, error)) ([]T, error) {
 	for try := 0; ; try++ {
 		out, err := list()
 		if errors.Is(err, netlink.ErrDumpInterrupted) && try < 10 {
@@ -28,17 +28,17 @@ func dump[T any](what string, list func() ([]T, error)) ([]T, error) {
 	}
 }
 
-func links() ([]netlink.Link, error) { return dump("links", netlink.LinkList) }
+func links() ([]netlink.Link, error) { return Dump("links", netlink.LinkList) }
 
 // addresses lists the addresses of all links, of the family unix.AF_INET or unix.AF_INET6.
 func addresses(family int) ([]netlink.Addr, error) {
-	return dump("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
+	return Dump("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 }
 
 // mainRoutes lists the routes of the main table. A kernel without IPv6 answers with those of IPv4, whatever it is
 // asked for.
 func mainRoutes(family int) ([]netlink.Route, error) {
-	all, err := dump("routes", func() ([]netlink.Route, error) {
+	all, err := Dump("routes", func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
 	return slices.DeleteFunc(all, func(r netlink.Route) bool { return r.Family != family }), err
@@ -52,8 +52,8 @@ func familyOf(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// link returns the device of that name, or nil when there is none.
-func link(name string) (netlink.Link, error) {
+// LinkNamed returns the device of that name, or nil when there is none.
+func LinkNamed(name string) (netlink.Link, error) {
 	l, err := netlink.LinkByName(name)
 	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
 		return nil, nil

@@ -64,7 +64,7 @@ func (s *State) tun() (netlink.Link, error) {
 	if s.config.TUN == "" {
 		return nil, nil
 	}
-	return link(s.config.TUN)
+	return LinkNamed(s.config.TUN)
 }
 
 func (c SetupConfig) check() error {

@@ -164,7 +164,7 @@ func (d device) names() value { return d.value(unix.IFNAMSIZ, ifname) }
 
 func (d device) index() value {
 	return d.value(4, func(name string) []byte {
-		l, err := link(name)
+		l, err := LinkNamed(name)
 		if err != nil || l == nil {
 			return nil
 		}

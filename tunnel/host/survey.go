@@ -168,7 +168,7 @@ func (s *Survey) addFamily(family int, name map[int]string) error {
 		o.Gateway = o.Gateway.Unmap()
 		s.Routes = append(s.Routes, o)
 	}
-	rules, err := dump("routing rules", func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+	rules, err := Dump("routing rules", func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return err
 	}

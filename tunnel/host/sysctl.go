@@ -70,7 +70,7 @@ func writeSysctl(path, value string) error {
 // writeAddrGenMode asks by netlink (since 3.17: bc91b0f07ada): written to /proc, the mode gives a device that is down
 // an address at once.
 func writeAddrGenMode(device, value string) error {
-	l, err := link(device)
+	l, err := LinkNamed(device)
 	if err != nil || l == nil {
 		return err
 	}

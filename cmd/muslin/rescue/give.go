@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 
+	"muslin/tunnel/host"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +23,7 @@ type Peers []Peer
 func (j *Journal) Prepare() (made []string, err error) {
 	for i := range j.Devices {
 		d := &j.Devices[i]
-		l, err := linkOf(d.Name)
+		l, err := host.LinkNamed(d.Name)
 		if err != nil {
 			return made, err
 		}
@@ -41,7 +43,7 @@ func (j *Journal) Prepare() (made []string, err error) {
 
 // create makes the device as flannel does (newVXLANDevice in pkg/backend/vxlan/device.go, v0.26.7).
 func (d *Device) create() error {
-	under, err := linkOf(d.Under)
+	under, err := host.LinkNamed(d.Under)
 	if err == nil && under == nil {
 		err = fmt.Errorf("there is no interface %q below it", d.Under)
 	}
@@ -96,7 +98,7 @@ func (j *Journal) Give(whole bool, peers Peers, log *slog.Logger) error {
 }
 
 func (j *Journal) giveDevice(d *Device, whole bool, peers Peers) error {
-	l, err := linkOf(d.Name)
+	l, err := host.LinkNamed(d.Name)
 	if err != nil {
 		return err
 	}
@@ -104,7 +106,7 @@ func (j *Journal) giveDevice(d *Device, whole bool, peers Peers) error {
 		if err := d.create(); err != nil {
 			return err
 		}
-		if l, err = linkOf(d.Name); err != nil || l == nil {
+		if l, err = host.LinkNamed(d.Name); err != nil || l == nil {
 			return fmt.Errorf("flannel's device %s is gone again: %w", d.Name, err)
 		}
 	}
@@ -304,7 +306,7 @@ func (j *Journal) giveDirect(whole bool, peers Peers) error {
 		if whole && peers != nil && !slices.ContainsFunc(peers, func(p Peer) bool { return p.Subnet.Masked() == r.Prefix }) {
 			continue // the node has gone meanwhile
 		}
-		l, err := linkOf(r.Device)
+		l, err := host.LinkNamed(r.Device)
 		if err == nil && l == nil {
 			err = errors.New("the interface is gone")
 		}

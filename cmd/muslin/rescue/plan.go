@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"muslin/tunnel/host"
+
 	"github.com/vishvananda/netlink"
 )
 
@@ -182,7 +184,7 @@ func subnets(four, six netip.Prefix) string {
 func (j *Journal) GivingBack(runs bool, peers Peers) []string {
 	var steps []string
 	for _, d := range j.Devices {
-		if l, err := linkOf(d.Name); err == nil && l == nil {
+		if l, err := host.LinkNamed(d.Name); err == nil && l == nil {
 			steps = append(steps, fmt.Sprintf("make %s again: VNI %d, UDP port %d, %s, MTU %d", d.Name, d.VNI, d.Port, d.Keep, d.MTU))
 		}
 	}
@@ -220,7 +222,7 @@ func OnLink(addr netip.Addr) bool {
 
 // PortHolder is another vxlan device that is up and has the port, which taking flannel's down would not free; "": none.
 func (j *Journal) PortHolder(port uint16) (string, error) {
-	all, err := again("links", netlink.LinkList)
+	all, err := host.Dump("links", netlink.LinkList)
 	for _, l := range all {
 		v, ok := l.(*netlink.Vxlan)
 		if ok && v.Port == int(port) && v.Flags&1 != 0 && !slices.Contains(j.Names(), v.Name) {

@@ -1,7 +1,6 @@
 package rescue
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -90,32 +89,6 @@ func DeviceName(vni uint32, six bool) string {
 	return fmt.Sprintf("flannel.%d", vni)
 }
 
-// again asks the kernel for a list once more when it changed while it was read.
-func again[T any](what string, list func() ([]T, error)) ([]T, error) {
-	for try := 0; ; try++ {
-		out, err := list()
-		switch {
-		case errors.Is(err, netlink.ErrDumpInterrupted) && try < 10:
-		case err != nil:
-			return nil, fmt.Errorf("list %s: %w", what, err)
-		default:
-			return out, nil
-		}
-	}
-}
-
-// linkOf is nil where there is none of that name.
-func linkOf(name string) (netlink.Link, error) {
-	l, err := netlink.LinkByName(name)
-	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look up device %q: %w", name, err)
-	}
-	return l, nil
-}
-
 func familyOf(six bool) int {
 	if six {
 		return unix.AF_INET6
@@ -125,7 +98,7 @@ func familyOf(six bool) int {
 
 // FindDevices finds flannel's vxlan devices, whatever their VNI.
 func FindDevices() ([]Device, error) {
-	all, err := again("links", netlink.LinkList)
+	all, err := host.Dump("links", netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +155,7 @@ func (d *Device) read(v *netlink.Vxlan, all []netlink.Link) error {
 
 // addressesOf leaves out those that the kernel makes by itself.
 func addressesOf(l netlink.Link, six bool) ([]Address, error) {
-	all, err := again("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(l, familyOf(six)) })
+	all, err := host.Dump("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(l, familyOf(six)) })
 	var out []Address
 	for _, a := range all {
 		if p := prefixOf(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
@@ -194,7 +167,7 @@ func addressesOf(l netlink.Link, six bool) ([]Address, error) {
 
 // routesTo are those of any table that lead to the device, but for the kernel's own.
 func routesTo(l netlink.Link, six bool) ([]Route, error) {
-	all, err := again("routes", func() ([]netlink.Route, error) {
+	all, err := host.Dump("routes", func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(familyOf(six), &netlink.Route{LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 	})
 	var out []Route
@@ -228,7 +201,7 @@ func (r Route) netlink(index int) *netlink.Route {
 }
 
 func neighboursOf(l netlink.Link, six bool) ([]Neighbour, error) {
-	all, err := again("neighbours", func() ([]netlink.Neigh, error) { return netlink.NeighList(l.Attrs().Index, familyOf(six)) })
+	all, err := host.Dump("neighbours", func() ([]netlink.Neigh, error) { return netlink.NeighList(l.Attrs().Index, familyOf(six)) })
 	var out []Neighbour
 	for _, n := range all {
 		if n.State&netlink.NUD_PERMANENT != 0 && len(n.HardwareAddr) == 6 {
@@ -239,7 +212,7 @@ func neighboursOf(l netlink.Link, six bool) ([]Neighbour, error) {
 }
 
 func forwardingOf(l netlink.Link) ([]Forward, error) {
-	all, err := again("forwarding entries", func() ([]netlink.Neigh, error) { return netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE) })
+	all, err := host.Dump("forwarding entries", func() ([]netlink.Neigh, error) { return netlink.NeighList(l.Attrs().Index, unix.AF_BRIDGE) })
 	var out []Forward
 	for _, n := range all {
 		if n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 && len(n.HardwareAddr) == 6 {
@@ -255,11 +228,11 @@ func FindDirect(network netip.Prefix) ([]Route, error) {
 		return nil, nil
 	}
 	six := network.Addr().Is6()
-	links, err := again("links", netlink.LinkList)
+	links, err := host.Dump("links", netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
-	all, err := again("routes", func() ([]netlink.Route, error) {
+	all, err := host.Dump("routes", func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(familyOf(six), &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
 	var out []Route

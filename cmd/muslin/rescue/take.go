@@ -38,7 +38,7 @@ func (j *Journal) Take(log *slog.Logger) error {
 		}
 	}
 	for _, d := range j.Devices {
-		l, err := linkOf(d.Name)
+		l, err := host.LinkNamed(d.Name)
 		if err != nil {
 			return err
 		}
@@ -64,7 +64,7 @@ func (j *Journal) takeRoute(r Route) error {
 	if err != nil || !slices.Contains(now, r) {
 		return err
 	}
-	l, err := linkOf(r.Device)
+	l, err := host.LinkNamed(r.Device)
 	if err != nil || l == nil {
 		return err
 	}
