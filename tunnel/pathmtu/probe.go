@@ -34,39 +34,9 @@ func ipLen(six bool) int {
 
 // appendProbe appends a probe's inner packet, size bytes long, to buf.
 func appendProbe(buf []byte, from, to netip.Addr, id, seq uint16, nonce uint64, size int) []byte {
-	at := len(buf)
-	buf = append(buf, make([]byte, size)...)
-	p := buf[at:]
-	six := from.Is6()
-	c := p[ipLen(six):]
-	binary.BigEndian.PutUint16(c[4:], id)
-	binary.BigEndian.PutUint16(c[6:], seq)
-	binary.BigEndian.PutUint64(c[icmpLen:], nonce)
-	if six {
-		p[0] = 6 << 4
-		binary.BigEndian.PutUint16(p[4:], uint16(len(c)))
-		p[6], p[7] = protoICMPv6, 64
-		src, dst := from.As16(), to.As16()
-		copy(p[8:], src[:])
-		copy(p[24:], dst[:])
-		c[0] = echoRequest6
-		var pseudo [8]byte // RFC 8200, section 8.1
-		binary.BigEndian.PutUint32(pseudo[:], uint32(len(c)))
-		pseudo[7] = protoICMPv6
-		binary.BigEndian.PutUint16(c[2:], ^encap.Sum(c, encap.Sum(pseudo[:], encap.Sum(p[8:ipv6Len], 0))))
-		return buf
-	}
-	p[0] = 4<<4 | ipv4Len/4
-	binary.BigEndian.PutUint16(p[2:], uint16(size))
-	binary.BigEndian.PutUint16(p[4:], seq)
-	p[8], p[9] = 64, protoICMP
-	src, dst := from.As4(), to.As4()
-	copy(p[12:], src[:])
-	copy(p[16:], dst[:])
-	binary.BigEndian.PutUint16(p[10:], ^encap.Sum(p[:ipv4Len], 0))
-	c[0] = echoRequest4
-	binary.BigEndian.PutUint16(c[2:], ^encap.Sum(c, 0))
-	return buf
+	var number [nonceLen]byte
+	binary.BigEndian.PutUint64(number[:], nonce)
+	return encap.AppendEcho(buf, from, to, id, seq, size, number[:])
 }
 
 // parseReply returns the number in an ICMP message that is an echo reply.

@@ -40,34 +40,7 @@ func appendEcho(buf []byte, from, to netip.Addr, id, seq uint16, size int) []byt
 	if size == 0 {
 		size = SmallEcho(to)
 	}
-	at, six := len(buf), to.Is6()
-	buf = append(buf, make([]byte, size)...)
-	p := buf[at:]
-	c := p[ipLen(six):]
-	binary.BigEndian.PutUint16(c[4:], id)
-	binary.BigEndian.PutUint16(c[6:], seq)
-	if six {
-		p[0] = 6 << 4
-		binary.BigEndian.PutUint16(p[4:], uint16(len(c)))
-		p[6], p[7] = protoICMPv6, 64
-		src, dst := from.As16(), to.As16()
-		copy(p[8:], src[:])
-		copy(p[24:], dst[:])
-		c[0] = echoRequest6
-		binary.BigEndian.PutUint16(c[2:], ^encap.Sum(c, pseudoSum(p[8:ipv6Len], protoICMPv6, len(c))))
-		return buf
-	}
-	p[0] = 4<<4 | ipv4Len/4
-	binary.BigEndian.PutUint16(p[2:], uint16(size))
-	binary.BigEndian.PutUint16(p[4:], seq)
-	p[8], p[9] = 64, protoICMP
-	src, dst := from.As4(), to.As4()
-	copy(p[12:], src[:])
-	copy(p[16:], dst[:])
-	binary.BigEndian.PutUint16(p[10:], ^encap.Sum(p[:ipv4Len], 0))
-	c[0] = echoRequest4
-	binary.BigEndian.PutUint16(c[2:], ^encap.Sum(c, 0))
-	return buf
+	return encap.AppendEcho(buf, from, to, id, seq, size, nil)
 }
 
 // pseudoSum is the sum over the pseudo-header of both addresses (RFC 768; RFC 8200, section 8.1, has the same sum).
