@@ -120,8 +120,13 @@ var otherRows = []row{
 		}},
 
 	// Further arguments.
+	// All three: who asks for one takes the answer for the others too.
+	{name: "F_OFD_GETLK", since: version{3, 15}, source: "fcntl(2)",
+		call: on(unix.SYS_FCNTL, is(1, unix.F_OFD_GETLK)), errno: unix.EINVAL},
 	{name: "F_OFD_SETLK", since: version{3, 15}, source: "fcntl(2)",
 		call: on(unix.SYS_FCNTL, is(1, unix.F_OFD_SETLK)), errno: unix.EINVAL},
+	{name: "F_OFD_SETLKW", since: version{3, 15}, source: "fcntl(2)",
+		call: on(unix.SYS_FCNTL, is(1, unix.F_OFD_SETLKW)), errno: unix.EINVAL},
 	{name: "MADV_FREE", since: version{4, 5}, source: "madvise(2)",
 		call: on(unix.SYS_MADVISE, is(2, unix.MADV_FREE)), errno: unix.EINVAL},
 	{name: "MADV_POPULATE_WRITE", since: version{5, 14}, source: "madvise(2)",

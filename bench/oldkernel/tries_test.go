@@ -82,7 +82,9 @@ var tries = map[string]func() string{
 	"/proc/thread-self":              func() string { return outcome(unix.Access("/proc/thread-self/net", unix.R_OK)) },
 	"/sys/class/net/DEVICE/threaded": func() string { return opening("/sys/class/net/lo/threaded") },
 
-	"F_OFD_SETLK":         lockOFD,
+	"F_OFD_GETLK":         lockOFD(unix.F_OFD_GETLK),
+	"F_OFD_SETLK":         lockOFD(unix.F_OFD_SETLK),
+	"F_OFD_SETLKW":        lockOFD(unix.F_OFD_SETLKW),
 	"MADV_FREE":           advising(unix.MADV_FREE),
 	"MADV_POPULATE_WRITE": advising(unix.MADV_POPULATE_WRITE),
 	"MADV_COLLAPSE":       advising(unix.MADV_COLLAPSE),
@@ -314,13 +316,15 @@ func opening(path string) string {
 	return outcome(err)
 }
 
-func lockOFD() string {
-	fd, err := unix.Open(os.TempDir(), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err.Error()
+func lockOFD(command int) func() string {
+	return func() string {
+		fd, err := unix.Open(os.TempDir(), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return err.Error()
+		}
+		defer unix.Close(fd)
+		return outcome(unix.FcntlFlock(uintptr(fd), command, &unix.Flock_t{Type: unix.F_WRLCK}))
 	}
-	defer unix.Close(fd)
-	return outcome(unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
 }
 
 // advising of memory that is there.
