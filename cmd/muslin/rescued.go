@@ -69,7 +69,7 @@ func (d *daemon) takeOver(ctx context.Context) error {
 		return nil
 	}
 	for _, p := range d.toStop {
-		d.rescue.Stopped = append(d.rescue.Stopped, p)
+		d.rescue.Stopped = append(d.rescue.Stopped, p.Known())
 		if err := d.rescue.Save(); err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func (d *daemon) giveBack() {
 }
 
 func (d *daemon) restoreLease() error {
-	ctx, cancel := context.WithTimeout(context.Background(), storePatience)
+	ctx, cancel := context.WithTimeout(context.Background(), rescue.StorePatience)
 	defer cancel()
 	store, err := d.opts.flags.store.reach(ctx, d.log)
 	if err != nil {
@@ -157,9 +157,6 @@ func restoreLease(ctx context.Context, store *etcd.Store, was *rescue.LeaseBefor
 	_, err = store.PutLease(ctx, was.Key, []byte(was.Value), ttl, entry.Revision)
 	return err
 }
-
-// storePatience is how long a command that is in a hurry waits for etcd.
-const storePatience = 1200 * time.Millisecond
 
 // withRescue answers on the control socket what is about a rescue, before the rest.
 func (d *daemon) withRescue(rest http.Handler) http.Handler {

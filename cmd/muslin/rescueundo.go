@@ -84,7 +84,7 @@ func (r *rescueFlags) giveBack(cmd *cobra.Command) error {
 	}
 	var failed []error
 	if j.NewMAC {
-		ctx, cancel := context.WithTimeout(ctx, storePatience)
+		ctx, cancel := context.WithTimeout(ctx, rescue.StorePatience)
 		defer cancel()
 		if err := restoreLease(ctx, store, j.Lease); err != nil {
 			return fmt.Errorf("flannel has its data path again, but not its MAC in the lease: %w; run this again", err)
@@ -131,12 +131,12 @@ func (r *rescueFlags) peersNow(ctx context.Context, j *rescue.Journal, log *slog
 	if r.run.peersFile != "" {
 		return nil, j.Peers, errors.New("there is no etcd (--peers-file)")
 	}
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	ctx, cancel := context.WithTimeout(ctx, rescue.StorePatience)
 	defer cancel()
 	store, err := r.run.store.connect(ctx, log)
 	if err == nil {
 		var peers rescue.Peers
-		if peers, err = peersIn(ctx, store, j); err == nil {
+		if peers, err = rescue.PeersIn(ctx, store, j); err == nil {
 			return store, peers, nil
 		}
 		store.Close()
@@ -150,25 +150,7 @@ func (r *rescueFlags) peersNow(ctx context.Context, j *rescue.Journal, log *slog
 	if errConfig != nil {
 		return nil, j.Peers, err
 	}
-	return nil, peersOf(cfg, m.Leases, j), err
-}
-
-func peersIn(ctx context.Context, store *etcd.Store, j *rescue.Journal) (rescue.Peers, error) {
-	raw, _, err := store.Config(ctx)
-	if err != nil {
-		return nil, err
-	}
-	cfg, err := lease.ParseConfig(raw)
-	if err != nil {
-		return nil, err
-	}
-	entries, _, err := store.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	f := new(finding)
-	f.setLeases(entries)
-	return peersOf(cfg, f.leases, j), nil
+	return nil, rescue.PeersOf(cfg, m.Leases, j), err
 }
 
 // endDaemon has the rescue's daemon end, and returns with the state directory locked. What one that was killed has

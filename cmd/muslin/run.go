@@ -151,7 +151,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 			d.log.Warn("iptables may be refused by the kernel", "err", err)
 		}
 	}
-	iface, err := d.chooseInterface()
+	iface, err := chooseInterface(d.opts.iface)
 	if err != nil {
 		return err
 	}
@@ -191,12 +191,11 @@ func (d *daemon) run(ctx context.Context) (err error) {
 
 // chooseInterface is the underlay's interface by IPv4, or on a host that has none by IPv6. What the network's config wants
 // of the two is not known yet (newNode).
-func (d *daemon) chooseInterface() (host.Interface, error) {
-	iface, err := host.ChooseInterface(d.opts.iface)
+func chooseInterface(opts host.InterfaceOptions) (host.Interface, error) {
+	iface, err := host.ChooseInterface(opts)
 	if err == nil {
 		return iface, nil
 	}
-	opts := d.opts.iface
 	opts.Families = host.IPv6
 	if six, err6 := host.ChooseInterface(opts); err6 == nil {
 		return six, nil

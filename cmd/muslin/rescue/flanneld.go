@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,12 +23,19 @@ type Process struct {
 	PID  int      `json:"pid"`
 	Args []string `json:"args"`           // its command line
 	Unit string   `json:"unit,omitempty"` // the systemd service that it is; "": none
+
+	Container string `json:"container,omitempty"` // that it runs in, as "docker 0123456789ab"; "": none
+
+	env []string // its FLANNELD_ variables
 }
 
 // String names it, as in a sentence.
 func (p Process) String() string {
-	if p.Unit != "" {
+	switch {
+	case p.Unit != "":
 		return fmt.Sprintf("flanneld (process %d, %s)", p.PID, p.Unit)
+	case p.Container != "":
+		return fmt.Sprintf("flanneld (process %d, in the container %s)", p.PID, p.Container)
 	}
 	return fmt.Sprintf("flanneld (process %d)", p.PID)
 }
@@ -51,7 +60,13 @@ func FindFlanneld() []Process {
 		}
 		p := Process{PID: pid, Args: strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")}
 		group, _ := os.ReadFile(dir + "/cgroup")
-		p.Unit = unitOf(string(group))
+		p.Unit, p.Container = unitOf(string(group)), containerOf(string(group))
+		environ, _ := os.ReadFile(dir + "/environ")
+		for v := range strings.SplitSeq(string(environ), "\x00") {
+			if strings.HasPrefix(v, "FLANNELD_") {
+				p.env = append(p.env, v)
+			}
+		}
 		all = append(all, p)
 	}
 	return all
@@ -62,8 +77,12 @@ func unitOf(group string) string {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return ""
 	}
-	for line := range strings.Lines(group) {
-		_, path, _ := strings.Cut(strings.TrimSpace(line), "::")
+	for line := range strings.Lines(group) { // hierarchy:controllers:path; of cgroup v1 systemd has one of its own
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		controllers, path, _ := strings.Cut(rest, ":")
+		if controllers != "" && controllers != "name=systemd" {
+			continue
+		}
 		if unit := filepath.Base(path); strings.HasPrefix(path, "/system.slice/") && strings.Contains(unit, "flannel") && strings.HasSuffix(unit, ".service") {
 			return unit
 		}
@@ -71,7 +90,22 @@ func unitOf(group string) string {
 	return ""
 }
 
-// Flag is what its command line says for a flag, which may be given several times. One without a value is "true".
+// containers are as the runtimes name their cgroups: "docker-ID.scope", "cri-containerd-ID.scope", "/docker/ID", or the bare ID
+// below a pod's. An ID has 64 digits, of which people see 12.
+var containers = regexp.MustCompile(`(?:([a-z]+(?:-[a-z]+)*)[-/:])?(?:conmon-)?([0-9a-f]{12})[0-9a-f]{52}`)
+
+// containerOf is the container in /proc/PID/cgroup.
+func containerOf(group string) string {
+	m := containers.FindStringSubmatch(group)
+	if m == nil {
+		return ""
+	}
+	runtime := map[string]string{"docker": "docker", "libpod": "podman", "crio": "cri-o", "cri-containerd": "containerd"}[m[1]]
+	return strings.TrimSpace(runtime + " " + m[2])
+}
+
+// Flag is what its command line says for a flag, which may be given several times, or else its environment. One without a
+// value is "true".
 func (p Process) Flag(name string) []string {
 	var all []string
 	for i, a := range p.Args {
@@ -86,7 +120,29 @@ func (p Process) Flag(name string) []string {
 			all = append(all, "true")
 		}
 	}
+	variable := "FLANNELD_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_")) + "="
+	for _, v := range p.env {
+		if value, ok := strings.CutPrefix(v, variable); ok && value != "" && len(all) == 0 {
+			all = append(all, value)
+		}
+	}
 	return all
+}
+
+// Known is what may be written down of it: all but a password.
+func (p Process) Known() Process {
+	p.Args = slices.Clone(p.Args)
+	for i, a := range p.Args {
+		flag, _, given := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		switch {
+		case flag != "etcd-password" || !strings.HasPrefix(a, "-"):
+		case given:
+			p.Args[i] = "--etcd-password=…"
+		case i+1 < len(p.Args):
+			p.Args[i+1] = "…"
+		}
+	}
+	return p
 }
 
 // stopping is how long a flanneld may take to end.
@@ -100,8 +156,10 @@ func (p Process) Stop(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := unix.Kill(p.PID, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("stop %s: %w", p, err)
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGCONT} { // one that is stopped (SIGSTOP) would not hear the first
+		if err := unix.Kill(p.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("stop %s: %w", p, err)
+		}
 	}
 	for late := time.Now().Add(stopping); time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
 		if !p.runs() {

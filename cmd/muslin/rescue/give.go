@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Peers are the other nodes as they are now; nil where they are not known.
-type Peers []Peer
-
 // Prepare makes what giving everything back whole needs and what may fail, while the daemon still carries packets: a device
 // that is gone is made again, down. Where the kernel cannot, everything stays as it is. It returns the devices that it made.
 func (j *Journal) Prepare() (made []string, err error) {

@@ -6,10 +6,11 @@
 //
 // Everything that is changed is in a journal in the state directory (rescue.json) before it is changed; everything here
 // may be done again after it was done in part. The package speaks netlink to the kernel in the network namespace of
-// the calling thread. It carries no packets and knows no etcd: the daemon does, and the command.
+// the calling thread. It carries no packets, and writes nothing into etcd: the daemon does, and the command.
 //
-// What does flannel have here? scan.go. What will be done? plan.go. What is taken? take.go. What is given back, and
-// what is flannel's data path when it is whole? give.go. Is flanneld still there? flanneld.go.
+// What does flannel have here? scan.go. Who knows the network, and the peers? search.go, know.go, peers.go. What will be
+// done? plan.go. What is taken? take.go. What is given back, and what is flannel's data path when it is whole? give.go.
+// Is flanneld still there? flanneld.go.
 package rescue
 
 import (
@@ -20,6 +21,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"muslin/encap"
@@ -60,6 +62,9 @@ type Journal struct {
 	SubnetText string `json:"subnet_text"`
 
 	Stopped []Process `json:"stopped,omitempty"` // flannelds that were stopped because that was asked for
+
+	// Copies are files that were copied out of flanneld's container into the state directory.
+	Copies []string `json:"copies,omitempty"`
 
 	path string
 }
@@ -127,7 +132,7 @@ func (j *Journal) Save() error {
 
 // Remove ends the rescue.
 func (j *Journal) Remove() error {
-	for _, path := range []string{unfinished(j.path), j.path} {
+	for _, path := range append(slices.Clone(j.Copies), unfinished(j.path), j.path) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the journal of the rescue: %w", err)
 		}

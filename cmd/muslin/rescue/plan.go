@@ -7,15 +7,17 @@ import (
 	"slices"
 	"strings"
 
-	"muslin/tunnel/host"
-
 	"github.com/vishvananda/netlink"
+
+	"muslin/lease"
+	"muslin/tunnel/host"
 )
 
 // Plan is what a rescue is about to do, as far as a person wants to know it.
 type Plan struct {
 	Journal  *Journal
-	Running  []Process // flannelds that run
+	Running  []Process // flannelds of this network that run
+	Others   []Process // and of other networks
 	Stop     bool      // they are to be stopped
 	Source   string    // where config and peers are known from, as in "from etcd at …"
 	Peers    []Peer
@@ -25,6 +27,44 @@ type Plan struct {
 	Lease    string // and what becomes of it
 	Adopted  []string
 	Warnings []string
+}
+
+// plan says what is to be done.
+func (s *Search) plan(j *Journal) *Plan {
+	p := &Plan{Journal: j, Running: s.Running, Others: s.Others, Stop: s.StopFlannel && len(s.Running) > 0, Source: s.source, Peers: s.peers,
+		TUN: s.TUN, Port: s.config.Backend.Port, Adopted: s.Adopted}
+	if s.config.Backend.Type == lease.BackendHostGW {
+		p.Port = 0
+	}
+	switch {
+	case j.Lease != nil:
+		p.Found = fmt.Sprintf("lease %s of %s", j.Lease.Key, s.own.Attrs)
+	default:
+		p.Found = "by " + j.SubnetFile
+	}
+	mac := ""
+	if len(j.Devices) > 0 {
+		mac = ", with the same VtepMAC, so that no other node has to learn anything"
+		if j.NewMAC {
+			mac = ", with a VtepMAC of muslin's own, which the other nodes learn from it"
+		}
+	}
+	switch {
+	case s.storeErr != nil || s.PeersFile != "":
+		p.Lease = "go by the lease that this node had"
+		if s.storeErr != nil {
+			p.Lease += ", until etcd answers"
+			p.Warnings = append(p.Warnings, "etcd: "+s.storeErr.Error())
+		}
+	case s.own == nil:
+		p.Lease = fmt.Sprintf("take a lease for %v again, since etcd has none of this node%s", subnets(j.Subnet, j.Subnet6), mac)
+	default:
+		p.Lease = "take the lease over and keep it" + mac
+	}
+	if s.NewMAC {
+		p.Warnings = append(p.Warnings, "with --new-mac packets from other nodes are lost until they have the new one")
+	}
+	return p
 }
 
 // Print says what was found, and in numbered lines what will be done.
@@ -61,6 +101,9 @@ func (p *Plan) Print(w io.Writer) error {
 			fmt.Fprintf(&b, "  %s runs, and is left alone: it goes on renewing this lease, as muslin does; what it does to its device and routes has no effect meanwhile\n", r)
 		}
 	}
+	for _, r := range p.Others {
+		fmt.Fprintf(&b, "  %s runs for another network, and is left alone\n", r)
+	}
 	for _, warning := range p.Warnings {
 		fmt.Fprintf(&b, "  %s\n", warning)
 	}
@@ -79,8 +122,11 @@ func (p *Plan) Steps() []string {
 	if p.Stop {
 		for _, r := range p.Running {
 			how := "SIGTERM"
-			if r.Unit != "" {
+			switch {
+			case r.Unit != "":
 				how = "systemctl stop " + r.Unit
+			case r.Container != "":
+				how += "; what runs its container may start it again, see docs/rescue.md"
 			}
 			steps = append(steps, fmt.Sprintf("stop %s (%s)", r, how))
 		}
@@ -212,12 +258,6 @@ func (j *Journal) GivingBack(runs bool, peers Peers) []string {
 		}
 	}
 	return append(steps, "forget the rescue: remove "+j.Path())
-}
-
-// OnLink reports whether a host is reached without a gateway.
-func OnLink(addr netip.Addr) bool {
-	routes, err := netlink.RouteGet(addr.AsSlice())
-	return err == nil && len(routes) > 0 && routes[0].Gw == nil
 }
 
 // PortHolder is another vxlan device that is up and has the port, which taking flannel's down would not free; "": none.

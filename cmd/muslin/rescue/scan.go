@@ -9,7 +9,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"muslin/encap"
 	"muslin/tunnel/host"
 )
 
@@ -71,14 +70,6 @@ type Forward struct {
 	MAC   string     `json:"mac"`
 	To    netip.Addr `json:"to,omitzero"`
 	State int        `json:"state"`
-}
-
-// Peer is another node as flannel's vxlan reaches it.
-type Peer struct {
-	Subnet   netip.Prefix `json:"subnet"`
-	PublicIP netip.Addr   `json:"public_ip"`
-	MAC      encap.MAC    `json:"mac"`
-	Direct   bool         `json:"direct,omitempty"` // without encapsulation
 }
 
 // DeviceName is what flannel calls its device.
@@ -246,24 +237,6 @@ func FindDirect(network netip.Prefix) ([]Route, error) {
 		out = append(out, routeOf(r, links[i].Attrs().Name))
 	}
 	return out, err
-}
-
-// Peers are those that the kernel knows by the device: a route, the MAC of its gateway, and the host that has this MAC.
-// It is the last resort when nobody else can be asked.
-func (d *Device) Peers() []Peer {
-	var all []Peer
-	for _, r := range d.Routes {
-		n := slices.IndexFunc(d.Neighbours, func(n Neighbour) bool { return n.Address == r.Gateway })
-		if r.Gateway != r.Prefix.Addr() || n < 0 {
-			continue
-		}
-		f := slices.IndexFunc(d.Forwarding, func(f Forward) bool { return f.MAC == d.Neighbours[n].MAC && f.To.IsValid() })
-		mac, err := encap.ParseMAC(d.Neighbours[n].MAC)
-		if f >= 0 && err == nil {
-			all = append(all, Peer{Subnet: r.Prefix, PublicIP: d.Forwarding[f].To, MAC: mac})
-		}
-	}
-	return all
 }
 
 // prefixOf turns the library's idea of a destination into ours: nil is the default route.
