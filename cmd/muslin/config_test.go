@@ -54,6 +54,7 @@ func TestConfirm(t *testing.T) {
 	}{{"y\n", false, true}, {"Yes\n", false, true}, {"y", false, true}, {"\n", false, false}, {"n\n", false, false}, {"", false, false}, {"", true, true}} {
 		cmd := new(cobra.Command)
 		cmd.SetIn(strings.NewReader(c.input))
+		cmd.SetContext(t.Context())
 		cmd.SetErr(new(bytes.Buffer))
 		err := confirm(cmd, c.yes, "Really?")
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, errDeclined) {
