@@ -77,6 +77,9 @@ func (p otherProcess) flags(args, environ []string, network string) (*runFlags, 
 	}); err != nil {
 		return nil, err
 	}
+	if err := goOn(set, flags.stateDir); err != nil { // in flannel's place it has found out most of them
+		return nil, err
+	}
 	p.find(&flags.config)
 	if flags.config != "" {
 		data, err := os.ReadFile(flags.config)
