@@ -118,7 +118,6 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	if err != nil {
 		return err
 	}
-	defer d.leaveWithSystemd(c)()
 	defer c.close()
 
 	d.view.waiting("acquiring a subnet")
@@ -130,9 +129,6 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	var state hosts
 	for i, n := range node.all() {
 		one := parts(c)[i]
-		if err := one.connect(d, n, member.of(n), member.peers.Table()); err != nil {
-			return err
-		}
 		if i > 0 && node.oneTunnel() { // whose device was set up for both
 			families = append(families, family{n, one, state[0]})
 			continue
@@ -155,6 +151,19 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	if err := file.Write(d.opts.flags.subnetFile); err != nil {
 		return err
 	}
+	for i, n := range node.all() {
+		if err := d.take(n); err != nil {
+			return err
+		}
+		if err := parts(c)[i].connect(d, n, member.of(n), member.peers.Table()); err != nil {
+			return err
+		}
+	}
+	if err := d.takeDirect(); err != nil {
+		return err
+	}
+	takeBack := sync.OnceFunc(d.leaveWithSystemd(c))
+	defer takeBack()
 	prober, watch := d.openProber(node, c), health.NewWatch(c.queues)
 	d.openWatcher(c, node)
 	defer d.watcher.Close()
@@ -166,7 +175,9 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	d.givePrivilegesUp(state.Needs())
 	mtu := &mtuFollower{d: d, node: node, families: families, file: file}
 	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober, answers: answers, workers: watch}
-	return runTasks(ctx, r.tasks(mtu))
+	err = runTasks(ctx, r.tasks(mtu))
+	d.part(c, takeBack)
+	return err
 }
 
 // foundDevices says of which names the devices of a killed daemon are there.
@@ -243,6 +254,7 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (part, e
 		turns = new(waiter.Turns)
 	}
 	var conn outer
+	var open func() (outer, error)
 	cfg := underlay.Config{
 		Local: node.iface.Addr, Port: node.port, Queues: queues, Features: features, MaxSegments: kernel.UDPMaxSegments(),
 		Logger: d.log, Turns: turns, Adopt: d.place.of(node).sockets}
@@ -258,8 +270,17 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (part, e
 			conn, turns, receivers = m, m.shared.turns, 0 // which the port has
 		}
 	default:
-		conn, err = underlay.Open(cfg)
-		err = host.ExplainBind(addr, err)
+		open = func() (outer, error) {
+			conn, err := underlay.Open(cfg)
+			if err != nil {
+				return nil, host.ExplainBind(addr, err)
+			}
+			return conn, nil
+		}
+		var waits bool
+		if waits, err = d.waitsForPort(node); err == nil && !waits {
+			conn, err = open()
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -269,10 +290,12 @@ func (d *daemon) openSides(ctx context.Context, node *node, found bool) (part, e
 		Name: node.tun, Queues: queues, Features: features, Logger: d.log, Turns: turns, Park: node.encrypts(), Adopt: d.place.of(node).tun, Reuse: found})
 	if err != nil {
 		release()
-		conn.Close()
+		if conn != nil {
+			conn.Close()
+		}
 		return nil, err
 	}
-	return &sides{conn: conn, dev: dev, six: node.six, release: release}, nil
+	return &sides{conn: conn, open: open, dev: dev, six: node.six, release: release}, nil
 }
 
 // sharesPort reports whether other networks of this process may have the node's UDP port, too.
@@ -402,6 +425,7 @@ func (r *running) tasks(mtu *mtuFollower) []task {
 	all = append(all, d.answerPeers(r.answers)...)
 	all = append(all,
 		d.whenAlone(d.announce),
+		d.whenAlone(d.standIn),
 		d.whenAlone(r.giveWay),
 		d.whenAlone(r.leave),
 		func(ctx context.Context) error { return reportDrops(ctx, d.log, r.carrier) })

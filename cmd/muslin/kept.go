@@ -136,7 +136,9 @@ func (d *daemon) checkConflictsOf(node *node, previous netip.Prefix, found bool)
 		Found: found || d.place.isKept(),
 		VXLAN: node.backend == lease.BackendVXLAN,
 		VNI:   node.vni.Uint32(),
-		Taken: d.taken(),
+	}
+	if d.rescue != nil {
+		plan.Taken, plan.Replaced = d.rescue.Names(), d.rescue.DirectPrefixes()
 	}
 	if node.six {
 		plan.Network6, plan.Previous6 = node.network, previous

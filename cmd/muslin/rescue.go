@@ -126,6 +126,7 @@ func (r *rescueFlags) rescue(cmd *cobra.Command) error {
 func (r *rescueFlags) begin(cmd *cobra.Command, d *daemon, asked rescue.Asked) (goes bool, err error) {
 	set := cmd.Flags()
 	asked.StateDir, asked.Memory, asked.Prefix, asked.TUN = r.run.stateDir, d.memoryPath(), r.run.store.prefix, r.run.tunName
+	asked.Endpoints = r.run.store.endpoints
 	asked.PeersFile, asked.Config, asked.Iface, asked.IPMasq = r.run.peersFile, d.opts.wantConfig, d.opts.iface, set.Changed("ip-masq")
 	if set.Changed("subnet-file") {
 		asked.SubnetFile = r.run.subnetFile

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -75,7 +74,7 @@ func (r *rescueFlags) copyInside(set *pflag.FlagSet, j *rescue.Journal) error {
 		if err == nil {
 			err = os.MkdirAll(r.run.stateDir, 0o700)
 		}
-		to := filepath.Join(r.run.stateDir, "flannel-"+name)
+		to := rescue.Copy(r.run.stateDir, name)
 		if err == nil {
 			err = os.WriteFile(to, data, 0o600)
 		}

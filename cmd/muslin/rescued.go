@@ -20,6 +20,9 @@ import (
 // rescuePath is where the control socket is asked to end a rescue.
 const rescuePath = "/v1/rescue/end"
 
+// portFreeHeader is in the answer when the daemon has let go of the port, while it undoes the rest.
+const portFreeHeader = "Muslin-Port"
+
 // goOn gives a daemon that goes on with a rescue the flags that the first one found out.
 func goOn(set *pflag.FlagSet, stateDir string) error {
 	j, err := rescue.Read(stateDir)
@@ -63,8 +66,8 @@ func (d *daemon) openRescue() error {
 	return nil
 }
 
-// takeOver takes from flannel what this daemon needs.
-func (d *daemon) takeOver(ctx context.Context) error {
+// beginTaking does what comes before anything is taken from flannel.
+func (d *daemon) beginTaking(ctx context.Context) error {
 	if d.rescue == nil {
 		return nil
 	}
@@ -79,26 +82,72 @@ func (d *daemon) takeOver(ctx context.Context) error {
 		d.log.Info("stopped flanneld, as was asked for", "pid", p.PID, "unit", p.Unit)
 	}
 	d.toStop = nil
-	return d.rescue.Take(d.log)
+	return d.rescue.Guard()
 }
 
-// taken are the devices of flannel's that are no conflict.
-func (d *daemon) taken() []string {
+// waitsForPort reports whether flannel's device of the node's family has the UDP port still. The socket is opened when it has
+// been taken, which is the last step: until then flannel carries, and from then on there is nothing to wait for.
+func (d *daemon) waitsForPort(n *node) (bool, error) {
+	if d.rescue == nil || n.backend != lease.BackendVXLAN {
+		return false, nil
+	}
+	return d.rescue.Holds(n.six)
+}
+
+// take takes from flannel what stands in the way of one family.
+func (d *daemon) take(n *node) error {
 	if d.rescue == nil {
 		return nil
 	}
-	return d.rescue.Names()
+	return d.rescue.TakeDevice(n.six, d.log)
+}
+
+// standIn is a task. Without it a flanneld that is started may tell the other nodes another MAC, until muslin tells them the
+// right one again.
+func (d *daemon) standIn(context.Context) error {
+	if d.rescue == nil {
+		return nil
+	}
+	if err := d.rescue.StandIn(); err != nil {
+		d.log.Warn("a flanneld that is started meanwhile will not find its device as it was", "err", err)
+	}
+	return nil
+}
+
+// takeDirect takes flannel's direct routes, in whose place ours come.
+func (d *daemon) takeDirect() error {
+	if d.rescue == nil {
+		return nil
+	}
+	return d.rescue.TakeDirect()
+}
+
+// part lets go of the port, and gives flannel everything back or leaves that to who asked for it (endRescue), while what this
+// daemon changed in the host is still there: so little is lost while the port changes hands.
+func (d *daemon) part(c carrier, takeBack func()) {
+	if d.rescue == nil || d.departure != nil || d.left || !d.isAlone() {
+		return
+	}
+	takeBack()
+	for _, p := range parts(c) {
+		if s, ok := p.(*sides); ok && s.conn != nil {
+			s.conn.Close()
+		}
+	}
+	d.freed()
+	d.giveBack()
 }
 
 // giveBack gives flannel everything back as it was found, at the daemon's end; unless somebody else does, or goes on.
 func (d *daemon) giveBack() {
 	switch {
-	case d.rescue == nil || d.handedBack.Load() || d.departure != nil || d.left || !d.isAlone():
+	case d.rescue == nil || d.given || d.handedBack.Load() || d.departure != nil || d.left || !d.isAlone():
 		return
 	case d.resumed && !d.view.ready():
 		d.log.Warn("flannel's data path stays with the rescue, which is not over: start this again, or run `muslin rescue --undo`")
 		return
 	}
+	d.given = true
 	err := d.rescue.Give(false, nil, d.log)
 	if d.rescue.NewMAC && err == nil {
 		err = d.restoreLease()
@@ -174,8 +223,13 @@ func (d *daemon) endRescue(w http.ResponseWriter, _ *http.Request) {
 	}
 	d.handedBack.Store(true)
 	d.log.Info("the rescue is over: ending, and leaving the rest to `muslin rescue --undo`")
-	w.WriteHeader(http.StatusNoContent)
 	d.end()
+	select {
+	case <-d.portFree:
+		w.Header().Set(portFreeHeader, "free")
+	case <-time.After(rescue.StorePatience): // who asked waits for the daemon's end
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // warnRescued is a sentence for status.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -31,7 +32,10 @@ func (r *rescueFlags) giveBack(cmd *cobra.Command) error {
 	}
 	if j == nil {
 		fmt.Fprintf(cmd.OutOrStdout(), "nothing to undo: no rescue is under way with the state directory %s\n", r.run.stateDir)
-		return nil
+		if r.dryRun {
+			return nil
+		}
+		return rescue.Sweep(r.run.stateDir)
 	}
 	runs, err := r.daemonRuns(cmd.Context())
 	if err != nil {
@@ -74,13 +78,24 @@ func (r *rescueFlags) giveBack(cmd *cobra.Command) error {
 	// From here on it is done to the end, which takes a moment.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	ctx := context.WithoutCancel(cmd.Context())
-	lock, err := r.endDaemon(ctx, runs, log)
+	given := false
+	if runs {
+		free, err := askEnd(ctx, r.run.control)
+		if err != nil {
+			return err
+		}
+		// The daemon undoes its own changes meanwhile; what fails here for that is done again.
+		given = free && j.Give(true, peers, log) == nil
+	}
+	lock, err := r.clearAway(log)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if err := j.Give(true, peers, log); err != nil {
-		return fmt.Errorf("%w; run this again", err)
+	if !given {
+		if err := j.Give(true, peers, log); err != nil {
+			return fmt.Errorf("%w; run this again", err)
+		}
 	}
 	var failed []error
 	if j.NewMAC {
@@ -99,10 +114,15 @@ func (r *rescueFlags) giveBack(cmd *cobra.Command) error {
 	failed = append(failed, j.Remove())
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...) }
 	say("flannel has its data path again")
-	running := rescue.FindFlanneld()
+	running, _ := r.meant(cmd.Flags(), rescue.FindFlanneld())
+	for _, d := range j.Devices {
+		if d.Made && slices.ContainsFunc(running, func(p rescue.Process) bool { return slices.Contains(j.Ran, p.PID) }) {
+			made = append(made, d.Name)
+		}
+	}
 	switch {
 	case len(running) > 0 && len(made) > 0:
-		say("%s has to be started again, lest it go on with the %s that was deleted: it would not reach nodes that are new", running[0], strings.Join(made, " and "))
+		say("%s has to be started again, since it goes on with the %s that was deleted: it would not reach nodes that are new", running[0], strings.Join(made, " and "))
 	case len(running) > 0 || started:
 	case len(j.Stopped) > 0:
 		say("flanneld was stopped for the rescue: start it again, as it was (%s)", strings.Join(j.Stopped[0].Args, " "))
@@ -153,17 +173,12 @@ func (r *rescueFlags) peersNow(ctx context.Context, j *rescue.Journal, log *slog
 	return nil, rescue.PeersOf(cfg, m.Leases, j), err
 }
 
-// endDaemon has the rescue's daemon end, and returns with the state directory locked. What one that was killed has
-// left in the host it undoes.
-func (r *rescueFlags) endDaemon(ctx context.Context, runs bool, log *slog.Logger) (*os.File, error) {
-	if runs {
-		if err := askEnd(ctx, r.run.control); err != nil {
-			return nil, err
-		}
-	}
+// clearAway waits for the end of the rescue's daemon, and returns with the state directory locked. What one that was killed
+// has left in the host it undoes.
+func (r *rescueFlags) clearAway(log *slog.Logger) (*os.File, error) {
 	var lock *os.File
 	var err error
-	for late := time.Now().Add(10 * time.Second); ; {
+	for late := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		if lock, err = lockState(r.run.stateDir); err == nil || time.Now().After(late) {
 			break
 		}
@@ -183,8 +198,8 @@ func (r *rescueFlags) endDaemon(ctx context.Context, runs bool, log *slog.Logger
 	return lock, nil
 }
 
-// askEnd asks the daemon to end, and to leave the rest to us.
-func askEnd(ctx context.Context, socket string) error {
+// askEnd asks the daemon to end, and to leave the rest to us; free: nothing of it has the port any more.
+func askEnd(ctx context.Context, socket string) (free bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
@@ -195,15 +210,15 @@ func askEnd(ctx context.Context, socket string) error {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://muslin"+rescuePath, nil)
 	if err != nil {
-		return err
+		return false, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the daemon behind %s to end: %w", socket, err)
+		return false, fmt.Errorf("ask the daemon behind %s to end: %w", socket, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusNoContent {
-		return fmt.Errorf("the daemon behind %s carries in nobody's place: the rescue's is another one (--control), or has ended; stop this one first", socket)
+		return false, fmt.Errorf("the daemon behind %s carries in nobody's place: the rescue's is another one (--control), or has ended; stop this one first", socket)
 	}
-	return nil
+	return resp.Header.Get(portFreeHeader) == "free", nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -102,8 +103,9 @@ first host can run itself with --embedded-etcd.`,
 //     the control socket answers from here on, so that status can tell what the rest waits for
 //  2. source     the network's config and what it means here (node.go): from etcd, embedded or not, or a
 //     peers file (store.go); or from what was known last, without waiting for etcd (remember.go)
-//  3. network    what a rescue takes from flannel (rescued.go), and conflicts with the host
-//  4. carry      sockets, TUN device, lease; then host set-up, subnet file, and all tasks side by side (carry.go)
+//  3. network    conflicts with the host
+//  4. carry      sockets, TUN device, lease; then host set-up, subnet file, what a rescue takes from flannel (rescued.go), and
+//     all tasks side by side (carry.go)
 //
 // What a step opened or changed it undoes when it returns. With --replace, what the running daemon has open is
 // taken over instead (place.go), and that one carries packets until the last step (succeed.go).
@@ -133,11 +135,16 @@ type daemon struct {
 	resumed    bool             // by an earlier daemon
 	toStop     []rescue.Process // flannelds that are to be stopped for it
 	handedBack atomic.Bool      // `muslin rescue --undo` gives it back
-	end        func()           // ends the daemon, as SIGTERM does
+	portFree   chan struct{}    // closed by freed: nothing of this daemon's has the port any more
+	freed      func()
+	given      bool   // it was given back
+	end        func() // ends the daemon, as SIGTERM does
 }
 
 func newDaemon(opts *options) *daemon {
-	return &daemon{opts: opts, log: opts.log, alone: make(chan struct{}), requests: make(chan *net.UnixConn, 1)}
+	d := &daemon{opts: opts, log: opts.log, alone: make(chan struct{}), requests: make(chan *net.UnixConn, 1), portFree: make(chan struct{})}
+	d.freed = sync.OnceFunc(func() { close(d.portFree) })
+	return d
 }
 
 func (d *daemon) run(ctx context.Context) (err error) {
@@ -249,6 +256,7 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 			err = d.network(ctx, iface)
 		}
 	}
+	d.freed()
 	if d.departure != nil {
 		d.control.SetUnlinkOnClose(false)
 	}
@@ -284,7 +292,7 @@ func (d *daemon) network(ctx context.Context, iface host.Interface) error {
 	if err := d.clearSecond(node); err != nil {
 		return err
 	}
-	if err := d.takeOver(ctx); err != nil {
+	if err := d.beginTaking(ctx); err != nil {
 		return err
 	}
 	found, err := findDevices(node) // of no use to host-gw: Setup clears it away

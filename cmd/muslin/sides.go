@@ -17,10 +17,11 @@ import (
 
 // sides are the TUN device and the underlay, and the VTEP that carries packets between them. It implements carrier.
 type sides struct {
-	conn outer
+	conn outer // nil before connect, where flannel has the port till then
 	dev  device
-	vtep *tunnel.VTEP // once connected
-	six  bool         // of IPv6
+	open func() (outer, error) // of conn, then
+	vtep *tunnel.VTEP          // once connected
+	six  bool                  // of IPv6
 
 	// Where one WireGuard tunnel carries both families: how conn and dev are shared. IPv6's is a guest at IPv4's.
 	halves *tunnel.Halves
@@ -41,11 +42,18 @@ func (s *sides) name() string { return s.dev.Name() }
 
 func (s *sides) close() {
 	s.dev.Close()
-	s.conn.Close()
+	if s.conn != nil {
+		s.conn.Close()
+	}
 	s.release()
 }
 
 func (s *sides) connect(d *daemon, node *node, subnet netip.Prefix, peers *fib.Table) (err error) {
+	if s.conn == nil {
+		if s.conn, err = s.open(); err != nil {
+			return err
+		}
+	}
 	inner, outer := tunnel.Device(s.dev), tunnel.Underlay(s.conn)
 	if s.halves != nil {
 		inner, outer = s.halves.Device(node.family()), s.halves.Engine(node.family())

@@ -254,6 +254,11 @@ func (d *daemon) join(ctx context.Context, src *source, n *node, previous previo
 			return nil, err
 		}
 		m.subnet, m.subnet6 = got.Subnet, got.Subnet6
+		if d.rescue != nil { // in flannel's place there is traffic from the first moment
+			if known, _, err = src.store.List(ctx); err != nil {
+				return nil, err
+			}
+		}
 	}
 	m.watcher = lease.NewWatcher(lease.WatcherConfig{
 		Feed: m.feed,

@@ -26,7 +26,10 @@ type Plan struct {
 	Listen    netip.AddrPort // the outer UDP socket; the zero value is not checked
 	Shared    bool           // it may be this process's own already, and is not tried
 
-	Taken []string // vxlan devices that have been set down for us, and stay there
+	// Another program's that gives way to us: vxlan devices that are set down, now or before we bind the port, and stay
+	// there; and routes that ours take the place of.
+	Taken    []string
+	Replaced []netip.Prefix
 
 	VXLAN bool   // the backend is vxlan, and VNI counts
 	VNI   uint32 // 24 bits
@@ -159,17 +162,17 @@ func CheckConflicts(p Plan) error {
 		found = append(found, device)
 	}
 	// A vxlan device that is up is also why the port is taken; one sentence about it is enough.
-	if p.Listen.IsValid() && !p.Shared && (device == nil || !device.Up) {
+	if p.Listen.IsValid() && !p.Shared && (device == nil || !device.Up) && !p.freed(devices) {
 		found = append(found, CheckPort(p.Listen))
 	}
 	if p.TUN != "" && !p.Found {
 		found = append(found, tunConflict(devices, p.TUN))
 	}
 	if p.Network.IsValid() {
-		found = append(found, overlapConflict(devices, p.Network, p.Previous, p.TUN))
+		found = append(found, overlapConflict(devices, p, p.Network, p.Previous))
 	}
 	if p.Network6.IsValid() {
-		found = append(found, overlapConflict(devices, p.Network6, p.Previous6, p.TUN))
+		found = append(found, overlapConflict(devices, p, p.Network6, p.Previous6))
 	}
 	return errors.Join(found...)
 }
@@ -177,7 +180,7 @@ func CheckConflicts(p Plan) error {
 func vxlanConflict(devices []netlink.Link, p Plan) *VXLANDeviceError {
 	for _, l := range devices {
 		d, ok := l.(*netlink.Vxlan)
-		if !ok || d.Port != int(p.Listen.Port()) || d.Flags&net.FlagUp == 0 && slices.Contains(p.Taken, d.Name) {
+		if !ok || d.Port != int(p.Listen.Port()) || slices.Contains(p.Taken, d.Name) {
 			continue
 		}
 		e := &VXLANDeviceError{
@@ -190,6 +193,14 @@ func vxlanConflict(devices []netlink.Link, p Plan) *VXLANDeviceError {
 		}
 	}
 	return nil
+}
+
+// freed reports whether a device that gives way has the port still.
+func (p *Plan) freed(devices []netlink.Link) bool {
+	return slices.ContainsFunc(devices, func(l netlink.Link) bool {
+		d, ok := l.(*netlink.Vxlan)
+		return ok && d.Port == int(p.Listen.Port()) && d.Flags&net.FlagUp != 0 && slices.Contains(p.Taken, d.Name)
+	})
 }
 
 // udpNetwork is Go's name for UDP of one family.
@@ -250,7 +261,8 @@ func typeOf(l netlink.Link) string {
 	}
 }
 
-func overlapConflict(devices []netlink.Link, network, previous netip.Prefix, tun string) error {
+func overlapConflict(devices []netlink.Link, p Plan, network, previous netip.Prefix) error {
+	tun := p.TUN
 	main, err := mainRoutes(familyOf(network.Addr()))
 	if err != nil {
 		return err
@@ -270,6 +282,9 @@ func overlapConflict(devices []netlink.Link, network, previous netip.Prefix, tun
 			continue
 		}
 		o := OverlappingRoute{Prefix: dst, Device: name[r.LinkIndex]}
+		if slices.Contains(p.Taken, o.Device) || slices.Contains(p.Replaced, dst) {
+			continue
+		}
 		o.Gateway, _ = netip.AddrFromSlice(r.Gw)
 		o.Gateway = o.Gateway.Unmap()
 		if o.Gateway.IsValid() && dst.Bits() < network.Bits() {
@@ -285,7 +300,7 @@ func overlapConflict(devices []netlink.Link, network, previous netip.Prefix, tun
 	for _, a := range held {
 		prefix := prefixOf(a.IPNet)
 		device := name[a.LinkIndex]
-		if !prefix.Overlaps(network) || ownPods(previous, prefix.Masked()) || tun != "" && device == tun {
+		if !prefix.Overlaps(network) || ownPods(previous, prefix.Masked()) || tun != "" && device == tun || slices.Contains(p.Taken, device) {
 			continue
 		}
 		if !slices.ContainsFunc(e.Routes, func(r OverlappingRoute) bool { return r.Device == device }) {

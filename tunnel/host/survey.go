@@ -283,7 +283,7 @@ func Overlaps(network, subnet netip.Prefix, tun string) ([]OverlappingRoute, err
 	if err != nil {
 		return nil, err
 	}
-	err = overlapConflict(devices, network, subnet, tun)
+	err = overlapConflict(devices, Plan{TUN: tun}, network, subnet)
 	if overlap := new(RouteOverlapError); errors.As(err, &overlap) {
 		return overlap.Routes, nil
 	}

@@ -77,6 +77,10 @@ func unitOf(group string) string {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return ""
 	}
+	return serviceIn(group)
+}
+
+func serviceIn(group string) string {
 	for line := range strings.Lines(group) { // hierarchy:controllers:path; of cgroup v1 systemd has one of its own
 		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
 		controllers, path, _ := strings.Cut(rest, ":")

@@ -74,12 +74,16 @@ func (d *Device) create() error {
 func (j *Journal) Give(whole bool, peers Peers, log *slog.Logger) error {
 	var failed []error
 	for i := range j.Devices {
-		if d := &j.Devices[i]; whole || d.Found {
+		d := &j.Devices[i]
+		switch {
+		case whole || d.Found:
 			if err := j.giveDevice(d, whole, peers); err != nil {
 				failed = append(failed, err)
 				continue
 			}
 			log.Info("gave flannel's device back", "device", d.Name)
+		case d.Made:
+			failed = append(failed, d.unmake())
 		}
 	}
 	failed = append(failed, j.giveDirect(whole, peers), j.giveSubnetFile())
@@ -110,10 +114,12 @@ func (j *Journal) giveDevice(d *Device, whole bool, peers Peers) error {
 	want := *d
 	if whole {
 		want = j.whole(d, peers)
-		if mac, err := net.ParseMAC(d.Keep); err == nil && l.Attrs().HardwareAddr.String() != d.Keep {
-			if err := netlink.LinkSetHardwareAddr(l, mac); err != nil {
-				return fmt.Errorf("give %s the MAC %s, which the peers have of it: %w", d.Name, d.Keep, err)
-			}
+		if err := d.keepMAC(l); err != nil {
+			return err
+		}
+	} else if mac, err := net.ParseMAC(d.MAC); err == nil && l.Attrs().HardwareAddr.String() != d.MAC {
+		if err := netlink.LinkSetHardwareAddr(l, mac); err != nil {
+			return fmt.Errorf("give %s the MAC %s again, which it had: %w", d.Name, d.MAC, err)
 		}
 	}
 	if !d.Six { // which the kernel takes off a device that goes down
@@ -123,6 +129,11 @@ func (j *Journal) giveDevice(d *Device, whole bool, peers Peers) error {
 	}
 	if !want.Up {
 		return nil
+	}
+	prune := whole && peers != nil
+	// Entries are kept by a device that is down; neighbours and routes are not.
+	if err := forward(l, &want, prune); err != nil {
+		return err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
@@ -135,7 +146,36 @@ func (j *Journal) giveDevice(d *Device, whole bool, peers Peers) error {
 			return err
 		}
 	}
-	return converge(l, &want, whole && peers != nil, j.network(d.Six))
+	for _, six := range []bool{false, true} {
+		if err := lead(l, &want, six, prune, j.network(d.Six)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepMAC gives it the MAC that the peers have of it.
+func (d *Device) keepMAC(l netlink.Link) error {
+	mac, err := net.ParseMAC(d.Keep)
+	if err != nil || l.Attrs().HardwareAddr.String() == d.Keep {
+		return nil
+	}
+	if err := netlink.LinkSetHardwareAddr(l, mac); err != nil {
+		return fmt.Errorf("give %s the MAC %s, which the peers have of it: %w", d.Name, d.Keep, err)
+	}
+	return nil
+}
+
+// unmake deletes a device that was not there when it all began.
+func (d *Device) unmake() error {
+	l, err := host.LinkNamed(d.Name)
+	if err != nil || l == nil || l.Type() != "vxlan" || l.Attrs().Flags&net.FlagUp != 0 {
+		return err // it is somebody's
+	}
+	if err := netlink.LinkDel(l); err != nil {
+		return fmt.Errorf("delete %s, which was not there before: %w", d.Name, err)
+	}
+	return nil
 }
 
 // whole is the device as flannel has it: the peers' part of it is made of their leases, where those are known.
@@ -209,47 +249,44 @@ func giveAddresses(l netlink.Link, want []Address) error {
 	return nil
 }
 
-// converge adds what is missing; prune takes away what flannel would have taken away meanwhile. The route comes last:
-// before, the kernel would ask for its gateway's MAC.
-func converge(l netlink.Link, want *Device, prune bool, network netip.Prefix) error {
-	index := l.Attrs().Index
+// failing says what an error was about; what has gone by itself is none.
+func failing(what, device string, err error) error {
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return fmt.Errorf("%s on %s: %w", what, device, err)
+}
+
+// forward adds the forwarding entries that are missing; prune takes away what flannel would have taken away meanwhile.
+func forward(l netlink.Link, want *Device, prune bool) error {
 	has, err := forwardingOf(l)
 	if err != nil {
 		return err
 	}
-	failed := func(what string, err error) error {
-		if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-			return nil
-		}
-		return fmt.Errorf("%s on %s: %w", what, want.Name, err)
-	}
-	forward := func(f Forward) *netlink.Neigh {
+	entry := func(f Forward) *netlink.Neigh {
 		mac, _ := net.ParseMAC(f.MAC)
-		return &netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: f.State, IP: f.To.AsSlice(), HardwareAddr: mac}
+		return &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: f.State, IP: f.To.AsSlice(), HardwareAddr: mac}
 	}
 	for _, f := range has {
 		if prune && !slices.ContainsFunc(want.Forwarding, func(w Forward) bool { return w.MAC == f.MAC }) {
-			if err := failed("delete forwarding entry "+f.MAC, netlink.NeighDel(forward(f))); err != nil {
+			if err := failing("delete forwarding entry "+f.MAC, want.Name, netlink.NeighDel(entry(f))); err != nil {
 				return err
 			}
 		}
 	}
 	for _, f := range want.Forwarding {
 		if !slices.Contains(has, f) {
-			if err := failed("add forwarding entry "+f.MAC, netlink.NeighSet(forward(f))); err != nil {
+			if err := failing("add forwarding entry "+f.MAC, want.Name, netlink.NeighSet(entry(f))); err != nil {
 				return err
 			}
-		}
-	}
-	for _, six := range []bool{false, true} {
-		if err := convergeFamily(l, want, six, prune, network, failed); err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-func convergeFamily(l netlink.Link, want *Device, six, prune bool, network netip.Prefix, failed func(string, error) error) error {
+// lead adds the neighbours and routes of a family that are missing, and prunes likewise. The route comes last: before, the
+// kernel would ask for its gateway's MAC.
+func lead(l netlink.Link, want *Device, six, prune bool, network netip.Prefix) error {
 	index := l.Attrs().Index
 	near, err := neighboursOf(l, six)
 	if err != nil {
@@ -266,14 +303,14 @@ func convergeFamily(l netlink.Link, want *Device, six, prune bool, network netip
 	if prune {
 		for _, r := range routes {
 			if ofPeer(r, network) && !slices.ContainsFunc(want.Routes, func(w Route) bool { return w.Prefix == r.Prefix }) {
-				if err := failed("delete route "+r.Prefix.String(), netlink.RouteDel(r.netlink(index))); err != nil {
+				if err := failing("delete route "+r.Prefix.String(), want.Name, netlink.RouteDel(r.netlink(index))); err != nil {
 					return err
 				}
 			}
 		}
 		for _, n := range near {
 			if network.Contains(n.Address) && !slices.ContainsFunc(want.Neighbours, func(w Neighbour) bool { return w.Address == n.Address }) {
-				if err := failed("delete neighbour "+n.Address.String(), netlink.NeighDel(neighbour(n))); err != nil {
+				if err := failing("delete neighbour "+n.Address.String(), want.Name, netlink.NeighDel(neighbour(n))); err != nil {
 					return err
 				}
 			}
@@ -281,14 +318,14 @@ func convergeFamily(l netlink.Link, want *Device, six, prune bool, network netip
 	}
 	for _, n := range want.Neighbours {
 		if n.Address.Is6() == six && !slices.Contains(near, n) {
-			if err := failed("add neighbour "+n.Address.String(), netlink.NeighSet(neighbour(n))); err != nil {
+			if err := failing("add neighbour "+n.Address.String(), want.Name, netlink.NeighSet(neighbour(n))); err != nil {
 				return err
 			}
 		}
 	}
 	for _, r := range want.Routes {
 		if r.Prefix.Addr().Is6() == six && !slices.Contains(routes, r) {
-			if err := failed("add route "+r.Prefix.String(), netlink.RouteReplace(r.netlink(index))); err != nil {
+			if err := failing("add route "+r.Prefix.String(), want.Name, netlink.RouteReplace(r.netlink(index))); err != nil {
 				return err
 			}
 		}

@@ -63,6 +63,9 @@ type Journal struct {
 
 	Stopped []Process `json:"stopped,omitempty"` // flannelds that were stopped because that was asked for
 
+	// Ran are the processes of the flannelds that ran when it began.
+	Ran []int `json:"ran,omitempty"`
+
 	// Copies are files that were copied out of flanneld's container into the state directory.
 	Copies []string `json:"copies,omitempty"`
 
@@ -140,6 +143,22 @@ func (j *Journal) Remove() error {
 	return nil
 }
 
+// Copy is where a credential of that flag is copied to.
+func Copy(stateDir, flag string) string { return filepath.Join(stateDir, copyPrefix+flag) }
+
+const copyPrefix = "flannel-"
+
+// Sweep removes what a rescue left that was killed before it had a journal.
+func Sweep(stateDir string) error {
+	copies, err := filepath.Glob(Copy(stateDir, "etcd-*file"))
+	for _, path := range append(copies, unfinished(filepath.Join(stateDir, journalName))) {
+		if e := os.Remove(path); !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
 func unfinished(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 }
@@ -182,6 +201,15 @@ func (j *Journal) Names() []string {
 	var all []string
 	for _, d := range j.Devices {
 		all = append(all, d.Name)
+	}
+	return all
+}
+
+// DirectPrefixes are where flannel's direct routes lead.
+func (j *Journal) DirectPrefixes() []netip.Prefix {
+	var all []netip.Prefix
+	for _, r := range j.Direct {
+		all = append(all, r.Prefix)
 	}
 	return all
 }

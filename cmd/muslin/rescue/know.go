@@ -28,6 +28,12 @@ func (s *Search) know(ctx context.Context) error {
 		return s.knowFile()
 	}
 	s.storeErr = s.ask(ctx)
+	if errors.Is(s.storeErr, context.DeadlineExceeded) {
+		s.storeErr = fmt.Errorf("etcd at %s does not answer within %v", s.Endpoints, StorePatience)
+	}
+	if s.storeErr != nil && s.nothingHere() {
+		return fmt.Errorf("nothing of flannel's is to be seen on this host, no subnet file, no vxlan device and no flanneld, and etcd cannot be asked: %w; where this is flannel's node, say where its etcd is (--etcd-endpoints); for a new node use `muslin run`", s.storeErr)
+	}
 	if err := s.chooseInterface(); err != nil {
 		return err
 	}
@@ -44,6 +50,12 @@ func (s *Search) know(ctx context.Context) error {
 		return nil
 	}
 	return s.knowKernel()
+}
+
+// nothingHere says that there is no trace of flannel, nor of a muslin in its place.
+func (s *Search) nothingHere() bool {
+	m, _ := lease.ReadMemory(s.Memory)
+	return m == nil && len(s.devices) == 0 && len(s.Running) == 0 && !s.file.Subnet.IsValid() && !s.file.Subnet6.IsValid()
 }
 
 func (s *Search) ask(ctx context.Context) (err error) {

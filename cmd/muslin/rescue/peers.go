@@ -30,7 +30,12 @@ func (s *Search) findPeers(j *Journal) error {
 		return nil
 	}
 	for i := range j.Devices {
-		s.peers = append(s.peers, j.Devices[i].Peers()...)
+		d := &j.Devices[i]
+		peers, lost := d.Peers(j.network(d.Six), j.subnet(d.Six).Bits())
+		s.peers = append(s.peers, peers...)
+		for _, subnet := range lost {
+			s.warnings = append(s.warnings, fmt.Sprintf("which host has %s the kernel's tables do not say: it is not reached until etcd answers", subnet))
+		}
 	}
 	for _, r := range j.Direct {
 		s.peers = append(s.peers, Peer{Subnet: r.Prefix, PublicIP: r.Gateway, Direct: true})
@@ -91,20 +96,31 @@ func onLink(addr netip.Addr) bool {
 	return err == nil && len(routes) > 0 && routes[0].Gw == nil
 }
 
-// Peers are those that the kernel knows by the device: a route, the MAC of its gateway, and the host that has this MAC.
-// It is the last resort when nobody else can be asked.
-func (d *Device) Peers() []Peer {
-	var all []Peer
+// Peers are those that the kernel knows by the device: the base of a subnet has a MAC, and a host has this MAC. The subnet's length
+// is that of its route, or where that is gone bits, which all subnets of a network have. Lost are subnets with a route to a
+// host that nothing tells. It is the last resort when nobody else can be asked.
+func (d *Device) Peers(network netip.Prefix, bits int) (all []Peer, lost []netip.Prefix) {
+	routed := make(map[netip.Addr]netip.Prefix)
 	for _, r := range d.Routes {
-		n := slices.IndexFunc(d.Neighbours, func(n Neighbour) bool { return n.Address == r.Gateway })
-		if r.Gateway != r.Prefix.Addr() || n < 0 {
-			continue
-		}
-		f := slices.IndexFunc(d.Forwarding, func(f Forward) bool { return f.MAC == d.Neighbours[n].MAC && f.To.IsValid() })
-		mac, err := encap.ParseMAC(d.Neighbours[n].MAC)
-		if f >= 0 && err == nil {
-			all = append(all, Peer{Subnet: r.Prefix, PublicIP: d.Forwarding[f].To, MAC: mac})
+		if ofPeer(r, network) {
+			routed[r.Gateway] = r.Prefix
 		}
 	}
-	return all
+	for _, n := range d.Neighbours {
+		subnet, ok := routed[n.Address]
+		if !ok && network.Contains(n.Address) {
+			subnet = netip.PrefixFrom(n.Address, bits)
+		}
+		f := slices.IndexFunc(d.Forwarding, func(f Forward) bool { return f.MAC == n.MAC && f.To.IsValid() })
+		mac, err := encap.ParseMAC(n.MAC)
+		if f >= 0 && err == nil && subnet.IsValid() && subnet == subnet.Masked() {
+			all = append(all, Peer{Subnet: subnet, PublicIP: d.Forwarding[f].To, MAC: mac})
+			delete(routed, n.Address)
+		}
+	}
+	for _, subnet := range routed {
+		lost = append(lost, subnet)
+	}
+	slices.SortFunc(lost, netip.Prefix.Compare)
+	return all, lost
 }

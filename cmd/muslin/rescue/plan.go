@@ -32,7 +32,7 @@ type Plan struct {
 // plan says what is to be done.
 func (s *Search) plan(j *Journal) *Plan {
 	p := &Plan{Journal: j, Running: s.Running, Others: s.Others, Stop: s.StopFlannel && len(s.Running) > 0, Source: s.source, Peers: s.peers,
-		TUN: s.TUN, Port: s.config.Backend.Port, Adopted: s.Adopted}
+		TUN: s.TUN, Port: s.config.Backend.Port, Adopted: s.Adopted, Warnings: s.warnings}
 	if s.config.Backend.Type == lease.BackendHostGW {
 		p.Port = 0
 	}
@@ -54,12 +54,15 @@ func (s *Search) plan(j *Journal) *Plan {
 		p.Lease = "go by the lease that this node had"
 		if s.storeErr != nil {
 			p.Lease += ", until etcd answers"
-			p.Warnings = append(p.Warnings, "etcd: "+s.storeErr.Error())
+			p.Warnings = append(p.Warnings, "etcd: "+strings.TrimPrefix(s.storeErr.Error(), "etcd "))
 		}
 	case s.own == nil:
 		p.Lease = fmt.Sprintf("take a lease for %v again, since etcd has none of this node%s", subnets(j.Subnet, j.Subnet6), mac)
 	default:
 		p.Lease = "take the lease over and keep it" + mac
+	}
+	if s.own != nil && (s.file.Subnet.IsValid() && s.file.Subnet != j.Subnet || s.file.Subnet6.IsValid() && s.file.Subnet6 != j.Subnet6) {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("%s is of another time: it says %s, and the lease %s", j.SubnetFile, subnets(s.file.Subnet, s.file.Subnet6), subnets(j.Subnet, j.Subnet6)))
 	}
 	if s.NewMAC {
 		p.Warnings = append(p.Warnings, "with --new-mac packets from other nodes are lost until they have the new one")
@@ -134,7 +137,11 @@ func (p *Plan) Steps() []string {
 	for _, d := range j.Devices {
 		switch {
 		case d.Up:
-			steps = append(steps, fmt.Sprintf("set %s down, which frees UDP port %d and takes its routes away; its MAC, address and forwarding entries stay", d.Name, d.Port))
+			stays := "its MAC, address and forwarding entries stay"
+			if d.MAC != d.Keep && !j.NewMAC {
+				stays = "its address and forwarding entries stay"
+			}
+			steps = append(steps, fmt.Sprintf("set %s down, which frees UDP port %d and takes its routes away; %s", d.Name, d.Port, stays))
 		case d.Found:
 			steps = append(steps, fmt.Sprintf("leave %s down", d.Name))
 		}
@@ -147,8 +154,17 @@ func (p *Plan) Steps() []string {
 	if p.Port != 0 {
 		carry = fmt.Sprintf("carry the packets of %s in userspace: device %s, UDP port %d, one route", subnets(j.Network, j.Network6), p.TUN, p.Port)
 	}
-	return append(steps, carry+"; pods, their bridge and flannel's firewall rules stay as they are",
-		"stay, as `muslin run` does; `muslin rescue --undo` gives flannel its data path back whole, Ctrl-C as it was found")
+	steps = append(steps, carry+"; pods, their bridge and flannel's firewall rules stay as they are")
+	for _, d := range j.Devices {
+		switch {
+		case j.NewMAC:
+		case !d.Found:
+			steps = append(steps, fmt.Sprintf("make %s again, and leave it down: a flanneld that is started meanwhile finds it, with the MAC that the peers know", d.Name))
+		case d.MAC != d.Keep:
+			steps = append(steps, fmt.Sprintf("give %s the MAC that the peers know, lest a flanneld that is started meanwhile tells them another", d.Name))
+		}
+	}
+	return append(steps, "stay, as `muslin run` does; `muslin rescue --undo` gives flannel its data path back whole, Ctrl-C as it was found")
 }
 
 // Wrong is what differs from what flannel sets up for these peers.

@@ -1,10 +1,12 @@
 package rescue
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -221,15 +223,77 @@ func TestWrong(t *testing.T) {
 	}
 }
 
-// The kernel's tables know a peer when all three entries are there.
+// The kernel's tables know a peer while they say which MAC has the base of its subnet, and which host has the MAC.
 func TestKernelKnowsPeers(t *testing.T) {
-	j, peers := node(t)
-	if got := j.Devices[0].Peers(); !slices.Equal(got, peers) {
-		t.Errorf("%+v, want %+v", got, peers)
+	j, want := node(t)
+	subnet := want[0].Subnet
+	for _, c := range []struct {
+		name, script string
+		known, lost  bool
+	}{
+		{"whole", "true", true, false},
+		{"no neighbour", "ip neigh del 10.244.2.0 dev flannel.1", false, true},
+		{"nothing but the forwarding entry", "ip route del 10.244.2.0/24", false, false},
+		{"no route", "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 nud permanent dev flannel.1", true, false},
+		{"no forwarding entry", "bridge fdb del 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1", false, false},
+		{"a route alone", "ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink", false, true},
+	} {
+		run(t, c.script)
+		found, err := FindDevices()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, lost := found[0].Peers(j.Network, 24)
+		if c.known != slices.Equal(got, want) || !c.known && len(got) > 0 || c.lost != slices.Equal(lost, []netip.Prefix{subnet}) || !c.lost && len(lost) > 0 {
+			t.Errorf("%s: %+v, lost %v", c.name, got, lost)
+		}
 	}
-	run(t, "bridge fdb del 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1")
-	if found, err := FindDevices(); err != nil || len(found[0].Peers()) != 0 {
-		t.Errorf("%+v, %v", found, err)
+}
+
+// A flanneld that is started meanwhile finds its device, with the MAC that the peers know; as it was found it is not.
+func TestStandIn(t *testing.T) {
+	for name, script := range map[string]string{"gone": "ip link del flannel.1", "another MAC": "ip link set flannel.1 address 02:00:00:00:00:0a"} {
+		t.Run(name, func(t *testing.T) {
+			j, _ := node(t)
+			keep := j.Devices[0].MAC
+			run(t, script)
+			if name == "gone" {
+				j.Devices[0].Found, j.Devices[0].Up, j.Devices[0].MAC = false, false, ""
+			} else {
+				j.Devices[0].MAC = "02:00:00:00:00:0a"
+			}
+			before, log := run(t, "ip -d link"), slog.New(slog.DiscardHandler)
+			if err := errors.Join(j.Take(log), j.StandIn(), j.StandIn()); err != nil {
+				t.Fatal(err)
+			}
+			if now := run(t, "ip link show flannel.1"); !strings.Contains(now, keep) || strings.Contains(now, "UP") {
+				t.Errorf("it stands in as\n%s", now)
+			}
+			if err := j.Give(false, nil, log); err != nil {
+				t.Fatal(err)
+			}
+			if now := run(t, "ip -d link"); now != before {
+				t.Errorf("it is\n%s\nand was\n%s", now, before)
+			}
+		})
+	}
+}
+
+// What a rescue that was killed before it had a journal has left is swept away.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	j := NewJournal(dir)
+	kept := filepath.Join(dir, "vtep-mac")
+	for _, path := range []string{unfinished(j.Path()), Copy(dir, "etcd-keyfile"), kept} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); !slices.Equal(left, []string{kept}) {
+		t.Errorf("%q", left)
 	}
 }
 
@@ -258,13 +322,54 @@ func TestFindDirect(t *testing.T) {
 }
 
 func TestFlag(t *testing.T) {
-	p := Process{Args: strings.Fields("/opt/flanneld -etcd-endpoints=http://a:1,http://b:2 --iface eth0 --iface eth1 --ip-masq --v=4 --public-ip 192.0.2.1 --kube-subnet-mgr=false")}
+	p := Process{Args: strings.Fields("/opt/flanneld -etcd-endpoints=http://a:1,http://b:2 --iface eth0 --iface eth1 --ip-masq --v=4 --public-ip 192.0.2.1 --kube-subnet-mgr=false"),
+		env: []string{"FLANNELD_ETCD_PREFIX=/here", "FLANNELD_IFACE=eth9", "FLANNELD_SUBNET_FILE="}}
 	for name, want := range map[string]string{
-		"etcd-endpoints": "http://a:1,http://b:2", "iface": "eth0 eth1", "ip-masq": "true", "public-ip": "192.0.2.1", "kube-subnet-mgr": "false", "subnet-file": "",
+		"etcd-endpoints": "http://a:1,http://b:2", "iface": "eth0 eth1", "ip-masq": "true", "public-ip": "192.0.2.1", "kube-subnet-mgr": "false", "subnet-file": "", "etcd-prefix": "/here",
 	} {
 		if got := strings.Join(p.Flag(name), " "); got != want {
 			t.Errorf("--%s: %q, want %q", name, got, want)
 		}
+	}
+}
+
+// A service is found by its cgroup, of either version; and a container.
+func TestCgroups(t *testing.T) {
+	const id = "0123456789ab0123456789ab0123456789ab0123456789ab0123456789abcdef"
+	for group, want := range map[string]string{
+		"0::/system.slice/docker-" + id + ".scope":                                                                   "docker 0123456789ab",
+		"12:memory:/docker/" + id + "\n1:name=systemd:/docker/" + id:                                                 "docker 0123456789ab",
+		"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod7f.slice/cri-containerd-" + id + ".scope": "containerd 0123456789ab",
+		"4:cpu:/kubepods/besteffort/pod0c2e6a0c-0000-4000-8000-000000000000/" + id:                                   "0123456789ab",
+		"0::/machine.slice/libpod-" + id + ".scope":                                                                  "podman 0123456789ab",
+		"0::/system.slice/flanneld.service":                                                                          "",
+		"0::/user.slice/user-0.slice/session-1.scope":                                                                "",
+	} {
+		if got := containerOf(group); got != want {
+			t.Errorf("%s: %q, want %q", group, got, want)
+		}
+	}
+	for group, want := range map[string]string{
+		"0::/system.slice/flanneld.service\n":                                           "flanneld.service",
+		"11:devices:/system.slice\n1:name=systemd:/system.slice/kube-flannel.service\n": "kube-flannel.service",
+		"4:cpu:/system.slice/flanneld.service\n1:name=systemd:/user.slice/a.scope\n":    "",
+		"0::/system.slice/docker-" + id + ".scope\n":                                    "",
+		"0::/system.slice/docker.service\n":                                             "",
+	} {
+		if got := serviceIn(group); got != want {
+			t.Errorf("%s: %q, want %q", group, got, want)
+		}
+	}
+}
+
+// A password is written down nowhere.
+func TestKnown(t *testing.T) {
+	p := Process{Args: []string{"flanneld", "--etcd-password", "secret", "-etcd-password=secret", "--iface", "eth0"}}
+	if got := strings.Join(p.Known().Args, " "); strings.Contains(got, "secret") || !strings.Contains(got, "--iface eth0") {
+		t.Error(got)
+	}
+	if !slices.Contains(p.Args, "secret") {
+		t.Error("it is gone from the process, too")
 	}
 }
 

@@ -16,8 +16,9 @@ import (
 type Device struct {
 	Name  string `json:"name"`
 	Six   bool   `json:"six,omitempty"`
-	Found bool   `json:"found"` // it was there
-	Up    bool   `json:"up"`    // and up
+	Found bool   `json:"found"`          // it was there
+	Up    bool   `json:"up"`             // and up
+	Made  bool   `json:"made,omitempty"` // it was not there, and StandIn has made it
 
 	// What it is made of: of a device that was not there, what flannel makes it of.
 	VNI      uint32     `json:"vni"`

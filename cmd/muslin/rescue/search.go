@@ -27,6 +27,7 @@ type Asked struct {
 	Memory     string // the file of what a muslin knew here last
 	SubnetFile string // "": where flannel's usually is
 	Prefix     string // of the store's keys
+	Endpoints  string // of the store
 	PeersFile  string // "": the store is asked
 	Config     []byte // with PeersFile: the network's
 	Iface      host.InterfaceOptions
@@ -64,6 +65,7 @@ type Search struct {
 	own      *lease.Lease      // this node's; nil: there is none
 	peers    Peers
 	source   string
+	warnings []string
 	memory   *lease.Memory // to be written, for a start without the store
 }
 
@@ -234,6 +236,19 @@ func (s *Search) refuse() error {
 	return nil
 }
 
+// refuseOthers finds that the subnet of this node's pods is another's now, as after its lease has expired.
+func (s *Search) refuseOthers(j *Journal) error {
+	if s.own != nil {
+		return nil
+	}
+	for _, l := range s.leases {
+		if l.Subnet == j.Subnet && l.Subnet6 == j.Subnet6 {
+			return fmt.Errorf("%s is the subnet of this host's pods by %s, and the lease of it is that of %s: where that is this host under another address, give it as --public-ip; else the pods need new addresses, and `muslin run` or flanneld gets a subnet for them", subnets(j.Subnet, j.Subnet6), s.SubnetFile, l.Attrs)
+		}
+	}
+	return nil
+}
+
 // refusePort finds what else has the port.
 func (s *Search) refusePort(j *Journal) error {
 	port := s.config.Backend.Port
@@ -259,11 +274,17 @@ func (s *Search) journal() (*Journal, error) {
 	if !j.Subnet.IsValid() && !j.Subnet6.IsValid() {
 		return nil, fmt.Errorf("this host was no flannel node, as far as can be seen: etcd has no lease of %v, and there is no subnet file; if flannel was told otherwise, give --public-ip or --subnet-file; for a new node use `muslin run`", s.iface.PublicIP)
 	}
+	if err := s.refuseOthers(j); err != nil {
+		return nil, err
+	}
 	text, err := os.ReadFile(s.SubnetFile)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	j.SubnetFile, j.SubnetText = s.SubnetFile, string(text)
+	for _, p := range s.Running {
+		j.Ran = append(j.Ran, p.PID)
+	}
 	if s.config.Backend.Type == lease.BackendVXLAN {
 		if err := s.addDevices(j); err != nil {
 			return nil, err
