@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -43,6 +44,12 @@ func TestDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wellAgain(t, m)
+
+	// Who may not ask the daemon is told so, and nothing is made of what only the daemon could explain.
+	asNobody := []string{"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"}
+	if r := examineUnder(t, &lab.Muslin{Host: h, Bin: forEverybody(t, m.Bin), Control: m.Control}, asNobody, flags...); r.exit != 3 || len(r.Findings) != 0 {
+		t.Errorf("as a user without rights, exit status %d, want 3 and no finding: %s", r.exit, r.raw)
+	}
 
 	other := otherVersion(t, m.Bin)
 	r := examine(t, &lab.Muslin{Host: h, Bin: other, Control: m.Control})
@@ -109,6 +116,18 @@ func otherVersion(t *testing.T, bin string) string {
 	}
 	path := filepath.Join(t.TempDir(), "muslin")
 	if err := os.WriteFile(path, bytes.ReplaceAll(content, version, bytes.Repeat([]byte("x"), len(version))), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// forEverybody copies the program to where every user may start it.
+func forEverybody(t *testing.T, bin string) string {
+	t.Helper()
+	dir := labtest.Must(os.MkdirTemp("", "muslin"))(t)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "muslin")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(path, labtest.Must(os.ReadFile(bin))(t), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	return path

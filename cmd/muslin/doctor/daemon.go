@@ -56,7 +56,7 @@ func checkDaemon(ctx context.Context, p *Patient) []Finding {
 		return nil
 	}
 	f := broken("daemon-stopped", "no muslin daemon runs on this node: nothing is carried", p.StatusErr.Error(),
-		"systemctl start muslin; why it ended: journalctl -u muslin -n 50")
+		"systemctl start muslin, or muslin run with the flags that it had; why it ended: journalctl -u muslin -n 50")
 	f.Explains = stopped
 	return []Finding{f}
 }

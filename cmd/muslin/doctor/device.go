@@ -115,6 +115,10 @@ func checkPort(_ context.Context, p *Patient) []Finding {
 		f.Explains = unstarted
 		return []Finding{f}
 	}
+	if p.Status == nil && !p.Daemon.Absent {
+		p.CannotTell("udp-port", p.StatusErr) // it may be the daemon's own
+		return nil
+	}
 	for _, s := range p.Host.Sockets {
 		a := s.Local.Addr().Unmap()
 		if s.Local.Port() != port || !a.IsUnspecified() && a != p.Host.underlayAddress(p.Local.Iface, a.Is4()) {

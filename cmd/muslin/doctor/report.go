@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,11 +47,29 @@ func (r *Report) Print(w io.Writer) error {
 		b.WriteString("All is well.")
 	}
 	fmt.Fprintf(&b, " Checked in %v, %s: %s\n", took, count(r.Peers, "peer"), strings.Join(r.Checked, ", "))
-	for _, u := range r.Unchecked {
-		fmt.Fprintf(&b, "not checked: %s: %s\n", u.Check, u.Reason)
+	for _, why := range r.whyUnchecked() {
+		fmt.Fprintf(&b, "not checked: %s\n", why)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// whyUnchecked are the checks that could not be made with the reason behind them, once for all that have it in common.
+func (r *Report) whyUnchecked() []string {
+	var reasons []string
+	checks := make(map[string][]string)
+	for _, u := range r.Unchecked {
+		if checks[u.Reason] == nil {
+			reasons = append(reasons, u.Reason)
+		}
+		if !slices.Contains(checks[u.Reason], u.Check) { // of several networks
+			checks[u.Reason] = append(checks[u.Reason], u.Check)
+		}
+	}
+	for i, reason := range reasons {
+		reasons[i] = strings.Join(checks[reason], ", ") + ": " + reason
+	}
+	return reasons
 }
 
 func count(n int, what string) string {

@@ -85,8 +85,8 @@ func TestReportText(t *testing.T) {
 	if got, want := text(well), "All is well. Checked in 100ms, 2 peers: a, b\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	blind := &Report{Unchecked: []Unchecked{{Check: "a", Reason: "why"}}, blind: true}
-	if got, want := text(blind), "Nothing was found, but not all that matters could be checked. Checked in 0s, 0 peers: \nnot checked: a: why\n"; got != want {
+	blind := &Report{Unchecked: []Unchecked{{Check: "a", Reason: "why"}, {Check: "b", Reason: "else"}, {Check: "c", Reason: "why"}}, blind: true}
+	if got, want := text(blind), "Nothing was found, but not all that matters could be checked. Checked in 0s, 0 peers: \nnot checked: a, c: why\nnot checked: b: else\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	ill := &Report{Node: "192.0.2.1", Peers: 1, Checked: []string{"a"}, Findings: []Finding{
@@ -132,7 +132,7 @@ WARNING  two [192.0.2.2] [network blue]: It may be (possible)
 	}
 
 	both := Merge([]*Report{well, ill, blind})
-	if len(both.Findings) != 2 || both.Peers != 3 || !slices.Equal(both.Checked, []string{"a", "b"}) || len(both.Unchecked) != 1 || both.Exit() != ExitBroken {
+	if len(both.Findings) != 2 || both.Peers != 3 || !slices.Equal(both.Checked, []string{"a", "b"}) || len(both.Unchecked) != 3 || both.Exit() != ExitBroken {
 		t.Errorf("merged: %+v", both)
 	}
 }
