@@ -166,6 +166,12 @@ var refusals = []refusal{
 		words: []string{"/mnt", "space", "--state-dir"},
 	},
 	{
+		name:  "disk full",
+		wrap:  []string{"sh", "-c", `mount -t tmpfs -o size=4k none /mnt && mkdir /mnt/state && echo > /mnt/full && exec "$@"`, "sh"},
+		flags: flags("--embedded-etcd", "--network", network, "--state-dir", "/mnt/state"),
+		words: []string{"/mnt/state", "no space", "make room", "another --state-dir"},
+	},
+	{
 		name: "another network than the store's", tools: []string{"etcd"},
 		setup: withConfig(vxlanConfig),
 		flags: flags("--network", "10.99.0.0/16"),

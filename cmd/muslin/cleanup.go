@@ -125,8 +125,11 @@ func (r remains) refuse(cmd *cobra.Command) error {
 
 func (r remains) cleanUp(log *slog.Logger) ([]string, error) {
 	lock, err := lockState(r.stateDir)
-	if err != nil {
+	if errors.Is(err, errStateInUse) {
 		return nil, fmt.Errorf("%w: stop it first, it cleans up after itself", err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	defer lock.Close()
 	done, err := r.undo(log)

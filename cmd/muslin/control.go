@@ -33,7 +33,7 @@ import (
 func listenControl(path string) (*net.UnixListener, error) {
 	reached := dialControl(path)
 	if reached == nil {
-		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
+		return nil, fmt.Errorf("control socket %s: another muslin daemon answers there; stop it, take its place with --replace, or give this one its own --control, --state-dir, --tun-name and --subnet-file", path)
 	}
 	if _, err := removeDeadControl(path, reached); err != nil {
 		return nil, err

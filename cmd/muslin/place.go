@@ -209,10 +209,10 @@ func (p *place) listenControl(path string) (*net.UnixListener, error) {
 func (p *place) lockState(dir string) (*os.File, error) {
 	if p.lock == nil {
 		f, err := lockState(dir)
-		if err != nil {
+		if errors.Is(err, errStateInUse) {
 			return nil, fmt.Errorf("%w; stop it, or give this daemon its own --state-dir, --control, --tun-name and --subnet-file", err)
 		}
-		return f, nil
+		return f, err
 	}
 	theirs, err := p.lock.Stat()
 	if err != nil {

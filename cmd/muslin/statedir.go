@@ -38,7 +38,11 @@ func lockState(dir string) (*os.File, error) {
 	}
 	if err := writePID(f); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+		hint := ""
+		if errors.Is(err, unix.ENOSPC) {
+			hint = ": make room on its disk, or give another --state-dir, below /run for example (there a boot takes it away)"
+		}
+		return nil, fmt.Errorf("lock %s: %w%s", path, err, hint)
 	}
 	return f, nil
 }

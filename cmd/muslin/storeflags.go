@@ -70,6 +70,9 @@ func (s *storeFlags) reach(ctx context.Context, log *slog.Logger) (*etcd.Store, 
 	}
 	if err := store.CheckConnection(ctx); err != nil {
 		store.Close()
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("etcd does not answer at %s", strings.Join(store.Endpoints(), ", "))
+		}
 		return nil, err
 	}
 	return store, nil

@@ -136,6 +136,9 @@ func (s *Search) knowKernel() error {
 		return fmt.Errorf("%w; and without it %s: get etcd back, or give what was saved with --peers-file (and --network)", s.storeErr, why)
 	}
 	if !s.file.Subnet.IsValid() && !s.file.Subnet6.IsValid() {
+		if len(s.devices)+len(s.Running) == 0 {
+			return fmt.Errorf("%w; and nothing of a flannel is on this host: no subnet file (--subnet-file), no device flannel.VNI, no flanneld. If there was one, say where etcd is with --etcd-endpoints; else join with `muslin run`", s.storeErr)
+		}
 		return unknown("this node's subnet is not known: there is no subnet file of flannel's (--subnet-file)")
 	}
 	four, six := s.deviceOf(s.file.Subnet), s.deviceOf(s.file.Subnet6)
