@@ -316,7 +316,7 @@ func (c *Config) Supported() error {
 		return fmt.Errorf("network config: Backend.Type %q is flannel's, but this version carries %s only: use one of those", t, list(carried, "and"))
 	default:
 		hint := ""
-		if near := nearest(t, backendTypes); near != "" {
+		if near := Nearest(t, backendTypes); near != "" {
 			hint = fmt.Sprintf(" (did you mean %s?)", near)
 		}
 		return fmt.Errorf("network config: Backend.Type %q is not known%s: use %s", clip(t), hint, list(carried, "or"))

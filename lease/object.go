@@ -241,7 +241,7 @@ func (o *object) complaints(where string, known []string) []string {
 			out = append(out, fmt.Sprintf("field %s%s is given more than once; the last one counts", where, clip(f.name)))
 		case seen[lower] == 1 && !f.used:
 			text := fmt.Sprintf("field %s%s is not known and is ignored", where, clip(f.name))
-			if near := nearest(f.name, known); near != "" {
+			if near := Nearest(f.name, known); near != "" {
 				text += fmt.Sprintf(" (did you mean %s?)", near)
 			}
 			out = append(out, text)
@@ -250,8 +250,8 @@ func (o *object) complaints(where string, known []string) []string {
 	return out
 }
 
-// nearest returns the known name that text is likely a typo of, or "".
-func nearest(text string, known []string) string {
+// Nearest returns the known name that text is likely a typo of, or "".
+func Nearest(text string, known []string) string {
 	best, least := "", 3 // at most two slips
 	for _, k := range known {
 		d := editDistance(strings.ToLower(clip(text)), strings.ToLower(k))

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -53,17 +54,14 @@ directory.`,
   muslin doctor --fix
   muslin doctor --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem
   muslin doctor --output json | jq -r '.findings[0] | .id, .fix'`,
-		Args: cobra.NoArgs,
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{exitFailed: strconv.Itoa(doctor.ExitUnchecked)}, // 1 says that there are warnings
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			status, err := d.examine(cmd)
-			if err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "muslin: %v\n", err)
-				status = doctor.ExitUnchecked
+			if err == nil && status != doctor.ExitNothing {
+				err = exitStatus(status)
 			}
-			if status != doctor.ExitNothing {
-				return exitStatus(status)
-			}
-			return nil
+			return err
 		},
 	}
 	f, r := cmd.Flags(), &d.run
@@ -81,10 +79,6 @@ directory.`,
 	f.StringVar(&r.publicIP, "public-ip", "", "`address` that other nodes reach this one at")
 	f.StringVar(&r.publicIPv6, "public-ipv6", "", "`address` that other nodes reach this one at over IPv6")
 	f.SortFlags = false
-	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		fmt.Fprintf(cmd.ErrOrStderr(), "muslin: %v (see %s --help)\n", err, cmd.CommandPath())
-		return exitStatus(doctor.ExitUnchecked)
-	})
 	return cmd
 }
 

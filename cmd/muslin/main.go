@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -21,20 +22,35 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	// The first signal ends the command in good order; a second one kills it.
 	context.AfterFunc(ctx, stop)
-	if err := newRootCommand().ExecuteContext(ctx); err != nil {
+	if cmd, err := newRootCommand().ExecuteContextC(ctx); err != nil {
 		if status := exitStatus(0); errors.As(err, &status) {
 			os.Exit(int(status))
+		}
+		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+			err = errors.New("interrupted")
 		}
 		fmt.Fprintf(os.Stderr, "muslin: %v\n", err)
 		pauseRefused(ctx, err)
 		if errors.Is(err, errLeft) {
 			os.Exit(exitLeft)
 		}
-		os.Exit(1)
+		os.Exit(failed(cmd))
 	}
 }
 
+// exitFailed is the key of a command's annotation: the status of whatever goes wrong, if it is not 1.
+const exitFailed = "exit status of a failure"
+
+// failed is the status of a command that could not do what it was told.
+func failed(cmd *cobra.Command) int {
+	if status, err := strconv.Atoi(cmd.Annotations[exitFailed]); err == nil {
+		return status
+	}
+	return 1
+}
+
 func newRootCommand() *cobra.Command {
+	cobra.EnableCommandSorting = false // they stand in the order of a user's need
 	root := &cobra.Command{
 		Use:   "muslin",
 		Short: "An overlay network in userspace, compatible with flannel",
@@ -55,32 +71,30 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
   muslin trace 10.244.1.2 10.244.3.7  # where a packet dies
   muslin rescue                       # take over from a flannel that is broken
   muslin status                       # this node, its peers, what was dropped and why`,
+		Version:           buildVersion(),
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		Args:              cobra.NoArgs,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return flagsFromEnv(cmd.Flags(), os.LookupEnv) },
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())
-	})
-	root.AddCommand(
-		newRunCommand(),
-		newStatusCommand(),
-		newDoctorCommand(),
-		newTopCommand(),
-		newRouteCommand(),
-		newPingCommand(),
-		newTraceCommand(),
-		newCaptureCommand(),
-		newFeaturesCommand(),
-		newRescueCommand(),
-		newBenchCommand(),
-		newLeasesCommand(),
-		newConfigCommand(),
-		newDemoCommand(),
-		newCleanupCommand(),
-		newVersionCommand(),
-	)
+	add := func(id, title string, commands ...*cobra.Command) {
+		root.AddGroup(&cobra.Group{ID: id, Title: title})
+		for _, c := range commands {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	add("daemon", "The daemon:", newRunCommand(), newStatusCommand(), newTopCommand(), newCleanupCommand())
+	add("trouble", "When something is wrong:", newDoctorCommand(), newTraceCommand(), newPingCommand(), newRouteCommand(),
+		newCaptureCommand(), newRescueCommand())
+	add("store", "The store:", newLeasesCommand(), newConfigCommand())
+	add("try", "To try and to measure:", newDemoCommand(), newFeaturesCommand(), newBenchCommand())
+	root.AddCommand(newCompletionCommand(), newVersionCommand())
+	root.SetVersionTemplate(versionLine() + "\n") // muslin --version
+	root.SetHelpCommand(newHelpCommand())
+	root.CompletionOptions.DisableDefaultCmd = true // there is newCompletionCommand
+	explainUsage(root)
+	completeArguments(root)
 	return root
 }
