@@ -134,3 +134,24 @@ func eventuallyIn(t *testing.T, in func(string) string, look, want string) {
 	}
 	t.Errorf("%s never showed %q, last:\n%s", look, want, last)
 }
+
+// Who asks does not wait while rules are put in, which takes seconds where iptables' lock is held or the machine is busy.
+func TestWarningsDoNotWait(t *testing.T) {
+	s := &State{config: config(t.TempDir()), log: orDiscard(nil), journal: &journal{}, firewallWarnings: []string{"a"}}
+	s.obstacles.Store(&[]string{"b"})
+	s.mu.Lock() // as convergeFirewall does while the program runs
+	defer s.mu.Unlock()
+	said := make(chan []string, 1)
+	go func() {
+		s.Features()
+		said <- s.Warnings()
+	}()
+	select {
+	case got := <-said:
+		if strings.Join(got, " ") != "a b" {
+			t.Errorf("%q", got)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it waits until the rules are in")
+	}
+}

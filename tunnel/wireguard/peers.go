@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"muslin/tunnel/fib"
 )
@@ -39,6 +40,8 @@ type members struct {
 	mu    sync.Mutex
 	peers map[fib.PublicKey]peer
 	said  map[fib.PublicKey]string // what was said of a key that several peers have
+
+	shared atomic.Pointer[string] // the same as a sentence: who asks does not wait while the device takes a change
 }
 
 // follow makes the table's peers the members. It has those told that are new, or have moved, before the table is put to
@@ -98,6 +101,8 @@ func (m *members) wanted(t *fib.Table) map[fib.PublicKey]peer {
 		}
 	}
 	m.said = said
+	sentence := shared(said)
+	m.shared.Store(&sentence)
 	return wanted
 }
 
@@ -110,11 +115,16 @@ func (m *members) keys() []fib.PublicKey {
 
 // Shared is who shares a key with another peer and is not reached, in a sentence; empty: nobody.
 func (m *members) Shared() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	if s := m.shared.Load(); s != nil {
+		return *s
+	}
+	return ""
+}
+
+func shared(said map[fib.PublicKey]string) string {
 	var all []string
-	for _, key := range slices.SortedFunc(maps.Keys(m.said), compareKeys) {
-		all = append(all, fmt.Sprintf("%s have the key %s", m.said[key], key))
+	for _, key := range slices.SortedFunc(maps.Keys(said), compareKeys) {
+		all = append(all, fmt.Sprintf("%s have the key %s", said[key], key))
 	}
 	if len(all) == 0 {
 		return ""
