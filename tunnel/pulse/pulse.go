@@ -3,7 +3,7 @@
 // with muslin and its flannel.VNI's with flannel: both answer.
 //
 // Whether a peer is alive is asked of those that nothing was heard of lately. They come first. Round trip and loss are
-// measured of all, with what is left: seldom, and each second while somebody watches (Watch).
+// measured of all, with what is left: seldom, and each second of those that somebody watches (Watch).
 //
 // A node of both address families is two peers, each with a way of its own, and each is up or down by itself.
 //
@@ -13,8 +13,8 @@
 // way of all others.
 //
 // What it costs is bounded, whatever the number of peers: perSecond requests a second at most, of 84 bytes on
-// the overlay, 104 of IPv6; a fifth of that where all peers are heard and nobody watches. With many peers it takes
-// longer until each has had its turn.
+// the overlay, 104 of IPv6; a fifth of that where all peers are heard and nobody watches, and twice that while somebody
+// watches some of many. With many peers it takes longer until each has had its turn.
 package pulse
 
 import (
@@ -62,6 +62,10 @@ const (
 	// watchedEvery is how often a peer is measured while somebody watches, and watchFor, how long one does who said so once.
 	watchedEvery = time.Second
 	watchFor     = 10 * time.Second
+
+	// mostSeen is how many peers may be named to Watch at a time: more than there is room for on a screen, and more than
+	// get a request each second.
+	mostSeen = 1000
 
 	// roundTicks is in how many ticks all peers are looked at, unless too many are to be asked.
 	roundTicks = int(fresh / tick)
@@ -114,10 +118,11 @@ type Prober struct {
 	cfg Config
 	id  uint16
 
-	watched atomic.Int64 // Unix nanoseconds: until when somebody watches
+	watched atomic.Int64 // Unix nanoseconds: until when somebody watches all
 
 	mu           sync.Mutex
-	records      map[key]*record
+	seen         map[netip.Prefix]time.Time // until when somebody watches some
+	records      map[*fib.Counters]*record
 	asked        map[netip.Addr]*record // who has a request to answer, by the address that it went to
 	next         int                    // in the table: whose turn it is to be asked whether it is alive
 	nextMeasured int                    // and whose to be measured
@@ -127,7 +132,7 @@ type Prober struct {
 	went         []string // and who is down
 }
 
-// key is a peer, as its counters have it: they too survive a change of the lease.
+// key is a peer as its counters have it, which survive a change of the lease, and by which it is known here.
 type key struct {
 	subnet   netip.Prefix
 	publicIP netip.Addr
@@ -155,7 +160,7 @@ func New(cfg Config) *Prober {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Prober{cfg: cfg, id: uint16(rand.Uint32()), records: make(map[key]*record), asked: make(map[netip.Addr]*record)}
+	return &Prober{cfg: cfg, id: uint16(rand.Uint32()), records: make(map[*fib.Counters]*record), asked: make(map[netip.Addr]*record), seen: make(map[netip.Prefix]time.Time)}
 }
 
 // Health may be called from anywhere.
@@ -163,7 +168,7 @@ func (p *Prober) Health(peer *fib.Peer) Health {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r := p.records[key{peer.Subnet, peer.PublicIP}]
+	r := p.records[peer.Counters]
 	heard := lastHeard(peer.Counters)
 	switch {
 	case r != nil && r.state == Down && !heard.After(r.since):
@@ -189,8 +194,22 @@ func (p *Prober) conn(a netip.Addr) Conn {
 	return p.cfg.Conn6
 }
 
-// Watch has all peers measured each second for the next watchFor, as far as perSecond goes. May be called from anywhere.
-func (p *Prober) Watch() { p.watched.Store(time.Now().Add(watchFor).UnixNano()) }
+// Watch has the peers with these subnets measured each second for the next watchFor, or all of them where none is named, as
+// far as perSecond goes. May be called from anywhere.
+func (p *Prober) Watch(subnets ...netip.Prefix) {
+	until := time.Now().Add(watchFor)
+	if len(subnets) == 0 {
+		p.watched.Store(until.UnixNano())
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range subnets {
+		if _, there := p.seen[s]; there || len(p.seen) < mostSeen {
+			p.seen[s] = until
+		}
+	}
+}
 
 // Run asks until ctx ends; then it returns nil. Without a Conn it does nothing.
 func (p *Prober) Run(ctx context.Context) error {
@@ -274,6 +293,7 @@ func (p *Prober) tick(t *fib.Table, now time.Time) {
 	p.overdue(t, now)
 	p.turns(t.Peers(), now)
 	p.measure(t.Peers(), now)
+	p.measureSeen(t, now)
 }
 
 // overdue looks at those that have not answered in time: one that is silent is asked again, or is down. One that is no
@@ -339,13 +359,30 @@ func (p *Prober) turn(peer *fib.Peer, now time.Time) bool {
 	if p.conn(peer.Subnet.Addr()) == nil {
 		return true
 	}
-	if r := p.records[key{peer.Subnet, peer.PublicIP}]; now.Sub(lastHeard(peer.Counters)) < fresh {
+	if r := p.records[peer.Counters]; now.Sub(lastHeard(peer.Counters)) < fresh {
 		if r != nil {
 			p.alive(r)
 		}
 		return true
 	}
 	return p.due(p.record(peer, now), fresh, now)
+}
+
+// measureSeen asks those that somebody watches, in no order. They have as many requests as all others together, which a network of
+// hundreds of idle peers needs for itself.
+func (p *Prober) measureSeen(t *fib.Table, now time.Time) {
+	p.budget = perTick
+	for subnet, until := range p.seen {
+		if now.After(until) {
+			delete(p.seen, subnet)
+			continue
+		}
+		if peer := t.Lookup(subnet.Addr()); peer != nil && peer.Subnet == subnet && p.conn(subnet.Addr()) != nil {
+			if !p.due(p.record(peer, now), watchedEvery, now) {
+				return
+			}
+		}
+	}
 }
 
 // measure asks the next peers, heard or not, as long as there are requests left that nobody needs to be found alive.
@@ -369,14 +406,13 @@ func (p *Prober) measure(peers []*fib.Peer, now time.Time) {
 
 // record is a peer's, which is made for one that is new.
 func (p *Prober) record(peer *fib.Peer, now time.Time) *record {
-	k := key{peer.Subnet, peer.PublicIP}
-	r := p.records[k]
+	r := p.records[peer.Counters]
 	if r == nil {
-		r = &record{key: k, counters: peer.Counters, sent: now} // it has time to be heard by itself
+		r = &record{key: key{peer.Subnet, peer.PublicIP}, counters: peer.Counters, sent: now} // it has time to be heard by itself
 		if !lastHeard(peer.Counters).IsZero() {
 			r.state = Up // until it proves to be down
 		}
-		p.records[k] = r
+		p.records[peer.Counters] = r
 	}
 	return r
 }
@@ -430,17 +466,17 @@ func (p *Prober) forget(peers []*fib.Peer) {
 	if len(p.records) == 0 {
 		return
 	}
-	there := make(map[key]bool, len(peers))
+	there := make(map[*fib.Counters]bool, len(peers))
 	for _, peer := range peers {
-		there[key{peer.Subnet, peer.PublicIP}] = true
+		there[peer.Counters] = true
 	}
-	for k, r := range p.records {
-		if there[k] {
+	for c, r := range p.records {
+		if there[c] {
 			continue
 		}
-		delete(p.records, k)
-		if p.asked[k.subnet.Addr()] == r {
-			delete(p.asked, k.subnet.Addr())
+		delete(p.records, c)
+		if addr := r.key.subnet.Addr(); p.asked[addr] == r {
+			delete(p.asked, addr)
 		}
 	}
 }

@@ -313,9 +313,10 @@ func TestAnycastReply(t *testing.T) {
 			w.six.mu.Lock()
 			w.six.forge = func(r Reply) []Reply { return []Reply{{netip.MustParseAddr(from), r.ID, r.Seq, r.At}} }
 			w.six.mu.Unlock()
-			w.setTable([]*fib.Peer{peer6(1)})
+			peer := peer6(1)
+			w.setTable([]*fib.Peer{peer})
 			w.pass(fresh + 5*time.Second)
-			if h := w.Health(peer6(1)); h.State != state {
+			if h := w.Health(peer); h.State != state {
 				t.Errorf("answers from %s: %+v, want state %d", from, h, state)
 			}
 		})

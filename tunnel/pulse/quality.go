@@ -30,7 +30,7 @@ type Quality struct {
 func (p *Prober) Quality(peer *fib.Peer) Quality {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r := p.records[key{peer.Subnet, peer.PublicIP}]
+	r := p.records[peer.Counters]
 	if r == nil || r.answered.IsZero() && r.state != Down {
 		return Quality{}
 	}

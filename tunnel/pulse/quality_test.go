@@ -2,6 +2,7 @@ package pulse
 
 import (
 	"math"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -167,4 +168,45 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%v: %v, want %v", c.kernel, got, c.want)
 		}
 	}
+}
+
+// Of many peers those that somebody looks at are measured each second, and the others as if nobody did.
+func TestWatchedSome(t *testing.T) {
+	among(t, 500, func(w *world) {
+		w.overlay.way = time.Millisecond
+		w.pass(time.Minute)
+		before := make([]int, len(w.peers))
+		for i, p := range w.peers {
+			before[i] = w.requests(p)
+		}
+		for range 12 {
+			w.Watch(w.peers[3].Subnet, w.peers[77].Subnet, netip.MustParsePrefix("192.0.2.0/24"))
+			w.pass(5 * time.Second)
+		}
+		others := 0
+		for i, p := range w.peers {
+			n := w.requests(p) - before[i]
+			switch {
+			case i == 3 || i == 77:
+				if n < 55 || n > 61 {
+					t.Errorf("%s, which is looked at: %d requests in a minute, want 60", p.Subnet, n)
+				}
+			default:
+				others += n
+			}
+		}
+		if others < 500 || others > 3000 {
+			t.Errorf("%d requests to the others in a minute", others)
+		}
+		w.pass(watchFor + time.Second)
+		if len(w.seen) != 0 {
+			t.Errorf("after nobody looks any more: %v", w.seen)
+		}
+		for i := range 2 * mostSeen {
+			w.Watch(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(i >> 8), byte(i)}), 32))
+		}
+		if len(w.seen) > mostSeen {
+			t.Errorf("%d are looked at", len(w.seen))
+		}
+	})
 }
