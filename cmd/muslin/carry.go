@@ -458,7 +458,7 @@ func (d *daemon) announce(context.Context) error {
 
 // logStart says in one place what runs now and what this kernel gives.
 func (d *daemon) logStart() {
-	s := d.status()
+	s := d.statusOf(those(control.Peers{}))
 	attrs := []any{"subnet", s.Node.Subnet, "network", s.Node.Network, "public_ip", s.Node.PublicIP, "iface", s.Node.Iface,
 		"backend", s.Node.Backend, "port", s.Node.Port, "mtu", s.Node.MTU, "tun", s.Node.TUN, "version", s.Version, "kernel", s.Kernel}
 	if s.Node.Subnet6 != "" {

@@ -91,22 +91,23 @@ func removeDeadControl(path string, reached error) (bool, error) {
 }
 
 // controlHandler answers on the control socket.
-func controlHandler(status func() *control.Status, route, replace http.HandlerFunc) http.Handler {
+func controlHandler(status func(wanted) *control.Status, watch func(control.Peers), route, replace http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, status()) })
+	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, r *http.Request) { serveStatus(w, r, status, watch) })
 	mux.HandleFunc("GET "+control.RoutePath, route)
 	mux.HandleFunc("POST "+handover.Path, replace)
 	return mux
 }
 
-// watching has the peers measured more often while somebody who asks looks on.
-func (d *daemon) watching(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if control.Watches(r) {
-			d.watch()
-		}
-		h.ServeHTTP(w, r)
-	})
+// serveStatus answers with the peers that are asked for, and has those measured more often that somebody looks at.
+func serveStatus(w http.ResponseWriter, r *http.Request, status func(wanted) *control.Status, watch func(control.Peers)) {
+	look, err := control.ParseLook(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	watch(look.Watch)
+	answerJSON(w, status(those(look.Peers)))
 }
 
 // serveHTTP serves until ctx ends, and then finishes what it has begun to answer: what streams ends with its request's context.

@@ -6,12 +6,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
-	"muslin/cmd/muslin/control"
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/tunnel"
@@ -96,38 +94,6 @@ func (d *daemon) openEncrypted(node *node) (*wireguard.Underlay, error) {
 		Key: node.key, PSK: node.wg.PSK, Port: node.port, Keepalive: node.wg.Keepalive, MTU: node.mtu, Inner: node.inner(),
 		Paused: d.place.from != nil, Logger: d.log,
 	})
-}
-
-// fillSessions adds what WireGuard knows of the peers. A node has one key for both families, and a session of each.
-func (v *viewState) fillSessions(peers []control.PeerStatus) error {
-	var failed error
-	for i, n := range v.node.all() {
-		all, err := parts(v.carrier)[i].sessions()
-		failed = errors.Join(failed, err)
-		fillSessions(peers, n.six, all)
-	}
-	return failed
-}
-
-func fillSessions(peers []control.PeerStatus, six bool, all map[string]wireguard.Session) {
-	for i := range peers {
-		p := &peers[i]
-		if strings.Contains(p.Subnet, ":") != six {
-			continue
-		}
-		session, ok := all[p.PublicKey]
-		if !ok {
-			continue
-		}
-		p.Endpoint = session.Endpoint
-		if session.RxBytes|session.TxBytes != 0 { // or else the VTEP has counted
-			p.RxBytes, p.TxBytes = session.RxBytes, session.TxBytes
-		}
-		if !session.Handshake.IsZero() {
-			t := session.Handshake.UTC()
-			p.LastHandshake = &t
-		}
-	}
 }
 
 // Values of --wireguard.

@@ -21,6 +21,7 @@ import (
 	"muslin/cmd/muslin/health"
 	"muslin/cmd/muslin/metrics"
 	"muslin/cmd/muslin/web"
+	"muslin/tunnel/fib"
 	"muslin/tunnel/handover"
 )
 
@@ -195,9 +196,10 @@ func serves(at, wanted netip.AddrPort) bool {
 type said struct {
 	alive, ready func() []health.Check
 	networks     func() *control.Networks
+	scrape       func(metrics.Choose) *control.Networks
 	several      bool
-	watch        func()                     // somebody looks on
-	findings     func(name string) []string // where doctor leaves what it found of a network, the likeliest file first
+	watch        func(network string, peers control.Peers) // somebody looks at them
+	findings     func(name string) []string                // where doctor leaves what it found of a network, the likeliest file first
 }
 
 // serve has each endpoint answered, as soon as all of its answers are known: somebody may be waiting.
@@ -209,7 +211,7 @@ func (e endpoints) serve(answer func(net.Listener, http.Handler), o *endpointOpt
 	}
 	health.Handle(healthMux, a.alive, a.ready)
 	if o.metrics.Port() != 0 {
-		metricsMux.Handle("GET /metrics", metrics.Handler(metrics.Config{Status: a.networks, Several: a.several, Peers: o.peers, Logger: log}))
+		metricsMux.Handle("GET /metrics", metrics.Handler(metrics.Config{Status: a.scrape, Several: a.several, Peers: o.peers, Logger: log}))
 		if o.pprof != pprofOff {
 			handleProfiles(metricsMux, o.pprof == pprofAny)
 		}
@@ -246,14 +248,24 @@ func handleProfiles(mux *http.ServeMux, any bool) {
 		"cmdline": http.NotFound,
 	} {
 		mux.HandleFunc("GET /debug/pprof/"+path, func(w http.ResponseWriter, r *http.Request) {
-			from, err := netip.ParseAddrPort(r.RemoteAddr)
-			if !any && (err != nil || !from.Addr().Unmap().IsLoopback()) {
+			if !any && !fromThisHost(r) {
 				http.Error(w, "profiles are for this host alone: ask from it, or start muslin with --pprof=any", http.StatusForbidden)
 				return
 			}
 			h(w, r)
 		})
 	}
+}
+
+// fromThisHost says whether who asks is on this host: at a loopback address, or at the very address that was asked, which the
+// kernel lets nobody else come from (RFC 1812, section 5.3.7).
+func fromThisHost(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return false
+	}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return from.Addr().Unmap().IsLoopback() || local != nil && local.AddrPort().Addr().Unmap() == from.Addr().Unmap()
 }
 
 // alive says whether it is worth to go on with this daemon.
@@ -296,9 +308,36 @@ func (d *daemon) readiness() []health.Check {
 }
 
 // networks are the one that this process has.
-func (d *daemon) networks() *control.Networks {
-	s := d.status()
+func (d *daemon) networks() *control.Networks { return d.networksOf(nil) }
+
+// scrape is it with the peers that are chosen.
+func (d *daemon) scrape(choose metrics.Choose) *control.Networks {
+	return d.networksOf(chosenBy(choose, ""))
+}
+
+func (d *daemon) networksOf(wanted wanted) *control.Networks {
+	s := d.statusOf(wanted)
 	return &control.Networks{Version: s.Version, Kernel: s.Kernel, Networks: []control.NetworkStatus{{State: s.State, Status: s}}}
+}
+
+func (n *networks) scrape(choose metrics.Choose) *control.Networks {
+	return n.statusOf(func(name string) wanted { return chosenBy(choose, name) })
+}
+
+// chosenBy has metrics choose among the peers of a network.
+func chosenBy(choose metrics.Choose, network string) wanted {
+	return func(t *fib.Table, traffic func(*fib.Peer) uint64) []*fib.Peer {
+		peers := t.Peers()
+		all := make([]metrics.Traffic, len(peers))
+		for i, p := range peers {
+			all[i] = metrics.Traffic{Subnet: p.Subnet, Bytes: traffic(p)}
+		}
+		var chosen []*fib.Peer
+		for _, i := range choose(network, all) {
+			chosen = append(chosen, peers[i])
+		}
+		return chosen
+	}
 }
 
 // findings is where doctor leaves what it found.
@@ -315,11 +354,14 @@ func (n *networks) findings(name string) []string {
 	return all
 }
 
-// watch is that of each network.
-func (n *networks) watch() {
-	for _, m := range n.all() {
+// watchOnly is of the one network.
+func (d *daemon) watchOnly(_ string, peers control.Peers) { d.watch(peers) }
+
+// watch is a network's.
+func (n *networks) watch(network string, peers control.Peers) {
+	if m := n.all()[network]; m != nil {
 		if d, _, failed := m.now(); failed == nil {
-			d.watch()
+			d.watch(peers)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/health"
+	"muslin/cmd/muslin/metrics"
 	"muslin/tunnel/handover"
 )
 
@@ -56,6 +57,9 @@ var exampleAnswers = said{
 	alive: func() []health.Check { return nil },
 	ready: func() []health.Check { return []health.Check{{Name: health.Start, Decides: true, Reason: "why"}} },
 	networks: func() *control.Networks {
+		return &control.Networks{Networks: []control.NetworkStatus{{Status: newStatus()}}}
+	},
+	scrape: func(metrics.Choose) *control.Networks {
 		return &control.Networks{Networks: []control.NetworkStatus{{Status: newStatus()}}}
 	},
 }
@@ -231,12 +235,14 @@ func TestProfiles(t *testing.T) {
 		{"127.0.0.1:5", false, 200}, {"[::1]:5", false, 200}, {"[::ffff:127.0.0.1]:5", false, 200},
 		{"192.0.2.1:5", false, 403}, {"[2001:db8::1]:5", false, 403}, {"", false, 403},
 		{"192.0.2.1:5", true, 200},
+		{"192.0.2.7:5", false, 200}, // this host, by the address that is asked
 	} {
 		mux := http.NewServeMux()
 		handleProfiles(mux, c.any)
 		for _, path := range []string{"heap?debug=1", "symbol", ""} {
 			r := httptest.NewRequest("GET", "/debug/pprof/"+path, nil)
 			r.RemoteAddr = c.from
+			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: net.ParseIP("192.0.2.7"), Port: 9469}))
 			w := httptest.NewRecorder()
 			mux.ServeHTTP(w, r)
 			if w.Code != c.status {

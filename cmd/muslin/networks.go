@@ -180,7 +180,7 @@ func (n *networks) run(ctx context.Context, all []*networkSettings, where *endpo
 		serve(l, func(ctx context.Context, l net.Listener) error { return serveHTTP(ctx, l, h) })
 	}
 	answer(n.control, n.handler())
-	says := said{alive: n.alive, ready: n.readiness, networks: n.status, several: true, watch: n.watch, findings: n.findings}
+	says := said{alive: n.alive, ready: n.readiness, networks: n.status, scrape: n.scrape, several: true, watch: n.watch, findings: n.findings}
 	n.endpoints.serve(answer, where, says, n.log)
 	n.endpoints.page(serve, where, says, n.log)
 	g.Go(func() error { return n.common.Run(servers) })

@@ -25,11 +25,11 @@ import (
 //	GET /v1/capture?…&net=NAME   a stream of packets (package capture)
 
 // status is the network's, whether it runs or not.
-func (m *member) status() control.NetworkStatus {
+func (m *member) status(wanted wanted) control.NetworkStatus {
 	d, again, failed := m.now()
 	out := control.NetworkStatus{Name: m.name, Control: m.flags.control}
 	if failed == nil {
-		out.Status = d.status()
+		out.Status = d.statusOf(wanted)
 		out.State = out.Status.State
 		return out
 	}
@@ -43,6 +43,11 @@ func (m *member) status() control.NetworkStatus {
 }
 
 func (n *networks) status() *control.Networks {
+	return n.statusOf(func(string) wanted { return nil })
+}
+
+// statusOf has the peers of each network, by its name, that are wanted.
+func (n *networks) statusOf(wanted func(name string) wanted) *control.Networks {
 	n.mu.Lock()
 	s := &control.Networks{Version: buildVersion(), Config: n.p.flags.config, Loaded: n.loaded.UTC(), Error: n.refused,
 		Networks: []control.NetworkStatus{}, Privileges: privilegeStatus(n.kept, n.keptErr), Process: processStatus()}
@@ -52,7 +57,7 @@ func (n *networks) status() *control.Networks {
 	}
 	members := n.all()
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		s.Networks = append(s.Networks, members[name].status())
+		s.Networks = append(s.Networks, members[name].status(wanted(name)))
 	}
 	return s
 }
@@ -60,13 +65,21 @@ func (n *networks) status() *control.Networks {
 // handler answers on the process's control socket.
 func (n *networks) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+control.NetworksPath, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, n.status()) })
+	mux.HandleFunc("GET "+control.NetworksPath, func(w http.ResponseWriter, r *http.Request) {
+		look, err := control.ParseLook(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answerJSON(w, n.statusOf(func(string) wanted { return those(look.Peers) }))
+	})
 	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		if m := n.chosen(w, r, nil); m != nil {
-			if d, _, _ := m.now(); control.Watches(r) && d != nil {
-				d.watch()
-			}
-			answerJSON(w, m.status().Status)
+			serveStatus(w, r, func(wanted wanted) *control.Status { return m.status(wanted).Status }, func(asked control.Peers) {
+				if d, _, _ := m.now(); d != nil {
+					d.watch(asked)
+				}
+			})
 		}
 	})
 	mux.HandleFunc("GET "+control.RoutePath, func(w http.ResponseWriter, r *http.Request) {

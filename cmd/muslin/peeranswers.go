@@ -108,7 +108,7 @@ func (d *daemon) peerAt(a netip.Addr) *fib.Peer {
 
 // about is what a peer is told. Each field is named here: what is added to status is not told for that.
 func (d *daemon) about(asker *fib.Peer) *neighbour.About {
-	s := d.status()
+	s := d.statusOf(func(*fib.Table, func(*fib.Peer) uint64) []*fib.Peer { return []*fib.Peer{asker} })
 	n := &s.Node
 	a := &neighbour.About{
 		Version: s.Version, Kernel: s.Kernel, Now: time.Now().UTC(), Since: s.Since,
@@ -142,10 +142,9 @@ func (d *daemon) peerStates() []neighbour.PeerState {
 	peers := v.table().Peers()
 	all := make([]neighbour.PeerState, 0, len(peers))
 	for _, p := range peers {
-		up, _ := v.up(p)
 		var quality control.PeerStatus
 		fillQuality(&quality, v.prober.Quality(p))
-		all = append(all, neighbour.PeerState{Subnet: p.Subnet.String(), Up: up, RTT: quality.RTT, Loss: quality.Loss})
+		all = append(all, neighbour.PeerState{Subnet: p.Subnet.String(), Up: up(v.prober.Health(p)), RTT: quality.RTT, Loss: quality.Loss})
 	}
 	return all
 }

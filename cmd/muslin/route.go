@@ -85,10 +85,13 @@ func (v *viewState) route(to netip.Addr) *control.RouteAnswer {
 		to: to, network: node.network, subnet: v.member.of(node).Masked(), tun: parts(v.carrier)[i].name(), underlay: node.iface.Name,
 		mtu: int(v.mtu), outerMTU: v.node.iface.MTU, port: node.port, kernel: kernel, kernelErr: err,
 	}
-	if q.peer = v.table().Lookup(to); q.peer != nil {
-		status := []control.PeerStatus{v.peerStatus(q.peer)}
-		_ = v.fillSessions(status) // or else the lease says where it is
-		q.peerStatus, q.choice = &status[0], v.choice(q.peer)
+	t := v.table()
+	if q.peer = t.Lookup(to); q.peer != nil {
+		g := v.glance(q.peer)
+		status := []control.PeerStatus{v.peerStatus(t, g)}
+		sessions, _ := v.sessions() // or else the lease says where it is
+		sessions.fill(status)
+		q.peerStatus, q.choice = &status[0], g.choice
 	}
 	return q.answer()
 }

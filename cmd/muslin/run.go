@@ -245,8 +245,8 @@ func (d *daemon) serve(ctx context.Context, iface host.Interface) error {
 	answer := func(l net.Listener, h http.Handler) {
 		serve(l, func(ctx context.Context, l net.Listener) error { return serveHTTP(ctx, l, h) })
 	}
-	answer(d.control, ofNetwork(d.name, d.capturing(d.tracing(d.watching(d.withRescue(controlHandler(d.status, d.serveRoute, d.requestPlace)))))))
-	says := said{alive: d.alive, ready: d.readiness, networks: d.networks, watch: d.watch, findings: d.findings}
+	answer(d.control, ofNetwork(d.name, d.capturing(d.tracing(d.withRescue(controlHandler(d.statusOf, d.watch, d.serveRoute, d.requestPlace))))))
+	says := said{alive: d.alive, ready: d.readiness, networks: d.networks, scrape: d.scrape, watch: d.watchOnly, findings: d.findings}
 	d.endpoints.serve(answer, &d.opts.endpoints, says, d.log)
 	d.endpoints.page(serve, &d.opts.endpoints, says, d.log)
 	err := d.network(ctx, iface)

@@ -27,6 +27,7 @@ import (
 	"muslin/tunnel/fib"
 	"muslin/tunnel/kernel"
 	"muslin/tunnel/pulse"
+	"muslin/tunnel/way"
 )
 
 func exampleStatus(now time.Time) *control.Status {
@@ -77,12 +78,14 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "checksums_completed drops features kernel node peers privileges process queues since skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peer_counts peers privileges process queues since skipped state store version warnings",
 				"node":  "backend iface lease_expires mtu network network_ipv6 port port_ipv6 public_ip public_ipv6 public_key subnet subnet_ipv6 tun tun_ipv6 vni vtep_mac vtep_mac_ipv6",
 				"store": "endpoints healthy kind last_error revision",
 
 				"privileges": "capabilities error no_new_privs uid",
 				"process":    "descriptors goroutines pid resident_bytes started",
+
+				"peer_counts": "down rx_bytes rx_packets total tx_bytes tx_packets unknown up ways",
 			}
 			for field, names := range want {
 				object := any(got)
@@ -156,19 +159,103 @@ func TestStatusTextIPv6(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, text())
 		}
 	}
-	if got, want := warnHalfDown(s.Peers), "fd00:244:0:3::/64 at 2001:db8::3 does not answer, while 10.244.3.0/24 of the same node does: look for what drops IPv6 between the two nodes (a firewall, or a path without it)"; got != want {
-		t.Errorf("warned of %q, want %q", got, want)
-	}
-	if got := warnHalfDown(append(s.Peers, s.Peers[1])); !strings.HasSuffix(got, "; 1 more nodes answer by one family only") {
-		t.Errorf("warned of %q", got)
-	}
-	if got := warnHalfDown(s.Peers[2:]); got != "" {
-		t.Errorf("of a node that is down by both: %q", got)
-	}
-
 	s.Node.PublicIP, s.Node.Subnet, s.Node.Network, s.Node.VtepMAC = "", "", "", ""
 	if got := text(); strings.Contains(got, "- on eth0") || !strings.Contains(got, "MAC 02:00:00:00:00:06") || !strings.Contains(got, "expires in") || strings.Contains(got, "none yet") {
 		t.Errorf("of IPv6 alone:\n%s", got)
+	}
+}
+
+// What is said of all peers together.
+func TestCrowd(t *testing.T) {
+	peer := func(subnet, publicIP, other string, h pulse.Health, c way.Choice) glance {
+		p := &fib.Peer{Subnet: netip.MustParsePrefix(subnet), PublicIP: netip.MustParseAddr(publicIP), Counters: new(fib.Counters)}
+		if other != "" {
+			p.Other = netip.MustParsePrefix(other)
+		}
+		p.Counters.TxBytes.Store(10)
+		p.Counters.RxPackets.Store(3)
+		return glance{p, h, c}
+	}
+	encapsulated, down := way.Choice{Way: way.Encapsulated}, pulse.Health{State: pulse.Down, Since: time.Now()}
+	refused := way.Choice{Way: way.Encapsulated, Rule: way.RuleRefused}
+	c := crowd{counts: newStatus().Counts}
+	for _, one := range []struct {
+		g       glance
+		otherUp bool
+	}{
+		{peer("10.244.3.0/24", "192.0.2.3", "fd00:244:0:3::/64", pulse.Health{State: pulse.Up}, way.Choice{Way: way.Direct}), false},
+		{peer("10.244.4.0/24", "192.0.2.4", "", pulse.Health{}, refused), false},
+		{peer("fd00:244:0:3::/64", "2001:db8::3", "10.244.3.0/24", down, encapsulated), true},
+		{peer("fd00:244:0:4::/64", "2001:db8::4", "10.244.4.0/24", down, encapsulated), false},
+	} {
+		c.add(one.g, one.otherUp)
+		c.addTraffic(one.g.Peer, sessions{})
+	}
+	if want := (control.PeerCounts{Total: 4, Up: 1, Down: 2, Unknown: 1, Ways: map[string]int{"direct": 1, "encapsulated": 3}, TxBytes: 40, RxPackets: 12}); !reflect.DeepEqual(c.counts, want) {
+		t.Errorf("counted %+v, want %+v", c.counts, want)
+	}
+	if got, want := c.halfDown(), "fd00:244:0:3::/64 at 2001:db8::3 does not answer, while 10.244.3.0/24 of the same node does: look for what drops IPv6 between the two nodes (a firewall, or a path without it)"; got != want {
+		t.Errorf("warned of %q, want %q", got, want)
+	}
+	if got := c.refused(); !strings.HasPrefix(got, "a peer stays encapsulated: 10.244.4.0/24: ") {
+		t.Errorf("warned of %q", got)
+	}
+	c.add(peer("fd00:244:0:5::/64", "2001:db8::5", "10.244.5.0/24", down, way.Choice{Way: way.None}), true)
+	if got := c.halfDown(); !strings.HasSuffix(got, "; 1 more nodes answer by one family only") {
+		t.Errorf("warned of %q", got)
+	}
+	if got := c.refused(); !strings.HasPrefix(got, "each of 2 peers is left out, such as 10.244.4.0/24: ") {
+		t.Errorf("warned of %q", got)
+	}
+	if none := new(crowd); none.halfDown() != "" || none.refused() != "" {
+		t.Errorf("of nobody: %q %q", none.halfDown(), none.refused())
+	}
+}
+
+// Of ten thousand peers a question for one, or for none, has that.
+func TestStatusOfSome(t *testing.T) {
+	peers := []*fib.Peer{
+		{Subnet: netip.MustParsePrefix("10.244.2.0/24"), PublicIP: netip.MustParseAddr("192.0.2.2"), Counters: new(fib.Counters)},
+		{Subnet: netip.MustParsePrefix("10.244.3.0/24"), PublicIP: netip.MustParseAddr("192.0.2.3"), Counters: new(fib.Counters)},
+	}
+	table := fib.New(peers)
+	var watched []control.Peers
+	h := controlHandler(func(w wanted) *control.Status {
+		s := newStatus()
+		all := table.Peers()
+		if w != nil {
+			all = w(table, nil)
+		}
+		for _, p := range all {
+			s.Peers = append(s.Peers, control.PeerStatus{Subnet: p.Subnet.String()})
+		}
+		return s
+	}, func(p control.Peers) { watched = append(watched, p) }, http.NotFound, http.NotFound)
+	for query, want := range map[string]string{
+		"": "10.244.2.0/24 10.244.3.0/24", "?peers=none": "", "?peers=10.244.3.0/24,10.244.9.0/24": "10.244.3.0/24", "?peers=10.244.0.0/16": "",
+		"?peers=none&watch=1": "", "?peers=none&watch=10.244.3.0/24": "",
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, control.StatusPath+query, nil))
+		var s control.Status
+		if err := json.Unmarshal(w.Body.Bytes(), &s); err != nil {
+			t.Fatal(query, err)
+		}
+		var got []string
+		for _, p := range s.Peers {
+			got = append(got, p.Subnet)
+		}
+		watch := watched[len(watched)-1]
+		if all := strings.Join(got, " "); all != want || watch.All != strings.HasSuffix(query, "watch=1") || (len(watch.Subnets) == 1) != strings.Contains(query, "watch=10.") {
+			t.Errorf("%q: %q, want %q; watched %+v", query, all, want, watch)
+		}
+	}
+	for _, query := range []string{"?peers=some", "?peers=10.244.3.0", "?watch=10.244.3.0/24,x"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, control.StatusPath+query, nil))
+		if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "subnets with commas between") {
+			t.Errorf("%q: %d %s", query, w.Code, w.Body)
+		}
 	}
 }
 
@@ -201,12 +288,12 @@ func TestWatching(t *testing.T) {
 		table := fib.New([]*fib.Peer{peer})
 		prober := pulse.New(pulse.Config{Conn: conn, Table: func() *fib.Table { return table }})
 		d.view.set(func(v *viewState) { v.prober = prober })
-		h := d.watching(controlHandler(func() *control.Status { return &control.Status{} }, http.NotFound, http.NotFound))
+		h := controlHandler(func(wanted) *control.Status { return &control.Status{} }, d.watch, http.NotFound, http.NotFound)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		conn.closed = ctx.Done()
 		go func() { ended <- prober.Run(ctx) }()
-		for query, want := range map[string]int{"": 1, "?watch=1": 9} {
+		for query, want := range map[string]int{"": 1, "?watch=1": 9, "?peers=none&watch=10.244.2.0/24": 9, "?watch=10.244.3.0/24": 1} {
 			before := conn.sent.Load()
 			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, control.StatusPath+query, nil))
 			time.Sleep(10 * time.Second)
@@ -253,7 +340,7 @@ func TestControlSocket(t *testing.T) {
 	want := exampleStatus(time.Now().UTC().Truncate(time.Second))
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func() *control.Status { return want }, http.NotFound, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func(wanted) *control.Status { return want }, func(control.Peers) {}, http.NotFound, http.NotFound))
 	}()
 	got, err := control.AskStatus(t.Context(), path)
 	if err != nil {

@@ -23,8 +23,8 @@ func newTopCommand() *cobra.Command {
 path MTU, what is dropped and why, the queues, the features. What is down comes first, then what is busiest.
 Keys sort, filter and pause; ? lists them. While it looks on, the daemon measures its peers each second.
 
-It asks once in an interval, and goes on when the daemon is replaced, started anew or away. With thousands of
-peers an answer costs the daemon some hundredths of a second: choose a longer interval there.
+It asks once in an interval, and goes on when the daemon is replaced, started anew or away. Of thousands of peers it
+asks for those on the screen each time, and for all of them each few seconds.
 
 With --once it prints, as text or JSON, what it sees in one interval. The JSON's fields are listed in docs/top.md.
 With NO_COLOR set there are no colours.`,

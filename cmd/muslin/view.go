@@ -67,8 +67,11 @@ func (v *view) waiting(state string) { v.set(func(s *viewState) { s.state = stat
 
 func (v *view) ready() bool { return v.get().running }
 
-// status puts together what status shows.
-func (d *daemon) status() *control.Status {
+// status puts together what status shows, with all peers.
+func (d *daemon) status() *control.Status { return d.statusOf(nil) }
+
+// statusOf has the peers that are wanted. Their counts are of all.
+func (d *daemon) statusOf(wanted wanted) *control.Status {
 	v := d.view.get()
 	if d.among != nil {
 		v.kept, v.keptErr = d.among.privileges()
@@ -89,7 +92,7 @@ func (d *daemon) status() *control.Status {
 		s.Warn("the embedded etcd has stopped: " + v.embedded.Err().Error())
 	}
 	if v.running {
-		v.fillRunning(s)
+		v.fillRunning(s, wanted)
 	}
 	if warning := d.warnRescued(); warning != "" {
 		s.Warn(warning)
@@ -103,6 +106,7 @@ func newStatus() *control.Status {
 		Version:  buildVersion(),
 		Store:    control.StoreStatus{Endpoints: []string{}},
 		Peers:    []control.PeerStatus{},
+		Counts:   control.PeerCounts{Ways: map[string]int{}},
 		Drops:    map[string]uint64{},
 		Skipped:  map[string]int{},
 		Queues:   []control.QueueStatus{},
@@ -143,7 +147,7 @@ func fillNode(n *control.NodeStatus, node *node) {
 }
 
 // fillRunning is what a daemon that runs can tell.
-func (v *viewState) fillRunning(s *control.Status) {
+func (v *viewState) fillRunning(s *control.Status, wanted wanted) {
 	since := v.since.UTC()
 	s.Since = &since
 	s.Node.Subnet, s.Node.Subnet6, s.Node.MTU = text.Prefix(v.member.subnet), text.Prefix(v.member.subnet6), int(v.mtu)
@@ -154,6 +158,26 @@ func (v *viewState) fillRunning(s *control.Status) {
 			s.Node.TUN = name
 		}
 	}
+	v.fillLease(s)
+	s.Drops, s.Completed = v.carrier.counts()
+	v.fillQueues(s)
+	crowd := v.fillPeers(s, wanted)
+	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), crowd.halfDown(), crowd.refused()} {
+		if warning != "" {
+			s.Warnings = append(s.Warnings, warning)
+		}
+	}
+	for _, host := range v.host {
+		for _, warning := range host.Warnings() {
+			s.Warn(warning)
+		}
+	}
+	s.Features = append(s.Features, v.carrier.features()...)
+	s.Features = append(s.Features, v.host[0].Features()...)
+}
+
+// fillLease is this node's lease, and the others'.
+func (v *viewState) fillLease(s *control.Status) {
 	if v.member.keeper != nil {
 		k := v.member.keeper.Status()
 		if !k.Lease.Reserved && !k.Lease.Expires.IsZero() {
@@ -178,7 +202,9 @@ func (v *viewState) fillRunning(s *control.Status) {
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
 	}
-	s.Drops, s.Completed = v.carrier.counts()
+}
+
+func (v *viewState) fillQueues(s *control.Status) {
 	for _, q := range v.carrier.queues() {
 		s.Queues = append(s.Queues, queueStatus(&q))
 	}
@@ -192,24 +218,6 @@ func (v *viewState) fillRunning(s *control.Status) {
 		}
 		s.Warn(stuck.Describe(time.Now()))
 	}
-	for _, p := range v.table().Peers() {
-		s.Peers = append(s.Peers, v.peerStatus(p))
-	}
-	if err := v.fillSessions(s.Peers); err != nil {
-		s.Warn(err.Error())
-	}
-	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), warnHalfDown(s.Peers), warnRefused(s.Peers)} {
-		if warning != "" {
-			s.Warnings = append(s.Warnings, warning)
-		}
-	}
-	for _, host := range v.host {
-		for _, warning := range host.Warnings() {
-			s.Warn(warning)
-		}
-	}
-	s.Features = append(s.Features, v.carrier.features()...)
-	s.Features = append(s.Features, v.host[0].Features()...)
 }
 
 // table is the peers, for a daemon that runs.
@@ -218,67 +226,6 @@ func (v *viewState) table() *fib.Table {
 		return t
 	}
 	return v.member.peers.Table()
-}
-
-// peerStatus is one peer, for a daemon that runs.
-func (v *viewState) peerStatus(p *fib.Peer) control.PeerStatus {
-	c := p.Counters
-	peer := control.PeerStatus{
-		Subnet: p.Subnet.String(), PublicIP: p.PublicIP.String(), Backend: p.Backend,
-		TxPackets: c.TxPackets.Load(), TxBytes: c.TxBytes.Load(),
-		RxPackets: c.RxPackets.Load(), RxBytes: c.RxBytes.Load(),
-	}
-	if p.Backend == lease.BackendVXLAN {
-		peer.VtepMAC = p.MAC.String()
-	}
-	peer.PublicKey = p.Key.String()
-	chosen := v.choice(p)
-	peer.Way, peer.WayRule, peer.WayReason = string(chosen.Way), string(chosen.Rule), chosen.Reason()
-	var since time.Time
-	if peer.Up, since = v.up(p); !since.IsZero() {
-		since = since.UTC()
-		peer.DownSince = &since
-	}
-	if p.Other.IsValid() {
-		if other := v.table().Lookup(p.Other.Addr()); other != nil && other.Subnet == p.Other {
-			peer.OtherSubnet = other.Subnet.String()
-			peer.OtherUp, _ = v.up(other)
-		}
-	}
-	fillQuality(&peer, v.prober.Quality(p))
-	fillPath(&peer, v.path(p))
-	if last := c.LastRx.Load(); last != 0 {
-		t := time.Unix(0, last).UTC()
-		peer.LastRx = &t
-	}
-	return peer
-}
-
-func fillQuality(p *control.PeerStatus, q pulse.Quality) {
-	if q.RTT > 0 {
-		us := max(1, q.RTT.Round(time.Microsecond).Microseconds())
-		p.RTT = &us
-	}
-	if q.Asked > 0 {
-		p.Loss = &q.Loss
-	}
-}
-
-// watch has the peers measured more often for a while: somebody looks on.
-func (d *daemon) watch() {
-	if prober := d.view.get().prober; prober != nil {
-		prober.Watch()
-	}
-}
-
-// up is whether a peer is; nil: it is not known. One that is down has been so since a time.
-func (v *viewState) up(p *fib.Peer) (up *bool, down time.Time) {
-	h := v.prober.Health(p)
-	if h.State == pulse.Unknown {
-		return nil, time.Time{}
-	}
-	is := h.State == pulse.Up
-	return &is, h.Since
 }
 
 // QueueStatus.Family.

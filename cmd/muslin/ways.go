@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"muslin/cmd/muslin/control"
 	"muslin/tunnel/direct"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/host"
@@ -99,46 +98,4 @@ func (n *node) warnStrict() string {
 	}
 	return fmt.Sprintf("rp_filter of %s is strict: the kernel drops what a peer sends directly while this node encapsulates to it, as happens while a path changes; run \"sysctl -w %s=2\"",
 		n.iface.Name, name)
-}
-
-// warnRefused is a sentence about peers whose direct routes the kernel does not take, and that are encapsulated or, with
-// host-gw, not reached at all; empty: there are none.
-func warnRefused(peers []control.PeerStatus) string {
-	n, first, stays := 0, "", "stays encapsulated"
-	for _, p := range peers {
-		if p.Way == string(way.None) {
-			stays = "is left out"
-		} else if p.WayRule != string(way.RuleRefused) {
-			continue
-		}
-		if n++; n == 1 {
-			first = fmt.Sprintf("%s: %s", p.Subnet, p.WayReason)
-		}
-	}
-	switch n {
-	case 0:
-		return ""
-	case 1:
-		return "a peer " + stays + ": " + first
-	}
-	return fmt.Sprintf("each of %d peers %s, such as %s", n, stays, first)
-}
-
-// warnHalfDown is a sentence about nodes that answer by one address family only; empty: there are none. Such a node is
-// alive, so it is the path.
-func warnHalfDown(peers []control.PeerStatus) string {
-	n, first := 0, ""
-	for _, p := range peers {
-		if p.DownSince == nil || p.OtherUp == nil || !*p.OtherUp {
-			continue
-		}
-		if n++; n == 1 {
-			first = fmt.Sprintf("%s at %s does not answer, while %s of the same node does: look for what drops %s between the two nodes (a firewall, or a path without it)",
-				p.Subnet, p.PublicIP, p.OtherSubnet, p.Family())
-		}
-	}
-	if n > 1 {
-		return fmt.Sprintf("%s; %d more nodes answer by one family only", first, n-1)
-	}
-	return first
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"syscall"
@@ -18,7 +19,10 @@ import (
 )
 
 // What the daemon is asked, by HTTP on the control socket. The first two take net=NAME where a process has several networks.
-// The status with watch=1 has it measure round trips and loss of its peers each second for some seconds more.
+//
+// The status with peers=none, or with peers= and subnets with commas between them, has those peers alone (Peers); the counts of all are there
+// in any case. With watch=1, or with watch= and subnets, somebody looks on at all or at those peers: the daemon measures their
+// round trips and loss each second for some seconds more.
 const (
 	StatusPath   = "/v1/status"   // Status
 	RoutePath    = "/v1/route"    // RouteAnswer; to=ADDRESS
@@ -35,16 +39,96 @@ func AskNetwork(ctx context.Context, control, name string) (*Status, error) {
 	return askStatus(ctx, control, name, url.Values{})
 }
 
-// Watch is AskNetwork for somebody who looks on: round trips and loss are then as fresh as they can be.
-func Watch(ctx context.Context, control, name string) (*Status, error) {
-	return askStatus(ctx, control, name, url.Values{watchKey: {"1"}})
+// Look is what somebody who looks on wants to know of the peers.
+type Look struct {
+	Peers Peers // that the status has
+	Watch Peers // whose round trips and loss are to be as fresh as they can be
 }
 
-// watchKey is set in a question for the status by somebody who looks on.
-const watchKey = "watch"
+// Watch is AskNetwork for somebody who looks on. A daemon that does not know of Look.Peers answers with all of them.
+func Watch(ctx context.Context, control, name string, look Look) (*Status, error) {
+	values := url.Values{}
+	if !look.Peers.All {
+		values.Set(peersKey, look.Peers.String())
+	}
+	switch {
+	case look.Watch.All:
+		values.Set(watchKey, "1")
+	case len(look.Watch.Subnets) > 0:
+		values.Set(watchKey, look.Watch.String())
+	}
+	return askStatus(ctx, control, name, values)
+}
 
-// Watches says whether a question for the status comes from somebody who looks on.
-func Watches(r *http.Request) bool { return r.URL.Query().Get(watchKey) != "" }
+// Without is AskNetwork without any peer, which costs as much among ten thousand of them as among ten.
+func Without(ctx context.Context, control, name string) (*Status, error) {
+	return askStatus(ctx, control, name, url.Values{peersKey: {noPeers}})
+}
+
+// Keys of a question for the status.
+const (
+	peersKey = "peers"
+	watchKey = "watch"
+)
+
+const noPeers = "none"
+
+// Peers are all peers, or those that have some subnets; the zero value is none.
+type Peers struct {
+	All     bool
+	Subnets []netip.Prefix
+}
+
+// AllPeers are they.
+var AllPeers = Peers{All: true}
+
+// String is as it stands in a question.
+func (p Peers) String() string {
+	if len(p.Subnets) == 0 {
+		return noPeers
+	}
+	var all []string
+	for _, s := range p.Subnets {
+		all = append(all, s.String())
+	}
+	return strings.Join(all, ",")
+}
+
+// ParseLook reads a question for the status.
+func ParseLook(r *http.Request) (look Look, err error) {
+	values := r.URL.Query()
+	if look.Peers, err = ParsePeers(values.Get(peersKey)); err != nil {
+		return look, fmt.Errorf("peers=%s: want %s, or subnets with commas between: %w", values.Get(peersKey), noPeers, err)
+	}
+	switch text := values.Get(watchKey); {
+	case text == "":
+	case !strings.Contains(text, "/"):
+		look.Watch = AllPeers
+	default:
+		if look.Watch, err = ParsePeers(text); err != nil {
+			return look, fmt.Errorf("watch=%s: want 1, or subnets with commas between: %w", text, err)
+		}
+	}
+	return look, nil
+}
+
+// ParsePeers reads Peers as String writes them; empty: all.
+func ParsePeers(text string) (p Peers, err error) {
+	switch text {
+	case "":
+		return AllPeers, nil
+	case noPeers:
+		return p, nil
+	}
+	for one := range strings.SplitSeq(text, ",") {
+		s, err := netip.ParsePrefix(one)
+		if err != nil {
+			return p, err
+		}
+		p.Subnets = append(p.Subnets, s)
+	}
+	return p, nil
+}
 
 func askStatus(ctx context.Context, control, name string, values url.Values) (*Status, error) {
 	var s Status

@@ -20,7 +20,8 @@ type Status struct {
 	Kernel    string            `json:"kernel"`
 	Node      NodeStatus        `json:"node"`
 	Store     StoreStatus       `json:"store"`
-	Peers     []PeerStatus      `json:"peers"`
+	Peers     []PeerStatus      `json:"peers"`               // all, unless the question was for some
+	Counts    PeerCounts        `json:"peer_counts"`         // of all peers
 	Drops     map[string]uint64 `json:"drops"`               // packets, by reason (tunnel/drop.go); only reasons that occurred
 	Skipped   map[string]int    `json:"skipped"`             // keys in the store that are no peer of ours, by reason (package lease)
 	Completed uint64            `json:"checksums_completed"` // inner packets whose sender had left the checksum to its NIC
@@ -104,6 +105,21 @@ type PeerStatus struct {
 	PublicKey     string     `json:"public_key"`
 	Endpoint      string     `json:"endpoint"`       // where its datagrams came from last, or where its lease says
 	LastHandshake *time.Time `json:"last_handshake"` // null: none yet
+}
+
+// PeerCounts are of all peers, whichever the status has. Those of packets and bytes are sums over the peers that there are now: one
+// that goes takes its own away.
+type PeerCounts struct {
+	Total   int            `json:"total"`
+	Up      int            `json:"up"`
+	Down    int            `json:"down"`
+	Unknown int            `json:"unknown"`
+	Ways    map[string]int `json:"ways"` // by PeerStatus.Way; only ways that there are
+
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
 }
 
 // PrivilegeStatus is what the daemon may do.

@@ -4,7 +4,6 @@ package metrics
 
 import (
 	"log/slog"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -23,8 +22,9 @@ import (
 
 // Config says what is served.
 type Config struct {
-	// Status is asked at each scrape. Of a process that runs one network, that has no name.
-	Status func() *control.Networks
+	// Status is asked at each scrape. Of a process that runs one network, that has no name. Each network that runs is to have
+	// the peers that Choose picks.
+	Status func(Choose) *control.Networks
 
 	Several bool // the process may run several networks, which have names
 	Peers   int  // how many peers of a network have series of their own at most
@@ -64,14 +64,14 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(to chan<- prometheus.Metric) {
-	s := c.cfg.Status()
+	now := time.Now()
+	s := c.cfg.Status(func(network string, peers []Traffic) []int { return c.choices.choose(network, now, peers) })
 	e := &emitter{c: c, to: to}
 	e.value(buildInfo, 1, s.Version, s.Kernel)
 	if s.Config != "" {
 		e.is(fileTaken, s.Error == "")
 		e.time(fileLoaded, &s.Loaded)
 	}
-	now := time.Now()
 	var names []string
 	for i := range s.Networks {
 		n := &s.Networks[i]
@@ -81,9 +81,8 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 			e.labels = []string{n.Name}
 		}
 		e.network(n.Status)
-		chosen := c.choices.choose(n.Name, now, n.Status.Peers)
-		e.value(peersBeyond, float64(len(n.Status.Peers)-len(chosen)))
-		for _, i := range chosen {
+		e.value(peersBeyond, float64(n.Status.Counts.Total-len(n.Status.Peers)))
+		for i := range n.Status.Peers {
 			e.peer(&n.Status.Peers[i], n.Status.Node.MTU)
 		}
 	}
@@ -157,7 +156,7 @@ func (e *emitter) network(s *control.Status) {
 	}
 	e.count(completed, s.Completed)
 	e.queues(s.Queues)
-	e.peers(s.Peers)
+	e.peers(&s.Counts)
 }
 
 // side is what the histograms are told apart by: over all queues, of which a machine may have sixteen.
@@ -199,27 +198,12 @@ func (e *emitter) histogram(f *Family, h *control.Histogram, labels ...string) {
 	e.to <- prometheus.MustNewConstHistogram(e.c.descs[f], h.Count, float64(h.Sum), buckets, e.all(f, labels)...)
 }
 
-// peers counts all of them.
-func (e *emitter) peers(all []control.PeerStatus) {
-	states := map[string]int{"up": 0, "down": 0, "unknown": 0}
-	ways := map[string]int{string(way.Encapsulated): 0, string(way.Direct): 0, string(way.Encrypted): 0, string(way.None): 0}
-	for i := range all {
-		p := &all[i]
-		switch {
-		case p.Up == nil:
-			states["unknown"]++
-		case *p.Up:
-			states["up"]++
-		default:
-			states["down"]++
-		}
-		ways[p.Way]++
-	}
-	for _, state := range slices.Sorted(maps.Keys(states)) {
-		e.value(peers, float64(states[state]), state)
-	}
-	for _, w := range slices.Sorted(maps.Keys(ways)) {
-		e.value(peersByWay, float64(ways[w]), w)
+func (e *emitter) peers(n *control.PeerCounts) {
+	e.value(peers, float64(n.Up), "up")
+	e.value(peers, float64(n.Down), "down")
+	e.value(peers, float64(n.Unknown), "unknown")
+	for _, w := range []way.Way{way.Encapsulated, way.Direct, way.Encrypted, way.None} {
+		e.value(peersByWay, float64(n.Ways[string(w)]), string(w))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,7 @@ func example() *control.Status {
 			{Subnet: "10.244.4.0/24", PublicIP: "192.0.2.4", Backend: "vxlan", Way: "encapsulated"},
 		},
 		Drops: map[string]uint64{"no-route": 5}, Skipped: map[string]int{"foreign-key": 2}, Completed: 6,
+		Counts:   control.PeerCounts{Total: 3, Up: 1, Down: 1, Unknown: 1, Ways: map[string]int{"encapsulated": 2, "direct": 1}},
 		Queues:   []control.QueueStatus{queue(0, "outbound"), queue(0, "inbound"), queue(1, "outbound"), queue(1, "inbound")},
 		Features: []kernel.Feature{{Name: "udp-gso", On: true}, {Name: "udp-gro"}},
 		Warnings: []string{"a", "b"},
@@ -81,9 +83,30 @@ func gather(t *testing.T, cfg Config) map[string]string {
 	return all
 }
 
-func one(s *control.Status) func() *control.Networks {
-	return func() *control.Networks {
-		return &control.Networks{Version: "v1", Kernel: "6.1", Networks: []control.NetworkStatus{{State: s.State, Status: s}}}
+func one(s *control.Status) func(Choose) *control.Networks {
+	return several(&control.Networks{Version: "v1", Kernel: "6.1", Networks: []control.NetworkStatus{{State: s.State, Status: s}}})
+}
+
+// several answer with the peers that are chosen of each network that runs, as the daemon does.
+func several(all *control.Networks) func(Choose) *control.Networks {
+	return func(choose Choose) *control.Networks {
+		out := *all
+		out.Networks = slices.Clone(all.Networks)
+		for i := range out.Networks {
+			n := &out.Networks[i]
+			s := *n.Status
+			if s.Peers = nil; s.State == control.StateRunning {
+				var peers []Traffic
+				for _, p := range n.Status.Peers {
+					peers = append(peers, Traffic{netip.MustParsePrefix(p.Subnet), p.TxBytes + p.RxBytes})
+				}
+				for _, i := range choose(n.Name, peers) {
+					s.Peers = append(s.Peers, n.Status.Peers[i])
+				}
+			}
+			n.Status = &s
+		}
+		return &out
 	}
 }
 
@@ -183,7 +206,7 @@ func TestScrapeNetworks(t *testing.T) {
 		{Name: "blue", State: control.StateRunning, Status: example()},
 		{Name: "green", State: control.StateFailed, Status: &control.Status{State: control.StateFailed}},
 	}}
-	got := gather(t, Config{Status: func() *control.Networks { return all }, Several: true, Peers: 1})
+	got := gather(t, Config{Status: several(all), Several: true, Peers: 1})
 	for line, want := range map[string]string{
 		`muslin_running{network="blue"}`:                                            "1",
 		`muslin_running{network="green"}`:                                           "0",
@@ -204,7 +227,7 @@ func TestScrapeNetworks(t *testing.T) {
 func TestFamilies(t *testing.T) {
 	all := &control.Networks{Version: "v1", Config: "networks.yaml", Networks: []control.NetworkStatus{{Name: "blue", Status: example()}}}
 	r := prometheus.NewPedanticRegistry()
-	r.MustRegister(newCollector(Config{Status: func() *control.Networks { return all }, Peers: 10}))
+	r.MustRegister(newCollector(Config{Status: several(all), Peers: 10}))
 	gathered, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -231,9 +254,9 @@ func TestFamilies(t *testing.T) {
 }
 
 // peersOf are n peers; bytes says how much each has exchanged, 0 for the others.
-func peersOf(n int, bytes map[int]uint64) (all []control.PeerStatus) {
+func peersOf(n int, bytes map[int]uint64) (all []Traffic) {
 	for i := range n {
-		all = append(all, control.PeerStatus{Subnet: fmt.Sprintf("10.%d.%d.0/24", i/256, i%256), TxBytes: bytes[i] / 2, RxBytes: bytes[i] - bytes[i]/2})
+		all = append(all, Traffic{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i / 256), byte(i), 0}), 24), bytes[i]})
 	}
 	return all
 }
@@ -325,8 +348,16 @@ func BenchmarkScrape(b *testing.B) {
 	for _, most := range []int{0, 100, 10_000} {
 		b.Run(fmt.Sprintf("peers=%d", most), func(b *testing.B) {
 			s := example()
-			s.Peers = peersOf(10_000, map[int]uint64{3: 5})
-			h := Handler(Config{Status: one(s), Peers: most, Logger: slog.New(slog.DiscardHandler)})
+			all := peersOf(10_000, map[int]uint64{3: 5})
+			status := func(choose Choose) *control.Networks {
+				out := *s
+				out.Peers = nil
+				for _, i := range choose("", all) {
+					out.Peers = append(out.Peers, control.PeerStatus{Subnet: all[i].Subnet.String(), TxBytes: all[i].Bytes})
+				}
+				return &control.Networks{Networks: []control.NetworkStatus{{State: s.State, Status: &out}}}
+			}
+			h := Handler(Config{Status: status, Peers: most, Logger: slog.New(slog.DiscardHandler)})
 			b.ReportAllocs()
 			for b.Loop() {
 				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))

@@ -2,17 +2,25 @@ package metrics
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
-
-	"muslin/cmd/muslin/control"
 )
 
 // Which peers have series of their own, where there are more than so many: those with the most traffic, chosen anew from time to
 // time, so that series do not come and go with each scrape. A peer that was chosen stays as long as it is among the twice as many
 // with the most traffic since the last time, and has had some where another one wants its place; one that is gone makes room at
 // once.
+
+// Choose picks those of a network's peers that have series, by their place.
+type Choose func(network string, peers []Traffic) []int
+
+// Traffic is the bytes exchanged with a peer.
+type Traffic struct {
+	Subnet netip.Prefix
+	Bytes  uint64
+}
 
 // How long it is from one choice to the next: so long at first, when nothing much has been carried, then twice as long each time,
 // up to the longest.
@@ -30,9 +38,9 @@ type choices struct {
 }
 
 type choice struct {
-	held   map[string]bool   // by subnet
-	before map[string]uint64 // bytes exchanged with each peer at the last review
-	next   time.Time         // when the next one is due
+	held   map[netip.Prefix]bool   // by subnet
+	before map[netip.Prefix]uint64 // bytes exchanged with each peer at the last review
+	next   time.Time               // when the next one is due
 	pause  time.Duration
 }
 
@@ -48,7 +56,7 @@ func (c *choices) keep(names []string) {
 }
 
 // choose returns the indices of those of a network's peers that have series, in their order.
-func (c *choices) choose(network string, now time.Time, peers []control.PeerStatus) []int {
+func (c *choices) choose(network string, now time.Time, peers []Traffic) []int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.most <= 0 {
@@ -59,7 +67,7 @@ func (c *choices) choose(network string, now time.Time, peers []control.PeerStat
 		if c.chosen == nil {
 			c.chosen = make(map[string]*choice)
 		}
-		one = &choice{held: make(map[string]bool), pause: firstReview, next: now.Add(firstReview)}
+		one = &choice{held: make(map[netip.Prefix]bool), pause: firstReview, next: now.Add(firstReview)}
 		c.chosen[network] = one
 	}
 	one.update(now, peers, c.most)
@@ -73,8 +81,8 @@ func (c *choices) choose(network string, now time.Time, peers []control.PeerStat
 }
 
 // update leaves no more than most in held, all of which are peers.
-func (c *choice) update(now time.Time, peers []control.PeerStatus, most int) {
-	held := make(map[string]bool, most)
+func (c *choice) update(now time.Time, peers []Traffic, most int) {
+	held := make(map[netip.Prefix]bool, most)
 	for i := range peers {
 		if subnet := peers[i].Subnet; c.held[subnet] || len(peers) <= most {
 			held[subnet] = true
@@ -88,9 +96,9 @@ func (c *choice) update(now time.Time, peers []control.PeerStatus, most int) {
 	if !review {
 		return
 	}
-	c.before = make(map[string]uint64, len(peers))
+	c.before = make(map[netip.Prefix]uint64, len(peers))
 	for i := range peers {
-		c.before[peers[i].Subnet] = traffic(&peers[i])
+		c.before[peers[i].Subnet] = peers[i].Bytes
 	}
 	c.pause = min(2*c.pause, longestReview)
 	c.next = now.Add(c.pause)
@@ -98,20 +106,20 @@ func (c *choice) update(now time.Time, peers []control.PeerStatus, most int) {
 
 // fill ranks the peers by their traffic since the last review, and puts those in front into held. At a review those that are held
 // and too far behind leave it first.
-func (c *choice) fill(held map[string]bool, peers []control.PeerStatus, most int, review bool) {
-	ranked := make([]*control.PeerStatus, len(peers))
-	grown := make(map[string]uint64, len(peers))
+func (c *choice) fill(held map[netip.Prefix]bool, peers []Traffic, most int, review bool) {
+	ranked := make([]*Traffic, len(peers))
+	grown := make(map[netip.Prefix]uint64, len(peers))
 	for i := range peers {
 		ranked[i] = &peers[i]
-		grown[peers[i].Subnet] = traffic(&peers[i]) - min(c.before[peers[i].Subnet], traffic(&peers[i]))
+		grown[peers[i].Subnet] = peers[i].Bytes - min(c.before[peers[i].Subnet], peers[i].Bytes)
 	}
-	first := func(p *control.PeerStatus) int { // of those with as much traffic, 0
+	first := func(p *Traffic) int { // of those with as much traffic, 0
 		if held[p.Subnet] {
 			return 0
 		}
 		return 1
 	}
-	slices.SortStableFunc(ranked, func(a, b *control.PeerStatus) int { // else in the order of their subnets
+	slices.SortStableFunc(ranked, func(a, b *Traffic) int { // else in the order of their subnets
 		return cmp.Or(cmp.Compare(grown[b.Subnet], grown[a.Subnet]), cmp.Compare(first(a), first(b)))
 	})
 	for i, p := range ranked {
@@ -126,6 +134,3 @@ func (c *choice) fill(held map[string]bool, peers []control.PeerStatus, most int
 		held[p.Subnet] = true
 	}
 }
-
-// traffic is bytes exchanged with a peer.
-func traffic(p *control.PeerStatus) uint64 { return p.TxBytes + p.RxBytes }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ type fake struct {
 	networks map[string]int // peers of each; nil: there is but one network
 	fails    error
 	now      time.Time
+	old      bool          // it knows nothing of questions for some peers
+	took     time.Duration // to answer with all
+	looks    []control.Look
 }
 
 func (f *fake) set(change func(f *fake)) {
@@ -35,7 +39,7 @@ func (f *fake) set(change func(f *fake)) {
 }
 
 // Status implements Source, at the fake's time.
-func (f *fake) Status(_ context.Context, network string) (*control.Status, error) {
+func (f *fake) Status(_ context.Context, network string, look control.Look) (*control.Status, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	peers := f.peers
@@ -49,7 +53,16 @@ func (f *fake) Status(_ context.Context, network string) (*control.Status, error
 	case f.networks != nil:
 		peers = n
 	}
-	return f.status(f.now, peers), nil
+	f.looks = append(f.looks, look)
+	s := f.status(f.now, peers)
+	if f.old {
+		s.Counts = control.PeerCounts{}
+	} else if !look.Peers.All {
+		s.Peers = slices.DeleteFunc(s.Peers, func(p control.PeerStatus) bool {
+			return !slices.Contains(look.Peers.Subnets, netip.MustParsePrefix(p.Subnet))
+		})
+	}
+	return s, nil
 }
 
 // Networks implements Source.
@@ -76,6 +89,7 @@ func (f *fake) status(now time.Time, peers int) *control.Status {
 		Features: []kernel.Feature{{Name: "tun-drain", On: true, Reason: "one wake-up takes every packet that waits in the TUN device"},
 			{Name: "udp-gso", On: false, Reason: "this kernel has it since Linux 4.18"}},
 		Warnings: f.warnings,
+		Counts:   control.PeerCounts{Ways: map[string]int{}},
 		Process:  control.ProcessStatus{PID: 1000 + f.pid, Started: since, Resident: 20 << 20, Goroutines: 40, Descriptors: 30},
 		Queues: []control.QueueStatus{
 			{Queue: 0, Direction: "outbound", Family: "ipv4", Batches: 100 * seconds, Packets: 1000 * seconds, Bytes: 1_000_000 * seconds, Superpackets: 50 * seconds, Joined: 20 * seconds,
@@ -105,6 +119,18 @@ func (f *fake) status(now time.Time, peers int) *control.Status {
 			p.PathMTUState, p.PathMTU, p.PathMTUBy, p.PathMTUSince = "smaller", 1400, "icmp", &began
 		}
 		s.Peers = append(s.Peers, p)
+		all := &s.Counts
+		all.Total++
+		all.Ways[p.Way]++
+		switch {
+		case p.Up == nil:
+			all.Unknown++
+		case *p.Up:
+			all.Up++
+		default:
+			all.Down++
+		}
+		all.TxPackets, all.TxBytes, all.RxPackets, all.RxBytes = all.TxPackets+p.TxPackets, all.TxBytes+p.TxBytes, all.RxPackets+p.RxPackets, all.RxBytes+p.RxBytes
 	}
 	return s
 }

@@ -7,6 +7,8 @@ import (
 	"unicode/utf8"
 
 	tea "charm.land/bubbletea/v2"
+
+	"muslin/cmd/muslin/control"
 )
 
 // pane is one of what there is to see.
@@ -37,8 +39,11 @@ type model struct {
 	asked    int      // number of the question under way, or of the last
 	asking   bool
 
-	last    *sample // to compare the next with
+	last    *picture // to compare the next with; nil: there is none, or of another network
 	picture *picture
+	whole   time.Time     // when all peers were asked for last
+	took    time.Duration // how long that took
+	stale   bool          // it is not known any more who the peers are
 	now     time.Time
 	err     error     // of the last question
 	failed  time.Time // since when there was no answer
@@ -52,6 +57,8 @@ type model struct {
 	tables  [panes]*table // nil: text
 	scroll  int           // of text
 	detail  func() []string
+
+	detailed string // the peer whose detail it is, by subnet
 }
 
 type tick time.Time
@@ -80,9 +87,12 @@ func (m *model) wait() tea.Cmd {
 func (m *model) ask() tea.Cmd {
 	m.asked++
 	m.asking = true
-	number, network := m.asked, m.network
+	number, network, look := m.asked, m.network, m.look()
+	if look.Peers.All {
+		m.whole, m.stale = m.now, false
+	}
 	return func() tea.Msg {
-		a := ask(m.ctx, m.source, network)
+		a := ask(m.ctx, m.source, network, look)
 		a.number = number
 		return a
 	}
@@ -134,11 +144,18 @@ func (m *model) take(a answer) tea.Cmd {
 		return nil
 	}
 	m.err = nil
-	if m.last != nil && !same(m.last.status, a.sample.status) {
+	if m.last != nil && !same(m.last.Status, a.sample.status) {
 		m.anew = a.sample.at
 	}
+	if !m.complete(&a.sample) {
+		m.stale = true
+		return m.ask()
+	}
+	if a.took > 0 {
+		m.took = a.took
+	}
 	m.picture = newPicture(m.last, a.sample)
-	m.last = &a.sample
+	m.last = m.picture
 	m.arrange()
 	return nil
 }
@@ -246,7 +263,7 @@ func (m *model) nextNetwork() tea.Cmd {
 		if err == nil {
 			network = next(names, network)
 		}
-		a := ask(ctx, source, network)
+		a := ask(ctx, source, network, control.Look{Peers: control.AllPeers, Watch: control.AllPeers})
 		a.number, a.networks = number, names
 		return a
 	}

@@ -62,6 +62,9 @@ func (d *driver) send(msg tea.Msg) {
 func (d *driver) stamp(msg tea.Msg) tea.Msg {
 	if a, ok := msg.(answer); ok {
 		a.sample.at = d.fake.now
+		if a.took > 0 {
+			a.took = d.fake.took
+		}
 		return a
 	}
 	return msg
@@ -72,9 +75,11 @@ func (d *driver) second() {
 	d.Helper()
 	d.fake.set(func(f *fake) { f.now = f.now.Add(time.Second) })
 	before := d.asked
+	d.now = d.fake.now
+	look := d.look()
 	d.send(tick(d.fake.now))
 	if d.asked > before {
-		a := ask(d.ctx, d.source, d.network)
+		a := ask(d.ctx, d.source, d.network, look)
 		a.number = d.asked
 		d.send(d.stamp(a))
 	}
@@ -160,6 +165,7 @@ func TestScreens(t *testing.T) {
 		"peers-80x24":    func(t *testing.T) *driver { return drive(t, seven(), 80, 24, Options{}) },
 		"peers-200x16":   func(t *testing.T) *driver { return drive(t, seven(), 200, 16, Options{}) },
 		"peers-40x10":    func(t *testing.T) *driver { return drive(t, seven(), 40, 10, Options{}) },
+		"peers-20x5":     func(t *testing.T) *driver { return drive(t, seven(), 20, 5, Options{}) },
 		"drops-80x24":    func(t *testing.T) *driver { d := drive(t, seven(), 80, 24, Options{}); d.keys("2"); return d },
 		"queues-80x24":   func(t *testing.T) *driver { d := drive(t, seven(), 80, 24, Options{}); d.keys("3"); return d },
 		"queues-140x12":  func(t *testing.T) *driver { d := drive(t, seven(), 140, 12, Options{}); d.keys("3"); return d },
@@ -342,8 +348,85 @@ func TestNobody(t *testing.T) {
 		t.Errorf("asked %d times while it did not answer", d.asked-asked)
 	}
 	d.wants("of 04:12:02, 9s ago")
-	d.send(answer{number: asked, sample: sample{d.fake.now, f.status(d.fake.now, 99)}})
+	d.send(answer{number: asked, sample: sample{at: d.fake.now, status: f.status(d.fake.now, 99)}})
 	d.wantsNot("99 peers") // to a question that was overtaken
+}
+
+// Of many peers those on the screen are asked for at each look, all as seldom as that takes a small part of the time; and it is
+// noticed that others are there.
+func TestManyPeers(t *testing.T) {
+	f := &fake{peers: 300, took: 200 * time.Millisecond}
+	d := drive(t, f, 100, 24, Options{Sort: "peer"})
+	d.second()
+	d.wants("300 peers", "10.245.1.0/24")
+	asked := func(n int) (all, some int) {
+		t.Helper()
+		f.looks = nil
+		for range n {
+			d.second()
+		}
+		for _, l := range f.looks {
+			if l.Peers.All {
+				all++
+			} else if len(l.Peers.Subnets) > 0 && len(l.Peers.Subnets) <= 24 {
+				some++
+			}
+			if l.Watch.All || len(l.Watch.Subnets) == 0 || len(l.Watch.Subnets) > 24 {
+				t.Errorf("watched %+v", l.Watch)
+			}
+		}
+		return all, some
+	}
+	if all, some := asked(20); all != 2 || some != 18 {
+		t.Errorf("in 20 seconds all were asked for %d times, some %d times; want 2 and 18", all, some)
+	}
+	// Each row and the sums are of the last second, or of the time since all were asked for.
+	sum := 0.0
+	for i, p := range d.picture.peers {
+		if !p.known || p.txPackets != float64(i+1) {
+			t.Errorf("%s: %v packets a second, known %t, want %d", p.Subnet, p.txPackets, p.known, i+1)
+		}
+		sum += p.txPackets
+	}
+	if d.picture.total.txPackets != sum {
+		t.Errorf("%v packets a second in all, want %v", d.picture.total.txPackets, sum)
+	}
+	if row := d.picture.peers[0]; !row.seen.Equal(f.now) {
+		t.Errorf("what is on the screen was seen at %v, and it is %v", row.seen, f.now)
+	}
+	d.keys("G")
+	d.second()
+	d.wants(d.picture.peers[299].Subnet)
+	if !d.picture.peers[299].seen.Equal(f.now) && !d.picture.peers[0].seen.Equal(f.now) {
+		t.Error("after the last row was gone to it is not asked for")
+	}
+	f.set(func(f *fake) { f.peers = 301 })
+	d.second()
+	d.wants("301 peers")
+	f.set(func(f *fake) { f.pid++ })
+	d.second()
+	d.wants("another process since")
+	if d.picture.at.IsZero() || len(d.picture.peers) != 301 {
+		t.Errorf("%d peers of another process", len(d.picture.peers))
+	}
+	d.keys("2")
+	f.looks = nil
+	d.second()
+	d.second()
+	if l := f.looks[len(f.looks)-1]; l.Peers.All || len(l.Peers.Subnets) > 0 || l.Watch.All || len(l.Watch.Subnets) > 0 {
+		t.Errorf("on another pane it asks for %+v", l)
+	}
+
+	f = &fake{peers: 300, took: 200 * time.Millisecond, old: true}
+	d = drive(t, f, 100, 24, Options{Sort: "peer"})
+	d.second()
+	d.second()
+	d.wants("300 peers, 42 DOWN")
+	for _, p := range d.picture.peers {
+		if !p.known || !p.seen.Equal(f.now) {
+			t.Fatalf("%s: of an older daemon, which has all peers each time: known %t, seen %v", p.Subnet, p.known, p.seen)
+		}
+	}
 }
 
 func TestNetworks(t *testing.T) {
@@ -550,7 +633,8 @@ func TestRates(t *testing.T) {
 	a.Peers = append(a.Peers[:1], a.Peers[2:]...) // the second came meanwhile
 	a.Peers[1].TxPackets = 1 << 40                // the third's lease went and came, and its counters are new
 	b.Peers[3].Way, b.Peers[3].TxPackets, b.Peers[3].TxBytes, b.Peers[3].RxPackets, b.Peers[3].RxBytes = "direct", 0, 0, 0, 0
-	p := newPicture(&sample{began, a}, sample{began.Add(10 * time.Second), b})
+	a.Counts, b.Counts = control.PeerCounts{}, control.PeerCounts{} // as an older daemon has it
+	p := newPicture(newPicture(nil, sample{at: began, status: a}), sample{at: began.Add(10 * time.Second), status: b})
 	for i, want := range []bool{true, false, false, false} {
 		if p.peers[i].known != want {
 			t.Errorf("peer %d: rates known %t, want %t", i, p.peers[i].known, want)
@@ -584,7 +668,7 @@ func BenchmarkLook(b *testing.B) {
 			f := new(fake)
 			looks := []*control.Status{f.status(began.Add(time.Second), peers), f.status(began.Add(2*time.Second), peers)}
 			for i := 0; b.Loop(); i++ {
-				m.take(answer{number: m.asked, sample: sample{began.Add(time.Duration(i) * time.Second), looks[i%2]}})
+				m.take(answer{number: m.asked, sample: sample{at: began.Add(time.Duration(i) * time.Second), status: looks[i%2]}})
 			}
 		})
 	}
@@ -599,7 +683,7 @@ func benchmarked(b *testing.B, peers int) *model {
 	m.width, m.height = 200, 60
 	for i := range 2 {
 		at := began.Add(time.Duration(i) * time.Second)
-		m.take(answer{number: m.asked, sample: sample{at, f.status(at, peers)}})
+		m.take(answer{number: m.asked, sample: sample{at: at, status: f.status(at, peers)}})
 	}
 	return m
 }

@@ -76,18 +76,18 @@ func Once(ctx context.Context, source Source, o Options) (*Look, error) {
 	if err != nil {
 		return nil, err
 	}
-	var last *sample
+	var last *picture
 	for {
 		began := time.Now()
-		status, err := source.Status(ctx, o.Network)
+		status, err := source.Status(ctx, o.Network, control.Look{Peers: control.AllPeers, Watch: control.AllPeers})
 		if err != nil {
 			return nil, err
 		}
-		is := sample{began.Add(time.Since(began) / 2), status}
+		is := sample{at: began.Add(time.Since(began) / 2), status: status}
 		if m.picture = newPicture(last, is); m.picture.over > 0 {
 			break
 		}
-		last = &is // the first, or of a daemon that was started anew meanwhile
+		last = m.picture // the first, or of a daemon that was started anew meanwhile
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -134,7 +134,7 @@ func (l *Look) Print(w io.Writer) error {
 	for _, warning := range p.Warnings {
 		out.Line("WARNING: %s", clean(warning))
 	}
-	for _, line := range append(nodeLines(p, p.at), trafficLine(p)) {
+	for _, line := range append(nodeLines(p, p.at), trafficLine(p, 1<<10)) {
 		out.Line("%s", clean(line))
 	}
 	if err := out.Finish(); err != nil {

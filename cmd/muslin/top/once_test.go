@@ -22,13 +22,13 @@ type clocked struct {
 	looks int
 }
 
-func (c *clocked) Status(ctx context.Context, network string) (*control.Status, error) {
+func (c *clocked) Status(ctx context.Context, network string, look control.Look) (*control.Status, error) {
 	c.looks++
 	if c.each != nil {
 		c.each(c.looks, c.fake)
 	}
 	c.now = began.Add(time.Since(c.start))
-	return c.fake.Status(ctx, network)
+	return c.fake.Status(ctx, network, look)
 }
 
 func TestOnce(t *testing.T) {

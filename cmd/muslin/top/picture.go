@@ -15,6 +15,7 @@ import (
 type sample struct {
 	at     time.Time
 	status *control.Status
+	seen   []time.Time // each peer; nil: all at once
 }
 
 // traffic is a peer's, in packets and bytes of inner IP a second.
@@ -31,7 +32,8 @@ func (t *traffic) add(o traffic) {
 type peer struct {
 	*control.PeerStatus
 	traffic
-	known bool // the rates are
+	known bool      // the rates are
+	seen  time.Time // when it was so
 }
 
 // drop is what was dropped for one reason.
@@ -54,7 +56,7 @@ type queue struct {
 type picture struct {
 	*control.Status
 	at    time.Time
-	over  time.Duration // of the rates; 0: there is nothing to compare with yet
+	over  time.Duration // of the rates but the peers', each of which has its own; 0: there is nothing to compare with yet
 	peers []peer        // in the order of Status.Peers
 	drops []drop        // by name
 
@@ -73,58 +75,98 @@ func same(a, b *control.Status) bool {
 	return a.Process.PID == b.Process.PID && (a.Since == nil) == (b.Since == nil) && (a.Since == nil || a.Since.Equal(*b.Since))
 }
 
-// newPicture compares a sample with the one before, which may be nil or of another process: then no rates are known.
-func newPicture(before *sample, now sample) *picture {
+// newPicture compares a sample with the picture before, which may be nil or of another process: then no rates are known.
+func newPicture(before *picture, now sample) *picture {
 	p := &picture{Status: now.status, at: now.at}
-	if before != nil && same(before.status, now.status) && now.at.After(before.at) {
+	if before != nil && same(before.Status, now.status) && now.at.After(before.at) {
 		p.over = now.at.Sub(before.at)
 	}
-	p.comparePeers(before)
+	p.comparePeers(before, now.seen)
+	p.count(before)
 	p.compareDrops(before)
 	p.compareQueues(before)
 	return p
 }
 
 // rate is how fast a counter grew, a second.
-func (p *picture) rate(was, is uint64) float64 {
-	if p.over == 0 || is < was {
+func (p *picture) rate(was, is uint64) float64 { return rate(was, is, p.over) }
+
+func rate(was, is uint64, over time.Duration) float64 {
+	if over <= 0 || is < was {
 		return 0
 	}
-	return float64(is-was) / p.over.Seconds()
+	return float64(is-was) / over.Seconds()
 }
 
-func (p *picture) comparePeers(before *sample) {
-	var was func(i int) *control.PeerStatus
+// comparePeers takes when each was seen; nil: all of them now.
+func (p *picture) comparePeers(before *picture, seen []time.Time) {
+	var was func(i int) *peer
 	if p.over > 0 {
-		was = lookup(before.status.Peers, p.Status.Peers)
+		was = lookup(before.peers, p.Status.Peers)
 	}
 	p.peers = make([]peer, len(p.Status.Peers))
 	for i := range p.peers {
 		is := &p.Status.Peers[i]
-		row := peer{PeerStatus: is}
+		row := peer{PeerStatus: is, seen: p.at}
+		if seen != nil {
+			row.seen = seen[i]
+		}
 		if was != nil {
-			if o := was(i); o != nil && o.TxPackets <= is.TxPackets && o.RxPackets <= is.RxPackets {
-				row.traffic = traffic{p.rate(o.TxPackets, is.TxPackets), p.rate(o.TxBytes, is.TxBytes), p.rate(o.RxPackets, is.RxPackets), p.rate(o.RxBytes, is.RxBytes)}
-				row.known = is.Way != string(way.Direct) || row.traffic != traffic{} // what goes directly is not counted
-				p.total.add(row.traffic)
-			}
+			row.compare(was(i))
 		}
 		p.peers[i] = row
-		if is.DownSince != nil {
-			p.down++
-		}
-		if is.Way == string(way.Direct) {
-			p.direct++
-		}
 		p.peerWide, p.addrWide = max(p.peerWide, len(is.Subnet)), max(p.addrWide, len(is.PublicIP))
 	}
 }
 
-// lookup finds each of the peers that are in those that were. Most often they are the same.
-func lookup(were, are []control.PeerStatus) func(i int) *control.PeerStatus {
+// compare finds the rates since it was another row; nil: it was none.
+func (p *peer) compare(was *peer) {
+	switch {
+	case was == nil || was.TxPackets > p.TxPackets || was.RxPackets > p.RxPackets:
+		return
+	case was.seen.Equal(p.seen):
+		p.traffic, p.known = was.traffic, was.known
+		return
+	}
+	over := p.seen.Sub(was.seen)
+	p.traffic = traffic{rate(was.TxPackets, p.TxPackets, over), rate(was.TxBytes, p.TxBytes, over), rate(was.RxPackets, p.RxPackets, over), rate(was.RxBytes, p.RxBytes, over)}
+	p.known = p.Way != string(way.Direct) || p.traffic != traffic{} // what goes directly is not counted
+}
+
+// count is what stands of all peers at the top. A peer that has gone took its packets out of the sums: until the next look it is
+// as it was then.
+func (p *picture) count(before *picture) {
+	if p.Counts.Total == 0 { // there is none, or the daemon is of a version that does not count them
+		for i := range p.peers {
+			row := &p.peers[i]
+			p.total.add(row.traffic)
+			if row.DownSince != nil {
+				p.down++
+			}
+			if row.Way == string(way.Direct) {
+				p.direct++
+			}
+		}
+		return
+	}
+	is := &p.Counts
+	p.down, p.direct = is.Down, is.Ways[string(way.Direct)]
+	if p.over == 0 {
+		return
+	}
+	was := &before.Counts
+	if is.TxPackets < was.TxPackets || is.RxPackets < was.RxPackets || is.TxBytes < was.TxBytes || is.RxBytes < was.RxBytes {
+		p.total = before.total
+		return
+	}
+	p.total = traffic{p.rate(was.TxPackets, is.TxPackets), p.rate(was.TxBytes, is.TxBytes), p.rate(was.RxPackets, is.RxPackets), p.rate(was.RxBytes, is.RxBytes)}
+}
+
+// lookup finds each of the peers that are in the rows that were. Most often they are the same.
+func lookup(were []peer, are []control.PeerStatus) func(i int) *peer {
 	type key struct{ subnet, publicIP string }
 	var index map[key]int
-	return func(i int) *control.PeerStatus {
+	return func(i int) *peer {
 		k := key{are[i].Subnet, are[i].PublicIP}
 		if i < len(were) && were[i].Subnet == k.subnet && were[i].PublicIP == k.publicIP {
 			return &were[i]
@@ -142,18 +184,18 @@ func lookup(were, are []control.PeerStatus) func(i int) *control.PeerStatus {
 	}
 }
 
-func (p *picture) compareDrops(before *sample) {
+func (p *picture) compareDrops(before *picture) {
 	for _, reason := range slices.Sorted(maps.Keys(p.Drops)) {
 		d := drop{reason: reason, total: p.Drops[reason]}
 		if p.over > 0 {
-			d.rate = p.rate(before.status.Drops[reason], d.total)
+			d.rate = p.rate(before.Drops[reason], d.total)
 			p.dropRate += d.rate
 		}
 		p.drops = append(p.drops, d)
 	}
 }
 
-func (p *picture) compareQueues(before *sample) {
+func (p *picture) compareQueues(before *picture) {
 	p.queues = make([]queue, len(p.Status.Queues))
 	for i := range p.queues {
 		is := &p.Status.Queues[i]
@@ -161,13 +203,13 @@ func (p *picture) compareQueues(before *sample) {
 		if p.over == 0 {
 			continue
 		}
-		at := slices.IndexFunc(before.status.Queues, func(o control.QueueStatus) bool {
+		at := slices.IndexFunc(before.Status.Queues, func(o control.QueueStatus) bool {
 			return o.Queue == is.Queue && o.Direction == is.Direction && o.Family == is.Family
 		})
 		if at < 0 {
 			continue
 		}
-		was := &before.status.Queues[at]
+		was := &before.Status.Queues[at]
 		p.queues[i] = queue{is, p.rate(was.Packets, is.Packets), p.rate(was.Bytes, is.Bytes), p.rate(was.Batches, is.Batches),
 			p.rate(was.Superpackets, is.Superpackets), p.rate(was.Joined, is.Joined),
 			since(was.BatchSizes, is.BatchSizes), since(was.ReadSegments, is.ReadSegments), since(was.WriteSegments, is.WriteSegments)}

@@ -77,7 +77,8 @@ func (t *table) selected() (i int, ok bool) {
 
 const gap = " "
 
-// fitting are the columns that a line has room for: those that are kept longest, and the one that is sorted by.
+// fitting are the columns that a line has room for: those that are kept longest, and the one that is sorted by if there is room for
+// two.
 func (t *table) fitting(cells int) (shown []int, widths []int) {
 	ranked := make([]int, len(t.columns))
 	for i := range ranked {
@@ -85,7 +86,7 @@ func (t *table) fitting(cells int) (shown []int, widths []int) {
 	}
 	keep := func(i int) int {
 		if i == t.by {
-			return 0
+			return 1
 		}
 		return t.columns[i].keep
 	}

@@ -21,25 +21,26 @@ import (
 
 // Source is a daemon that is asked.
 type Source interface {
-	// Status is that of a network; empty: of the only one. control.ErrSeveral says that there are several.
-	Status(ctx context.Context, network string) (*control.Status, error)
+	// Status is that of a network; empty: of the only one. control.ErrSeveral says that there are several. It may have all peers
+	// where some are asked for.
+	Status(ctx context.Context, network string, look control.Look) (*control.Status, error)
 
 	// Networks are the names of the networks there.
 	Networks(ctx context.Context) ([]string, error)
 }
 
-// Socket is the daemon behind a control socket. Whoever asks it looks on: the daemon measures its peers more often.
+// Socket is the daemon behind a control socket.
 type Socket string
 
 // Status implements Source.
-func (s Socket) Status(ctx context.Context, network string) (*control.Status, error) {
-	return control.Watch(ctx, string(s), network)
+func (s Socket) Status(ctx context.Context, network string, look control.Look) (*control.Status, error) {
+	return control.Watch(ctx, string(s), network, look)
 }
 
 // Networks implements Source.
 func (s Socket) Networks(ctx context.Context) ([]string, error) {
 	var all control.Networks
-	if err := control.Ask(ctx, string(s), control.NetworksPath, &all); err != nil {
+	if err := control.Ask(ctx, string(s), control.NetworksPath+"?peers=none", &all); err != nil {
 		return nil, err
 	}
 	var names []string
@@ -118,24 +119,29 @@ type answer struct {
 	network  string
 	networks []string // if there are several
 	sample   sample
+	took     time.Duration // to have all peers; 0: they were not asked for
 	err      error
 }
 
 // ask asks once. Of several networks, none of which was named, it takes the first.
-func ask(ctx context.Context, source Source, network string) answer {
+func ask(ctx context.Context, source Source, network string, look control.Look) answer {
 	a := answer{network: network}
 	began := time.Now()
-	a.sample.status, a.err = source.Status(ctx, network)
+	a.sample.status, a.err = source.Status(ctx, network, look)
 	if errors.Is(a.err, control.ErrSeveral) {
 		if names, err := source.Networks(ctx); err != nil {
 			a.err = err
 		} else if len(names) > 0 {
 			a.networks, a.network = names, names[0]
 			began = time.Now()
-			a.sample.status, a.err = source.Status(ctx, a.network)
+			a.sample.status, a.err = source.Status(ctx, a.network, look)
 		}
 	}
-	a.sample.at = began.Add(time.Since(began) / 2)
+	took := time.Since(began)
+	a.sample.at = began.Add(took / 2)
+	if look.Peers.All {
+		a.took = took
+	}
 	return a
 }
 

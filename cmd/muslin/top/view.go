@@ -28,12 +28,16 @@ func (m *model) lines() []string {
 		return nil
 	}
 	lines := m.header()
-	room := m.height - len(lines) - 1 // the last line is the keys'
+	keys := []string{m.footer()}
+	if m.height < 8 && !m.typing && !m.help {
+		keys = nil
+	}
+	room := m.height - len(lines) - len(keys)
 	body := m.body(room)
 	for len(body) < room {
 		body = append(body, "")
 	}
-	lines = append(append(lines, body...), m.footer())
+	lines = append(append(lines, body...), keys...)
 	if len(lines) > m.height { // of a very low terminal the top is what is left
 		lines = lines[:m.height]
 	}
@@ -50,20 +54,32 @@ func (m *model) header() []string {
 		return lines
 	}
 	lines := []string{m.titleLine()}
-	for _, line := range append(nodeLines(p, m.now), trafficLine(p)) {
+	trouble, warning := m.trouble(), m.warningLine()
+	// What is looked at has half of a low terminal at least: where the node is, which does not change, makes room first.
+	about := append(nodeLines(p, m.now), trafficLine(p, m.width))
+	free := m.height/2 - len(lines) - len(trouble) - len(warning) - 1
+	for _, line := range about[max(0, min(len(about), len(about)-free)):] {
 		lines = append(lines, cut(clean(line), m.width))
 	}
-	lines = append(lines, m.trouble()...)
-	if len(p.Warnings) > 0 && m.pane != paneNode {
-		warning := "WARNING: " + clean(p.Warnings[0])
-		more := ""
-		if len(p.Warnings) > 1 {
-			more = fmt.Sprintf(" (+%d)", len(p.Warnings)-1)
-		}
-		more += " 5: all"
-		lines = append(lines, m.styles.odd.apply(cut(warning, m.width-len(more))+more))
+	lines = append(lines, trouble...)
+	if free >= 0 {
+		lines = append(lines, warning...)
 	}
 	return append(lines, m.tabs())
+}
+
+// warningLine is the worst of the warnings, if there is one.
+func (m *model) warningLine() []string {
+	all := m.picture.Warnings
+	if len(all) == 0 || m.pane == paneNode {
+		return nil
+	}
+	more := ""
+	if len(all) > 1 {
+		more = fmt.Sprintf(" (+%d)", len(all)-1)
+	}
+	more += " 5: all"
+	return []string{m.styles.odd.apply(cut("WARNING: "+clean(all[0]), m.width-len(more)) + more)}
 }
 
 // titleLine has the time on the right, so that one sees that it goes on.
@@ -89,6 +105,11 @@ func (m *model) titleLine() string {
 	case age > 2*m.interval+time.Second: // it takes long to answer
 		right = "of " + right + ", " + short(age) + " ago"
 	}
+	if wide(left)+1+wide(right) > m.width {
+		if left = p.State; m.network != "" {
+			left += ", " + m.network
+		}
+	}
 	return m.styles.title.apply(cut(fit(clean(left), m.width-wide(right)-1, false)+" "+right, m.width))
 }
 
@@ -108,7 +129,8 @@ func nodeLines(p *picture, now time.Time) []string {
 	return append(lines, fmt.Sprintf("%s, MTU %d  lease %s  store %s", strings.SplitN(n.DescribeBackend(), " MAC ", 2)[0], n.MTU, n.DescribeLease(now), store))
 }
 
-func trafficLine(p *picture) string {
+// trafficLine is shorter where it would not fit.
+func trafficLine(p *picture, cells int) string {
 	peers := fmt.Sprintf("%d peers", len(p.peers))
 	if p.down > 0 {
 		peers += fmt.Sprintf(", %d DOWN", p.down)
@@ -119,8 +141,14 @@ func trafficLine(p *picture) string {
 	if p.over == 0 {
 		return peers + "  rates with the next look"
 	}
-	return fmt.Sprintf("%s  sent %s pkt/s %s  received %s pkt/s %s  dropped %s/s", peers,
-		si(p.total.txPackets), bitText(p.total.txBytes), si(p.total.rxPackets), bitText(p.total.rxBytes), si(p.dropRate))
+	line := ""
+	for _, words := range []string{"%s  sent %s pkt/s %s  received %s pkt/s %s  dropped %s/s", "%s  TX %s p/s %s  RX %s p/s %s  dropped %s/s"} {
+		line = fmt.Sprintf(words, peers, si(p.total.txPackets), bitText(p.total.txBytes), si(p.total.rxPackets), bitText(p.total.rxBytes), si(p.dropRate))
+		if wide(line) <= cells {
+			break
+		}
+	}
+	return line
 }
 
 // trouble says that nobody answers, and of when the rest is.
@@ -270,6 +298,7 @@ func (m *model) details(row int) func() []string {
 	switch m.pane {
 	case panePeers:
 		p := m.picture.peers[row].PeerStatus
+		m.detailed = p.Subnet
 		return func() []string { return m.peerDetails(p.Subnet, p.PublicIP) }
 	case paneDrops:
 		reason := m.picture.drops[row].reason

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"muslin/cmd/muslin/control"
 )
 
 // GET /events is the view as server-sent events (the HTML standard, section 9.2): first "whole", the document, then
@@ -23,6 +25,10 @@ const (
 	writeTime  = 10 * time.Second
 	quietTime  = 15 * time.Second // then a comment goes out, so that whatever is between does not take it for dead
 )
+
+// allMeasured is how many peers are all measured each second while somebody looks on (package pulse). Of more than that it is those that
+// pages have on the screen: they say so (lookPath).
+const allMeasured = 50
 
 // frame is the document at one tick. It does not change but for next.
 type frame struct {
@@ -81,10 +87,15 @@ func (h *hub) run(ctx context.Context) {
 func (h *hub) advance(fresh bool) {
 	last := h.now.Load()
 	f := &frame{number: last.number + 1, at: time.Now(), next: make(chan struct{})}
+	all := h.cfg.Networks()
 	if h.cfg.Watch != nil {
-		h.cfg.Watch()
+		for _, one := range all.Networks {
+			if one.Status != nil && one.Status.Counts.Total <= allMeasured {
+				h.cfg.Watch(one.Name, control.AllPeers)
+			}
+		}
 	}
-	f.doc = h.document(h.cfg.Networks(), f.at)
+	f.doc = h.document(all, f.at)
 	f.whole = sync.OnceValue(func() []byte { return event("whole", f.doc) })
 	if fresh || last.doc == nil {
 		f.number++

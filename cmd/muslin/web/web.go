@@ -42,12 +42,15 @@ const (
 // Config is what a Server needs.
 type Config struct {
 	Networks func() *control.Networks      // called by one goroutine at a time; what it returns is the Server's
-	Watch    func()                        // called before it: somebody looks on; nil: nobody wants to know
+	Watch    Watch                         // nil: nobody wants to know who looks on
 	Findings func(network string) []string // files where doctor leaves what it found, the likeliest first (findings.go); nil: nowhere
 	Addr     netip.AddrPort                // that it listens at
 	Token    string                        // that is to be shown by who asks; empty: none is
 	Log      *slog.Logger
 }
+
+// Watch is told which peers of a network somebody looks at, again and again as long as that goes on. It is called from anywhere.
+type Watch func(network string, peers control.Peers)
 
 // Server serves the page.
 type Server struct {
@@ -142,6 +145,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /{$}", s.known(s.serveAsset))
 	mux.HandleFunc("GET /assets/{name}", s.serveAsset)
 	mux.HandleFunc("GET "+eventsPath, s.known(s.hub.serve))
+	mux.HandleFunc("GET "+lookPath, s.known(s.look))
 	if s.cfg.Token != "" {
 		mux.HandleFunc("GET "+loginPath, s.serveAsset)
 		mux.HandleFunc("POST "+loginPath, s.login)
@@ -174,6 +178,23 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// GET /look says which peers a page has on the screen, where they are too many to measure them all each second: network= is theirs, peers=
+// their subnets with commas between.
+const lookPath = "/look"
+
+func (s *Server) look(w http.ResponseWriter, r *http.Request) {
+	values := r.URL.Query()
+	peers, err := control.ParsePeers(values.Get("peers"))
+	if err != nil {
+		http.Error(w, "peers: want subnets with commas between: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	if s.cfg.Watch != nil && !peers.All {
+		s.cfg.Watch(values.Get("network"), peers)
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // serveAsset answers with a file of the page.

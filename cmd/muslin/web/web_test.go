@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/cookiejar"
 	"net/netip"
 	"net/url"
@@ -601,6 +602,40 @@ func TestStreamsAreLimited(t *testing.T) {
 		}
 	}
 	follow(t, at).next()
+}
+
+// A page says which peers it has on the screen. Whoever may not see the page may not say anything.
+func TestLook(t *testing.T) {
+	watched := make(chan string, 10)
+	cfg := Config{Addr: netip.MustParseAddrPort("127.0.0.1:9470"), Token: strings.Repeat("t", leastToken), Log: slog.New(slog.DiscardHandler),
+		Watch: func(network string, peers control.Peers) { watched <- fmt.Sprint(network, " ", peers.All, " ", peers) }}
+	h := New(cfg).Handler()
+	for query, want := range map[string]struct {
+		status int
+		told   string
+	}{
+		"?network=blue&peers=10.1.2.0/24,fd00::/64": {204, "blue false 10.1.2.0/24,fd00::/64"},
+		"?network=blue&peers=":                      {204, ""}, // not all
+		"?network=blue&peers=x":                     {400, ""},
+	} {
+		for _, token := range []string{cfg.Token, "another"} {
+			r := httptest.NewRequest("GET", "http://localhost/look"+query, nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			status, told := want.status, want.told
+			if token != cfg.Token {
+				status, told = 401, ""
+			}
+			got := ""
+			if len(watched) > 0 {
+				got = <-watched
+			}
+			if w.Code != status || got != told {
+				t.Errorf("%s: %d, told %q; want %d, %q", query, w.Code, got, status, told)
+			}
+		}
+	}
 }
 
 // TestDiff: whatever changes, the old document with the patch is the new one.
