@@ -192,11 +192,12 @@ type fake struct {
 	busy     bool   // peers have traffic
 	findings string // file
 	seconds  uint64
+	watched  map[string]time.Time // subnets that a page said it has on the screen, and when last; "": all
 }
 
 // newFake has a network without a name, with so many peers, all of them up.
 func newFake(peers int) *fake {
-	f := &fake{start: time.Now(), networks: make(map[string]*control.Status)}
+	f := &fake{start: time.Now(), networks: make(map[string]*control.Status), watched: make(map[string]time.Time)}
 	f.add("", peers)
 	return f
 }
@@ -217,9 +218,11 @@ func (f *fake) add(name string, peers int) {
 		s.Peers = append(s.Peers, control.PeerStatus{Subnet: fmt.Sprintf("10.1.%d.0/24", i+2), PublicIP: fmt.Sprintf("192.0.2.%d", i+2), Backend: "vxlan", VtepMAC: "02:00:00:00:00:02",
 			Up: &yes, RTT: &rtt, Loss: &loss, Way: "encapsulated", WayReason: "its backend is vxlan", PathMTUState: "full"})
 		if i >= 250 {
-			s.Peers[i].Subnet, s.Peers[i].PublicIP = fmt.Sprintf("10.2.%d.0/24", i-250), fmt.Sprintf("198.51.100.%d", i-250)
+			block, n := (i-250)/250, (i-250)%250
+			s.Peers[i].Subnet, s.Peers[i].PublicIP = fmt.Sprintf("10.%d.%d.0/24", 2+block, n), fmt.Sprintf("198.51.%d.%d", 100+block, n)
 		}
 	}
+	s.Counts.Total = peers
 	f.networks[name] = s
 }
 
@@ -266,6 +269,17 @@ func (f *fake) view() *control.Networks {
 	return n
 }
 
+func (f *fake) watch(_ string, peers control.Peers) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if peers.All {
+		f.watched[""] = time.Now()
+	}
+	for _, p := range peers.Subnets {
+		f.watched[p.String()] = time.Now()
+	}
+}
+
 // serve serves the fake's page until the test ends, or stop is called, at addr or wherever there is room.
 func (f *fake) serve(t *testing.T, addr, token string) (url string, stop func()) {
 	t.Helper()
@@ -273,7 +287,7 @@ func (f *fake) serve(t *testing.T, addr, token string) (url string, stop func())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := web.New(web.Config{Networks: f.view, Findings: func(string) []string { return []string{f.findings} }, Addr: netip.MustParseAddrPort(l.Addr().String()), Token: token, Log: slog.New(slog.DiscardHandler)})
+	s := web.New(web.Config{Networks: f.view, Watch: f.watch, Findings: func(string) []string { return []string{f.findings} }, Addr: netip.MustParseAddrPort(l.Addr().String()), Token: token, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()

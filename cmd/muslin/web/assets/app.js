@@ -119,6 +119,22 @@ function link(state, ms) {
   linked = state;
 }
 
+// Round trips are measured each second of the peers that somebody looks at: of many it is those on the screen.
+const ALL_MEASURED = 50;
+let told = '', toldAt = 0;
+function tell() {
+  const network = networks.get(current);
+  if (document.hidden || linked !== 'live' || !network || network.sorted.length <= ALL_MEASURED) return;
+  const seen = table.seen();
+  if (wanted && network.peers.has(wanted)) seen.push(wanted);
+  const query = new URLSearchParams({ network: current, peers: seen.join() }).toString();
+  if (seen.length === 0 || (query === told && performance.now() - toldAt < 5000)) return;
+  told = query;
+  toldAt = performance.now();
+  fetch('/look?' + query).catch(() => {}); // the stream says that nobody is there
+}
+setInterval(tell, 1000);
+
 addEventListener('hashchange', () => {
   readAddress();
   render();

@@ -25,6 +25,22 @@ const NAMED = 26; // so many peers have their names beside them, room permitting
 const CROWD = 90; // from so many on, the links of peers that are well begin halfway, and leave the middle to the others
 const NAMED_DOWN = 14; // so many that are down have theirs in any case
 
+// From so many on all peers of a state are one shape, and their links another: a browser moves a few shapes, not ten thousand. Over
+// them, by themselves, are the peer at the cursor, the chosen one, and so many of those with the most traffic.
+const MANY = 800;
+const BUSIEST = 100;
+const MANY_ROWS = 16;
+
+// outline is a peer's shape as a part of a larger one.
+function outline(state, x, y, r) {
+  const [cx, cy] = [x.toFixed(1), y.toFixed(1)];
+  switch (state) {
+    case 'down': return `M${cx} ${cy}m-5-5l10 10m0-10l-10 10`;
+    case 'loss': return `M${cx} ${cy}m0-5.5l5.5 10h-11Z`;
+    default: return `M${cx} ${cy}m${-r} 0a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`;
+  }
+}
+
 // width of a link, in px: a pixel for each power of ten above 1 kb/s.
 export function width(rate, most) {
   if (rate <= 0) return 1;
@@ -35,8 +51,10 @@ export class Picture {
   constructor(parent, onSelect) {
     this.onSelect = onSelect;
     this.links = svg('g', { 'aria-hidden': 'true' });
+    this.bulk = svg('g', { class: 'bulk', 'aria-hidden': 'true' }, ['unknown', 'up', 'loss', 'down'].map((state) => [
+      svg('path', { class: `link ${state}`, 'data-of': `link ${state}` }), svg('path', { class: `node ${state}`, 'data-of': `node ${state}` })]).flat());
     this.dial = svg('ellipse', { class: 'dial', 'aria-hidden': 'true' });
-    this.nodes = svg('g', { role: 'presentation' });
+    this.nodes = svg('g', { class: 'nodes', role: 'presentation' });
     this.names = svg('g', { class: 'names', 'aria-hidden': 'true' });
     this.cursor = svg('circle', { class: 'cursor', r: 10, 'aria-hidden': 'true' });
     this.chosen = svg('circle', { class: 'chosen', r: 8.5, 'aria-hidden': 'true' });
@@ -46,7 +64,7 @@ export class Picture {
     this.svg = svg('svg', { class: 'map', role: 'listbox', tabindex: 0, 'aria-label': 'This node and its peers', 'aria-describedby': 'picture-help',
       'aria-activedescendant': 'hub', onkeydown: (e) => this.key(e), onclick: (e) => this.click(e), onpointermove: (e) => this.point(e),
       onpointerleave: () => this.unpoint(), onfocus: () => this.draw(), onblur: () => this.draw() },
-    this.dial, this.links, this.hub, this.nodes, this.names, this.chosen, this.cursor, this.pointed);
+    this.dial, this.bulk, this.links, this.hub, this.nodes, this.names, this.chosen, this.cursor, this.pointed);
     parent.prepend(this.svg);
     this.places = new Map(); // by subnet
     this.list = [];
@@ -79,7 +97,8 @@ export class Picture {
     this.rx = this.w / 2 - (this.named || this.w >= 520 ? 118 : 16);
     this.ry = this.h / 2 - 24;
     const around = Math.PI * (this.rx + this.ry);
-    const rows = Math.min(MAX_ROWS, Math.max(1, Math.ceil((n * SPACE) / around)));
+    this.many = n >= MANY;
+    const rows = Math.min(this.many ? MANY_ROWS : MAX_ROWS, Math.max(1, Math.ceil((n * SPACE) / around)));
     const depth = Math.min(0.09, (1 - (HUB + 30) / Math.min(this.rx, this.ry)) / rows);
     this.most = Math.max(2.4, Math.min(8, around / Math.max(1, n)));
     this.crowd = n >= CROWD;
@@ -93,25 +112,65 @@ export class Picture {
       const out = 1 - depth * (i % rows);
       const x = this.rx * out * Math.cos(angle), y = this.ry * out * Math.sin(angle);
       const length = Math.hypot(x, y);
-      let place = old.get(peer.subnet);
-      if (place) old.delete(peer.subnet);
-      else place = { node: svg('path', { role: 'option', id: 'peer-' + peer.subnet }), link: svg('line'), name: null };
-      Object.assign(place, { peer, x, y, length, angle, state: null });
-      set(place.node, 'transform', `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
-      set(place.link, 'x2', (x - (x / length) * 5).toFixed(1));
-      set(place.link, 'y2', (y - (y / length) * 5).toFixed(1));
+      const place = old.get(peer.subnet) ?? { node: null, link: null, name: null };
+      old.delete(peer.subnet);
+      Object.assign(place, { peer, x, y, length, angle, state: null, bulk: null, index: i });
       this.places.set(peer.subnet, place);
     });
-    for (const gone of old.values()) {
-      gone.node.remove();
-      gone.link.remove();
-      gone.name?.remove();
+    for (const gone of old.values()) gone.name?.remove();
+    this.nodes.replaceChildren();
+    this.links.replaceChildren();
+    for (const place of this.places.values()) {
+      if (place.node) place.node = place.link = null;
+      if (!this.many) this.show(place);
     }
-    const places = [...this.places.values()];
-    this.nodes.replaceChildren(...places.map((p) => p.node));
-    this.links.replaceChildren(...places.map((p) => p.link));
+    for (const shape of this.bulk.children) set(shape, 'd', null);
     if (this.at && !this.places.has(this.at.subnet)) this.at = null;
     this.draw();
+  }
+
+  // show has a peer in the picture by itself.
+  show(place) {
+    const { peer, x, y, length } = place;
+    place.node = svg('path', { role: 'option', id: 'peer-' + peer.subnet, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`,
+      'aria-setsize': this.many ? this.list.length + 1 : null, 'aria-posinset': this.many ? place.index + 2 : null });
+    place.link = svg('line', { x2: (x - (x / length) * 5).toFixed(1), y2: (y - (y / length) * 5).toFixed(1) });
+    place.state = null;
+    this.nodes.append(place.node);
+    this.links.append(place.link);
+  }
+
+  hide(place) {
+    place.node.remove();
+    place.link.remove();
+    place.node = place.link = null;
+  }
+
+  // drawMany draws all of a state as one, where that has changed, and chooses those that are there by themselves.
+  drawMany() {
+    const all = [...this.places.values()];
+    if (all.some((p) => p.bulk !== p.peer.state)) {
+      const r = all.length > 2 * MANY ? 2.2 : 3;
+      const shapes = {};
+      for (const p of all) {
+        const { state } = p.peer;
+        p.bulk = state;
+        const shape = shapes[state] ??= { node: [], link: [] };
+        const [x1, y1] = this.begin(p, false);
+        shape.node.push(outline(state, p.x, p.y, r));
+        shape.link.push(`M${x1} ${y1}L${p.x.toFixed(1)} ${p.y.toFixed(1)}`);
+      }
+      for (const shape of this.bulk.children) {
+        const [kind, state] = shape.dataset.of.split(' ');
+        set(shape, 'd', shapes[state]?.[kind].join('') ?? null);
+      }
+    }
+    const alone = new Set(all.filter((p) => p.peer.rate > 0).sort((a, b) => b.peer.rate - a.peer.rate).slice(0, BUSIEST));
+    for (const peer of [this.at, this.selected]) if (peer && this.places.has(peer.subnet)) alone.add(this.places.get(peer.subnet));
+    for (const p of all) {
+      if (alone.has(p) && !p.node) this.show(p);
+      else if (!alone.has(p) && p.node) this.hide(p);
+    }
   }
 
   // draw brings everything to the peers' present state. Most of it is as it was.
@@ -122,10 +181,13 @@ export class Picture {
     text(this.hubSubnet, node.subnet || node.subnet_ipv6 || 'no lease yet');
     set(this.hub, 'aria-label', `${this.hubTitle.textContent} ${this.hubSubnet.textContent}, this node`);
     set(this.hub, 'aria-selected', this.selected ? 'false' : 'true');
+    if (this.many) this.drawMany();
     let named = 0;
     for (const place of this.places.values()) {
       const { peer, node, link } = place;
       const isSelected = peer === this.selected;
+      this.name(place, this.named || isSelected || (peer.state === 'down' && this.w >= 520 && ++named <= NAMED_DOWN));
+      if (!node) continue;
       if (place.state !== peer.state) {
         place.state = peer.state;
         set(node, 'class', `node ${peer.state}`);
@@ -138,7 +200,6 @@ export class Picture {
       set(node, 'aria-selected', isSelected ? 'true' : 'false');
       set(link, 'class', `link ${peer.state}${isSelected ? ' selected' : ''}${peer.rate > 0 ? ' busy' : ''}`);
       set(link, 'stroke-width', (peer.state === 'down' ? Math.min(2, this.most) : width(peer.rate, this.most)).toFixed(1));
-      this.name(place, this.named || isSelected || (peer.state === 'down' && this.w >= 520 && ++named <= NAMED_DOWN));
     }
     const focused = document.activeElement === this.svg;
     this.mark(this.cursor, focused ? this.at : undefined, HUB + 5, 10);
@@ -148,11 +209,15 @@ export class Picture {
 
   // start is where a link begins.
   start(place, isSelected) {
-    const { x, y, length, angle, peer } = place;
     place.selected = isSelected;
+    const [x1, y1] = this.begin(place, isSelected);
+    set(place.link, 'x1', x1);
+    set(place.link, 'y1', y1);
+  }
+
+  begin({ x, y, length, angle, peer }, isSelected) {
     const halfway = this.crowd && !isSelected && (peer.state === 'up' || peer.state === 'unknown');
-    set(place.link, 'x1', (halfway ? this.rx * DIAL * Math.cos(angle) : (x / length) * HUB).toFixed(1));
-    set(place.link, 'y1', (halfway ? this.ry * DIAL * Math.sin(angle) : (y / length) * HUB).toFixed(1));
+    return [halfway ? this.rx * DIAL * Math.cos(angle) : (x / length) * HUB, halfway ? this.ry * DIAL * Math.sin(angle) : (y / length) * HUB].map((n) => n.toFixed(1));
   }
 
   // mark puts a ring around a peer, or around this node (null), or nowhere (undefined).

@@ -1,5 +1,6 @@
 // The table of the peers: all that the picture says, and more. One row's button is in the order of Tab, and the arrow keys
-// move to the others: with 500 peers nobody wants to pass each.
+// move to the others: with 500 peers nobody wants to pass each. Of many rows only those that are seen, and some around them, are
+// in the page.
 
 import { h, set, text } from './dom.js';
 import { NAMES, STATES } from './model.js';
@@ -9,6 +10,11 @@ import { ago, bits, percent, roundTrip, short, since } from './words.js';
 // How often rows may move by themselves, in ms, when they are sorted by what changes all the time. They do not while a
 // person is at them.
 const RESORT = 4000;
+
+// So many rows are all there, and may be found with the browser's own search. Of more there are those that are seen, with so many
+// above and below.
+const WHOLE = 200;
+const SPARE = 15;
 
 const nothing = (v) => v === null || v === undefined;
 const number = (v, worst) => (nothing(v) ? worst : v);
@@ -35,17 +41,29 @@ export function pathMTU(s) {
 export class Table {
   constructor(parent, onSelect) {
     this.onSelect = onSelect;
-    this.rows = new Map(); // by subnet
+    this.rows = new Map(); // by subnet: those in the page
     this.by = COLUMNS[2];
     this.reversed = false;
     this.sortedAt = 0;
-    this.shown = [];
+    this.shown = []; // in their order
+    this.from = this.to = 0; // those of them that are in the page
+    this.stop = null; // the peer whose button is in the order of Tab
     this.heads = COLUMNS.map((c) => h('th', { scope: 'col', class: `${c.id}${c.right ? ' right' : ''}${c.narrow ? '' : ' wide'}` },
       h('button', { type: 'button', onclick: () => this.sortBy(c) }, c.title, h('span', { class: 'arrow', 'aria-hidden': 'true' }))));
-    this.body = h('tbody', { onkeydown: (e) => this.key(e), onclick: (e) => this.click(e) });
+    this.body = h('tbody', { onclick: (e) => this.click(e) });
+    this.above = h('tr', { class: 'gap', 'aria-hidden': 'true' }, h('td', { colspan: COLUMNS.length }));
+    this.below = this.above.cloneNode(true);
     this.none = h('p', { class: 'none muted', hidden: true });
-    parent.append(h('table', null, h('caption', { class: 'quiet' }, 'Peers. Buttons in the head sort. Arrow keys move between rows, Enter shows the details.'),
-      h('thead', null, h('tr', null, this.heads)), this.body), this.none);
+    this.head = h('thead', null, h('tr', null, this.heads));
+    this.table = h('table', null, h('caption', { class: 'quiet' }, 'Peers. Buttons in the head sort. Arrow keys move between rows, Enter shows the details.'),
+      this.head, this.body);
+    parent.append(this.table, this.none);
+    parent.addEventListener('keydown', (e) => this.key(e));
+    parent.addEventListener('scroll', () => this.scrolled(), { passive: true });
+    new ResizeObserver(() => {
+      this.height = 0; // of a row
+      this.place();
+    }).observe(parent);
     this.parent = parent;
   }
 
@@ -53,20 +71,21 @@ export class Table {
     this.reversed = this.by === column && !this.reversed;
     this.by = column;
     this.sort(true);
+    this.place();
   }
 
   update(network, peers, selected, empty) {
     const other = peers.length !== this.shown.length || network !== this.network || peers.some((p) => !this.set?.has(p));
-    if (network !== this.network) this.rows.clear();
+    if (network !== this.network) {
+      this.rows.clear();
+      this.stop = null;
+    }
     this.network = network;
     this.peers = peers;
     this.selected = selected;
     if (other) this.set = new Set(peers);
-    for (const [subnet, row] of this.rows) {
-      if (network.peers.get(subnet) !== row.peer) this.rows.delete(subnet);
-    }
-    for (const p of peers) this.fill(p);
     this.sort(other);
+    this.place();
     this.none.hidden = peers.length > 0;
     text(this.none, empty);
   }
@@ -105,7 +124,7 @@ export class Table {
     set(row.tr, 'aria-current', peer === this.selected ? 'true' : null);
   }
 
-  // sort brings the rows into their order, if they are not: at once, or when it is time.
+  // sort finds the order of the rows: at once, or when it is time.
   sort(now) {
     const states = this.peers.map((p) => p.state).join();
     const due = this.by.moves ? Date.now() - this.sortedAt > RESORT && !this.parent.matches(':hover, :focus-within') : states !== this.states;
@@ -122,36 +141,113 @@ export class Table {
     });
     if (shown.length === this.shown.length && shown.every((p, i) => p === this.shown[i])) return;
     this.shown = shown;
-    const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
-    this.body.replaceChildren(...shown.map((p) => this.row(p).tr));
-    if (focused?.isConnected) focused.focus({ preventScroll: true });
+  }
+
+  // span is which rows are to be in the page.
+  span() {
+    const n = this.shown.length;
+    if (n <= WHOLE) return [0, n];
+    if (!this.height) this.measure();
+    const { height, parent } = this;
+    const first = Math.floor(parent.scrollTop / height), fit = Math.ceil(parent.clientHeight / height);
+    return [Math.max(0, Math.min(first, n - fit) - SPARE), Math.min(n, first + fit + SPARE)];
+  }
+
+  // measure finds out how high a row is. All are alike where not all are there (style.css).
+  measure() {
+    set(this.parent, 'data-many', true);
+    const row = this.row(this.shown[0]);
+    if (!row.tr.isConnected) this.body.replaceChildren(row.tr);
+    this.height = row.tr.getBoundingClientRect().height || 30;
+    this.from = this.to = -1;
+  }
+
+  // place has the rows in the page that are to be there, in their order, with what they say now.
+  place() {
+    if (!this.network) return;
+    const [from, to] = this.span(), n = this.shown.length, many = n > WHOLE;
+    set(this.parent, 'data-many', many);
+    set(this.table, 'aria-rowcount', many ? n + 1 : null);
+    const here = this.shown.slice(from, to);
+    const wanted = new Set(here);
+    for (const [subnet, row] of this.rows) if (!wanted.has(row.peer)) this.rows.delete(subnet);
+    here.forEach((p, i) => {
+      this.fill(p);
+      set(this.row(p).tr, 'aria-rowindex', many ? from + i + 2 : null);
+    });
+    const rows = here.map((p) => this.row(p).tr);
+    if (many) {
+      this.above.firstChild.style.height = `${from * this.height}px`;
+      this.below.firstChild.style.height = `${(n - to) * this.height}px`;
+      rows.unshift(this.above);
+      rows.push(this.below);
+    }
+    [this.from, this.to] = [from, to];
+    if (rows.length !== this.body.childNodes.length || rows.some((tr, i) => tr !== this.body.childNodes[i])) {
+      const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
+      this.body.replaceChildren(...rows);
+      if (focused) (focused.isConnected ? focused : this.parent).focus({ preventScroll: true });
+    }
     this.settle();
   }
 
+  scrolled() {
+    if (this.shown.length <= WHOLE || this.waits) return;
+    this.waits = requestAnimationFrame(() => {
+      this.waits = 0;
+      const [from, to] = this.span();
+      if (from !== this.from || to !== this.to) this.place();
+    });
+  }
+
+  // seen are the subnets of the rows on the screen.
+  seen() {
+    const box = this.parent.getBoundingClientRect(), top = Math.max(0, box.top), bottom = Math.min(innerHeight, box.bottom);
+    return this.shown.slice(this.from, this.to).filter((p) => {
+      const r = this.rows.get(p.subnet)?.tr.getBoundingClientRect();
+      return r && r.bottom > top && r.top < bottom;
+    }).map((p) => p.subnet);
+  }
+
   // settle has one button in the order of Tab.
-  settle(button) {
-    const all = this.shown.map((p) => this.row(p).button);
-    button ??= all.find((b) => b.tabIndex === 0) ?? (this.selected && this.rows.get(this.selected.subnet)?.button);
-    if (!all.includes(button)) button = all[0];
-    for (const b of all) if (b.tabIndex !== (b === button ? 0 : -1)) b.tabIndex = b === button ? 0 : -1;
+  settle() {
+    const here = this.shown.slice(this.from, this.to);
+    let stop = this.stop;
+    if (!stop || !here.includes(stop)) stop = here.includes(this.selected) ? this.selected : here[0];
+    for (const p of here) {
+      const { button } = this.row(p), index = p === stop ? 0 : -1;
+      if (button.tabIndex !== index) button.tabIndex = index;
+    }
+  }
+
+  // goTo has the focus on a row.
+  goTo(i) {
+    this.stop = this.shown[i];
+    if (this.shown.length > WHOLE) {
+      const { parent, height } = this, y = i * height, room = parent.clientHeight - this.head.offsetHeight;
+      if (y < parent.scrollTop) parent.scrollTop = y;
+      else if (y + height > parent.scrollTop + room) parent.scrollTop = y + height - room;
+      this.place();
+    }
+    this.settle();
+    this.row(this.stop).button.focus();
   }
 
   key(event) {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const subnet = event.target.closest('tr')?.dataset.subnet;
+    if (event.altKey || event.ctrlKey || event.metaKey || this.head.contains(event.target)) return;
+    const subnet = event.target.closest('tr')?.dataset.subnet ?? this.stop?.subnet;
     const i = this.shown.findIndex((p) => p.subnet === subnet), last = this.shown.length - 1;
     const to = { ArrowDown: i + 1, ArrowUp: i - 1, PageDown: i + 15, PageUp: i - 15, Home: 0, End: last }[event.key];
     if (to === undefined || i < 0) return;
     event.preventDefault();
-    const { button } = this.row(this.shown[Math.max(0, Math.min(last, to))]);
-    this.settle(button);
-    button.focus();
+    this.goTo(Math.max(0, Math.min(last, to)));
   }
 
   click(event) {
     const subnet = event.target.closest('tr')?.dataset.subnet;
     if (!subnet || String(getSelection())) return; // text was marked
-    this.settle(this.rows.get(subnet).button);
-    this.onSelect(this.network.peers.get(subnet));
+    this.stop = this.network.peers.get(subnet);
+    this.settle();
+    this.onSelect(this.stop);
   }
 }
