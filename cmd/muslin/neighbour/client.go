@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,8 @@ var (
 	ErrNobody = errors.New("no muslin there answers peers: it is a flannel node, an older muslin, or was started with --peer-answers=false")
 	// ErrSilent: nothing came back in time.
 	ErrSilent = errors.New("nothing comes back over the overlay")
+	// ErrLate: the peer's kernel took the connection, so that packets get there and back; its daemon did not answer in time.
+	ErrLate = errors.New("its host takes the question, and its daemon does not answer in time: it is busy, or stuck")
 	// ErrRights: it takes root to ask.
 	ErrRights = errors.New("to ask a peer takes root (CAP_NET_BIND_SERVICE): a question comes from a port below 1024")
 )
@@ -51,9 +54,14 @@ func ask(ctx context.Context, from, to netip.Addr, method, path string, question
 		ctx, cancel = context.WithTimeout(ctx, Patience)
 		defer cancel()
 	}
+	var taken atomic.Bool
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, from, to) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c, err := dial(ctx, from, to)
+			taken.Store(err == nil)
+			return c, err
+		},
 	}}
 	var body io.Reader
 	if question != nil {
@@ -69,7 +77,7 @@ func ask(ctx context.Context, from, to netip.Addr, method, path string, question
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return explain(to, err)
+		return explain(to, err, taken.Load())
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusNotFound {
@@ -80,13 +88,13 @@ func ask(ctx context.Context, from, to netip.Addr, method, path string, question
 		return fmt.Errorf("ask %s for %s: %s: %s", to, req.URL.Path, resp.Status, strings.TrimSpace(string(why)))
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(into); err != nil {
-		return explain(to, err)
+		return explain(to, err, taken.Load())
 	}
 	return nil
 }
 
 // explain gives an error that is to be expected its name. What was taken is closed at once where the peer does not know us.
-func explain(to netip.Addr, err error) error {
+func explain(to netip.Addr, err error, taken bool) error {
 	var why error
 	switch timeout := net.Error(nil); {
 	case errors.Is(err, unix.EACCES):
@@ -94,7 +102,9 @@ func explain(to netip.Addr, err error) error {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF):
 		why = ErrNobody
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		why = ErrSilent
+		if why = ErrSilent; taken {
+			why = ErrLate
+		}
 	default:
 		return fmt.Errorf("ask %s: %w", to, err)
 	}

@@ -91,10 +91,11 @@ func (n *Network) Find(word string) (Place, error) {
 			return n.node(&n.Peers[i]), nil
 		}
 	}
-	return Place{}, fmt.Errorf("%s does not lie in the overlay %s, and is no peer's PublicIP: `muslin status` lists the peers", a, n.describe())
+	return Place{}, fmt.Errorf("%s does not lie in the overlay %s, and is no peer's PublicIP: `muslin status` lists the peers", a, n.Networks())
 }
 
-func (n *Network) describe() string {
+// Networks is the overlay, of one family or both, for a person.
+func (n *Network) Networks() string {
 	return strings.TrimPrefix(strings.TrimSuffix(n.Node.Network+" and "+n.Node.Network6, " and "), " and ")
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,7 @@ type Devices struct {
 	loop int // index of the loopback device
 	buf  []byte
 	name map[int]string
+	idle atomic.Int64 // Unix time, nanoseconds, at which everything had been read
 }
 
 // asleep is the protocol that the socket is bound to, at the loopback device, while nothing is looked for: one for local
@@ -95,6 +97,9 @@ func (d *Devices) read(long time.Duration, got func(device string, inbound bool,
 		var failed error
 		err := raw.Read(func(fd uintptr) bool {
 			n, from, failed = unix.Recvfrom(int(fd), d.buf, 0)
+			if failed == unix.EAGAIN {
+				d.idle.Store(time.Now().UnixNano())
+			}
 			return failed != unix.EAGAIN
 		})
 		if err != nil || failed != nil && failed != unix.EINTR && failed != unix.ENETDOWN { // the deadline, or the end

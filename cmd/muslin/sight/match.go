@@ -94,7 +94,7 @@ func (p *Packet) answers(h *header) string {
 		flags = h.rest[13]
 		switch {
 		case flags&flagRST != 0:
-			return "RST"
+			return RST
 		case flags&flagSYN != 0 && flags&flagACK != 0:
 			return "SYN/ACK"
 		}

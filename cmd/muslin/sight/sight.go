@@ -55,6 +55,9 @@ const (
 	Error  = "error" // an ICMP error about the packet
 )
 
+// RST is what an answer says that refuses a connection.
+const RST = "RST"
+
 // Sighting is one place that the packet was seen at.
 type Sighting struct {
 	At      time.Time `json:"at"` // by this host's clock

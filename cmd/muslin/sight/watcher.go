@@ -131,8 +131,11 @@ func (w *Watcher) packets() (all []Packet) {
 	return all
 }
 
-// Seen is what a watch of this owner has seen until now. With end it has seen enough.
+// Seen is what a watch of this owner has seen until now. With end it has seen enough, once all that came is read.
 func (w *Watcher) Seen(owner, id string, end bool) (Report, error) {
+	if end {
+		w.catchUp()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, one := range w.watches {
@@ -149,6 +152,25 @@ func (w *Watcher) Seen(owner, id string, end bool) (Report, error) {
 		}
 	}
 	return Report{}, errors.New("no such packet is looked for, or not any more")
+}
+
+// mostBehind is how long a watch's end waits for the devices to be read, on a busy machine.
+const mostBehind = 500 * time.Millisecond
+
+// catchUp waits until what came at the devices until now is read.
+func (w *Watcher) catchUp() {
+	if w.cfg.Devices == nil || !w.armedNow() {
+		return
+	}
+	for now := time.Now(); w.cfg.Devices.idle.Load() < now.UnixNano() && time.Since(now) < mostBehind; {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (w *Watcher) armedNow() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.armed() > 0
 }
 
 // prune ends what is over, forgets what is old, and says whether anything looks.

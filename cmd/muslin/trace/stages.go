@@ -120,12 +120,15 @@ func (e *evidence) trace(o Options) *Trace {
 	if back != nil {
 		t.Answer = back.Says
 	}
+	forged := e.forged()
 	for _, stage := range []func(*evidence) *Step{pod, arrival, route, forward, table, encapsulate, underlay, receive, check, forwardPeer, deliver, goBack, receiveBack, deliverBack} {
 		s := stage(e)
 		if s == nil {
 			continue
 		}
-		if s.State != Passed && back != nil { // it was on the way nevertheless
+		if s.State == Lost && s.Stage == forged {
+			s.Text += "; a host answers in the destination's name: the rule rejects it (reject with tcp reset)"
+		} else if s.State != Passed && back != nil { // it was on the way nevertheless
 			s.State, s.Fix = Passed, ""
 			if s.Stage != StageReceive || e.there != nil {
 				continue
@@ -142,11 +145,34 @@ func (e *evidence) trace(o Options) *Trace {
 	return t
 }
 
+// forged is the stage at which a host answers in the destination's place, as a rule of its firewall that rejects TCP has it: the
+// packet went no further, and an RST came nevertheless. Empty: none does, or nobody tells.
+func (e *evidence) forged() string {
+	anything := func(*sight.Sighting) bool { return true }
+	if back := returned(e.here); back == nil || back.Says != sight.RST || e.route.Peer == nil {
+		return ""
+	}
+	came := func(s *sight.Sighting) bool {
+		return s.Inbound && (s.Point != sight.Device || s.Device == e.here.Ground.TUN || s.Device == e.here.Ground.Underlay)
+	}
+	if want := e.leaves(); e.here.Devices && first(e.here, sight.Answer, came) == nil && first(e.here, sight.Itself, at(want, false)) == nil {
+		return StageForward
+	}
+	if e.there == nil || !e.there.Devices || e.there.Ground.Local || first(e.there, sight.Itself, anything) == nil {
+		return ""
+	}
+	if g := &e.there.Ground; first(e.there, sight.Itself, atDevice(false, g.TUN, g.Underlay)) == nil && replied(e.there) == nil {
+		return StageForwardPeer
+	}
+	return ""
+}
+
 // arrived is whether the destination got it; nil: nobody tells.
 func (e *evidence) arrived() *bool {
-	yes := returned(e.here) != nil
+	yes := returned(e.here) != nil && e.forged() == ""
 	switch {
 	case yes:
+	case e.forged() != "":
 	case e.there != nil:
 		g := &e.there.Ground
 		yes = first(e.there, sight.Answer, func(*sight.Sighting) bool { return true }) != nil ||
@@ -499,7 +525,7 @@ func deliver(e *evidence) *Step {
 
 func meaning(says string) string {
 	switch says {
-	case "RST":
+	case sight.RST:
 		return ": nothing listens at that port, and the way is in order"
 	case "port unreachable":
 		return ": nothing listens at that port, and the way is in order"
@@ -553,10 +579,14 @@ func receiveBack(e *evidence) *Step {
 
 func deliverBack(e *evidence) *Step {
 	if s := returned(e.here); s != nil {
-		if e.how == fromHost {
-			return passed(StageDeliverBack, here, "the answer (%s) is back at this host", s.Says)
+		says := s.Says
+		if says == sight.RST && e.there == nil && e.route.Peer != nil {
+			says += ": nothing listens at that port, or a firewall beyond this node rejects it"
 		}
-		return passed(StageDeliverBack, here, "the answer (%s) is back at the pod, by %s", s.Says, s.Device)
+		if e.how == fromHost {
+			return passed(StageDeliverBack, here, "the answer (%s) is back at this host", says)
+		}
+		return passed(StageDeliverBack, here, "the answer (%s) is back at the pod, by %s", says, s.Device)
 	}
 	if !e.here.Devices {
 		return nil
@@ -581,13 +611,20 @@ func (e *evidence) beyond() *Step {
 	switch {
 	case errors.Is(e.thereErr, neighbour.ErrNobody):
 		known = append(known, "its node answers over the overlay, but not questions ("+neighbour.ErrNobody.Error()+")")
-		s.Fix = fmt.Sprintf("the way to the node is in order: look there. On %s: does a capture on its overlay device show the packet, does its FORWARD chain accept it, is there a container %s?", p.PublicIP, e.packet.Dst)
+		s.Fix = fmt.Sprintf("the way to the node is in order: look there. On %s: does `muslin capture host %s` show the packet (beside flannel it needs nothing else), does the FORWARD chain accept it (`nft list ruleset`, `iptables -S FORWARD`), is there a container %[2]s?", p.PublicIP, e.packet.Dst)
+	case errors.Is(e.thereErr, neighbour.ErrLate):
+		known = append(known, fmt.Sprintf("the way to its node and back is in order, but its daemon tells nothing: %v", e.thereErr))
+		s.Fix = fmt.Sprintf("trace again: one that is only busy answers the next time. If not, on %s: `muslin status`, `muslin doctor`, and `muslin trace %s %s` from there", p.PublicIP, e.packet.Dst, e.packet.Src)
 	case errors.Is(e.thereErr, neighbour.ErrSilent):
 		known = append(known, "its node cannot be asked: "+neighbour.ErrSilent.Error())
 		s.Fix = e.fixUnderlay()
 	default:
 		known = append(known, fmt.Sprintf("its node cannot be asked: %v", e.thereErr))
 		s.Fix = fmt.Sprintf("look on %s: is there a container %s, and does the FORWARD chain accept the packet?", p.PublicIP, e.packet.Dst)
+	}
+	if c := first(e.here, sight.Error, func(c *sight.Sighting) bool { return c.Inbound && c.Src != e.here.Dst.String() }); c != nil {
+		known = append([]string{fmt.Sprintf("%s has sent an ICMP error about it: %s", c.Src, c.Says)}, known...)
+		s.Fix = fmt.Sprintf("look at what %s refuses it for, on the node %s or behind it: `nft list ruleset`, `iptables -S FORWARD`, `ip route get %s`", c.Src, p.PublicIP, e.packet.Dst)
 	}
 	if e.alive != nil {
 		known = append(known, map[bool]string{
@@ -605,7 +642,7 @@ func (e *evidence) beyond() *Step {
 			known = append(known, fmt.Sprintf("this node itself has dropped %d datagrams as %s, perhaps of that node: compare the config and the leases of both (`muslin leases list`)", n, reason))
 		}
 	}
-	s.Text = "not known beyond this node, and no answer came: " + strings.Join(known, "; ")
+	s.Text = "not known beyond this node, and the destination did not answer: " + strings.Join(known, "; ")
 	return s
 }
 

@@ -93,7 +93,7 @@ func Run(ctx context.Context, n *overlay.Network, o Options) (*Trace, error) {
 		return nil, err
 	}
 	if !n.Contains(o.Dst) {
-		return nil, fmt.Errorf("%s does not lie in the overlay: muslin has no part in what becomes of a packet to it", o.Dst)
+		return nil, fmt.Errorf("%s does not lie in the overlay %s: muslin has no part in what becomes of a packet to it. Of a service's address, trace to the containers behind it; of one outside, `ip route get %[1]s` and the masquerade rules (`nft list ruleset`, `iptables -t nat -S POSTROUTING`) say how it leaves", o.Dst, n.Networks())
 	}
 	route, err := control.AskRoute(ctx, n.Socket, n.Name, o.Dst)
 	if err != nil {
@@ -105,17 +105,23 @@ func Run(ctx context.Context, n *overlay.Network, o Options) (*Trace, error) {
 	}
 	defer s.close()
 	e := &evidence{packet: s.packet, how: s.how, space: s.space, route: route, node: n.Node, drops: n.Drops}
-	w := &watches{network: n, order: sight.Order{Packet: s.packet, Seconds: min(o.Timeout+2*time.Second, sight.MaxWatch).Seconds()}}
-	if err := w.armHere(ctx); err != nil {
+	w := &watches{network: n, order: sight.Order{Packet: s.packet, Seconds: min(o.Timeout+4*time.Second, sight.MaxWatch).Seconds()}}
+	e.thereErr = w.armThere(ctx, route.Peer)
+	if errors.Is(e.thereErr, neighbour.ErrLate) {
+		e.thereErr = w.armThere(ctx, route.Peer)
+	}
+	if err := w.armHere(ctx); err != nil { // after the peer, which may take its time
 		return nil, err
 	}
-	e.thereErr = w.armThere(ctx, route.Peer)
 	if e.sendErr = s.send(); e.sendErr == nil {
 		if err := w.wait(ctx, o.Timeout); err != nil {
 			return nil, err
 		}
 	}
-	if e.here, err = w.seenHere(ctx, true); err != nil {
+	for try := 0; try == 0 || try == 1 && errors.Is(err, context.DeadlineExceeded); try++ { // it is busy
+		e.here, err = w.seenHere(ctx, true)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if e.thereErr == nil {
@@ -128,7 +134,11 @@ func Run(ctx context.Context, n *overlay.Network, o Options) (*Trace, error) {
 // fromHere refuses a source whose node is another one.
 func fromHere(n *overlay.Network, src netip.Addr) error {
 	if !n.Contains(src) {
-		return fmt.Errorf("%s does not lie in the overlay: give the address of a container of this node, or this node's own", src)
+		own := ""
+		if a := n.Own(src.Is6()); a.IsValid() {
+			own = ", " + a.String()
+		}
+		return fmt.Errorf("%s does not lie in the overlay %s: give the address of a container of this node, or this node's own%s, which masquerading also makes the source of a packet from outside", src, n.Networks(), own)
 	}
 	to, err := host.RouteTo(src)
 	if err == nil && (to.Local || to.Device != n.Node.TUN && to.Device != n.Node.TUN6 && to.Device != n.Node.Iface) {
@@ -188,9 +198,10 @@ func (w *watches) armThere(ctx context.Context, p *control.PeerStatus) error {
 	if len(questions) == 0 {
 		return ping.ErrHostGateway
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// Both families at once: where one carries nothing, that would take seconds.
+	// Both families at once: where one carries nothing, that would take seconds. The slower one comes to its end by itself: the
+	// other node would not hear of it when it is broken off (neighbour's packets are of a TTL that a kernel's own RST has not),
+	// and send its answer for minutes.
+	ctx = context.WithoutCancel(ctx)
 	type answer struct {
 		of  int
 		id  string
@@ -223,15 +234,23 @@ func (w *watches) seenHere(ctx context.Context, end bool) (*sight.Report, error)
 	return &r, control.Ask(ctx, w.network.Socket, w.local(w.here, end), &r)
 }
 
+// seenThere asks the other node what it has seen: twice, as one that is busy, or just puts its firewall rules back, may not
+// answer in time. It keeps what it saw for that.
 func (w *watches) seenThere(ctx context.Context) (*sight.Report, error) {
 	var r sight.Report
-	// That node may be about to put its firewall rules back, and tells of them behind that.
-	ctx, cancel := context.WithTimeout(ctx, 2*neighbour.Patience)
-	defer cancel()
-	if err := neighbour.Ask(ctx, w.question.From, w.question.To, w.path(w.there, true), &r); err != nil {
-		return nil, err
+	var err error
+	for range 2 {
+		ctx, cancel := context.WithTimeout(ctx, 2*neighbour.Patience)
+		err = neighbour.Ask(ctx, w.question.From, w.question.To, w.path(w.there, true), &r)
+		cancel()
+		if err == nil {
+			return &r, nil
+		}
+		if !errors.Is(err, neighbour.ErrLate) && !errors.Is(err, neighbour.ErrSilent) {
+			break
+		}
 	}
-	return &r, nil
+	return nil, fmt.Errorf("it was to look for the packet, and does not say what it saw: %w", err)
 }
 
 // wait waits until the answer is where the packet came from, or for so long.

@@ -56,6 +56,15 @@ func TestStages(t *testing.T) {
 			without(r, func(s *sight.Sighting) bool { return s.What == sight.Answer })
 		}
 	}
+	resets := func(e *evidence) {
+		for _, r := range []*sight.Report{e.here, e.there} {
+			for i := range r.Sightings {
+				if r.Sightings[i].What == sight.Answer {
+					r.Sightings[i].Says = sight.RST
+				}
+			}
+		}
+	}
 	for name, c := range map[string]struct {
 		fault func(*evidence)
 		stage string
@@ -93,6 +102,21 @@ func TestStages(t *testing.T) {
 		"the answer is not forwarded": {func(e *evidence) {
 			without(e.here, func(s *sight.Sighting) bool { return s.What == sight.Answer && s.Device == "cni0" })
 		}, StageDeliverBack, "does not forward"},
+		"a rule here rejects it with a TCP reset": {func(e *evidence) {
+			resets(e)
+			e.there.Sightings = nil
+			without(e.here, func(s *sight.Sighting) bool { return s.Device == "muslin0" })
+		}, StageForward, "in the destination's name"},
+		"a rule there rejects it with a TCP reset": {func(e *evidence) {
+			resets(e)
+			without(e.there, func(s *sight.Sighting) bool { return s.Device == "cni0" })
+		}, StageForwardPeer, "in the destination's name"},
+		"an ICMP error, and nobody tells": {func(e *evidence) {
+			answers(e)
+			e.there, e.thereErr = nil, neighbour.ErrNobody
+			e.here.Sightings = append(e.here.Sightings, sight.Sighting{Point: sight.Device, Device: "muslin0", What: sight.Error, Inbound: true, Says: "prohibited", Src: "10.244.2.0", Dst: src.String()})
+		}, StageReceive, "10.244.2.0 has sent an ICMP error about it: prohibited"},
+		"its daemon is busy":               {func(e *evidence) { answers(e); e.there, e.thereErr = nil, neighbour.ErrLate }, StageReceive, "the way to its node and back is in order"},
 		"nobody tells":                     {func(e *evidence) { answers(e); e.there, e.thereErr = nil, neighbour.ErrSilent }, StageReceive, "not known beyond this node"},
 		"nobody tells, and it is answered": {func(e *evidence) { e.there, e.thereErr = nil, neighbour.ErrNobody }, "", ""},
 		"the daemon here is not allowed to look at devices": {func(e *evidence) {
@@ -107,7 +131,7 @@ func TestStages(t *testing.T) {
 		if got.Stopped != c.stage || !strings.Contains(got.Reason+got.Fix, c.says) || (got.Stopped != "") != (got.Fix != "") {
 			t.Errorf("%s: %q: %s; %s", name, got.Stopped, got.Reason, got.Fix)
 		}
-		if got.Good() != (c.stage == "") || (got.Answer != "") != (c.stage == "") {
+		if got.Good() != (c.stage == "") || (got.Answer != "") != (c.stage == "") && got.Answer != sight.RST || got.Stopped != "" && got.Answer != "" && *got.Arrived {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
