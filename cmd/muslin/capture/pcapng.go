@@ -32,12 +32,21 @@ type about struct {
 	Points  tunnel.Points
 }
 
+// linkRaw is LINKTYPE_RAW as what it is called within libpcap on Linux and most systems (DLT_RAW). Files of several interfaces have
+// it: libpcap translates the first interface's type and compares the next ones' as they are (pcap_ng_next_packet in
+// sf-pcapng.c, 1.10), so that tcpdump refuses those whose number in files is another one. Wireshark knows both.
+const linkRaw layers.LinkType = 12
+
 func newPcapng(to io.Writer, a *about) (*pcapng, error) {
+	link := layers.LinkTypeRaw
+	if len(names(a.Points)) > 1 {
+		link = linkRaw
+	}
 	p := &pcapng{to: to, out: bufio.NewWriterSize(to, 1<<16), interfaces: make(map[tunnel.Points]int)}
 	for i, name := range names(a.Points) {
 		point, _ := ParsePoints([]string{name})
 		face := pcapgo.NgInterface{
-			Name: name, Description: a.Device, Filter: a.Filter, LinkType: layers.LinkTypeRaw, SnapLength: uint32(a.Snap), OS: runtime.GOOS, TimestampResolution: 9,
+			Name: name, Description: a.Device, Filter: a.Filter, LinkType: link, SnapLength: uint32(a.Snap), OS: runtime.GOOS, TimestampResolution: 9,
 		}
 		var err error
 		if i == 0 {
