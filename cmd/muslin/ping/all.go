@@ -77,21 +77,37 @@ func All(ctx context.Context, n *overlay.Network, o Options) (*Mesh, error) {
 			pingers[a.Is6()] = p
 		}
 	}
-	var g errgroup.Group
-	var told map[string]telling
-	g.Go(func() error { told, m.More = askPeers(ctx, n); return nil })
 	m.Links = pingAll(ctx, n, pingers, o)
-	_ = g.Wait() // which has no error
+	told, more := askPeers(ctx, n, m.answering())
+	m.More = more
 	m.add(n, told)
 	return m, nil
 }
 
-// pingAll sends each peer its requests, in rounds.
+// answering are the subnets that have answered a request.
+func (m *Mesh) answering() map[string]bool {
+	all := make(map[string]bool)
+	for _, l := range m.Links {
+		if l.Stats != nil && l.Stats.Received > 0 {
+			all[l.To] = true
+		}
+	}
+	return all
+}
+
+// pingAll sends each peer its requests, in rounds. A round does not wait for the answers of the one before, so that a dead peer
+// holds nobody up.
 func pingAll(ctx context.Context, n *overlay.Network, pingers map[bool]*pinger, o Options) []Link {
-	echoes := make([][]Echo, len(n.Peers)) // each written to by one goroutine at a time
+	echoes := make([][]Echo, len(n.Peers)) // of each round, written to by one goroutine
+	for i := range echoes {
+		echoes[i] = make([]Echo, o.Count)
+		for round := range echoes[i] {
+			echoes[i][round].Why = stopped
+		}
+	}
+	var wait sync.WaitGroup
 	for round := 0; round < o.Count && ctx.Err() == nil; round++ {
 		began := time.Now()
-		var wait sync.WaitGroup
 		for i := range n.Peers {
 			if !sleep(ctx.Done(), time.Second/perSecond) {
 				break
@@ -104,14 +120,14 @@ func pingAll(ctx context.Context, n *overlay.Network, pingers map[bool]*pinger, 
 				}
 				e := pingers[to.Is6()].echo(ctx, to, size, o.Timeout)
 				e.Seq = round + 1
-				echoes[i] = append(echoes[i], e)
+				echoes[i][round] = e
 			})
 		}
-		wait.Wait()
 		if round+1 < o.Count {
 			sleep(ctx.Done(), o.Interval-time.Since(began))
 		}
 	}
+	wait.Wait()
 	links := []Link{}
 	for i := range n.Peers {
 		stats := summarize(echoes[i], 0)
@@ -137,8 +153,11 @@ type telling struct {
 	why    error
 }
 
-// askPeers asks each node once, and returns what it says under each of its subnets.
-func askPeers(ctx context.Context, n *overlay.Network) (told map[string]telling, more int) {
+var errNoPing = errors.New("it answered no ping, and so was not asked")
+
+// askPeers asks each node once, and returns what it says under each of its subnets. A node that answered no ping, by neither
+// family, is not asked: each of many would be waited for.
+func askPeers(ctx context.Context, n *overlay.Network, answering map[string]bool) (told map[string]telling, more int) {
 	told = make(map[string]telling)
 	var mu sync.Mutex
 	var g errgroup.Group
@@ -155,7 +174,10 @@ func askPeers(ctx context.Context, n *overlay.Network) (told map[string]telling,
 			continue
 		}
 		g.Go(func() error {
-			t := askStates(ctx, n, p)
+			t := telling{why: errNoPing}
+			if answering[p.Subnet] || answering[p.OtherSubnet] {
+				t = askStates(ctx, n, p)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			told[p.Subnet] = t
@@ -214,7 +236,7 @@ func (m *Mesh) add(n *overlay.Network, told map[string]telling) {
 
 // reason is an error that is to be expected in a few words.
 func reason(err error) string {
-	for _, known := range []error{neighbour.ErrNobody, neighbour.ErrSilent, neighbour.ErrRights} {
+	for _, known := range []error{neighbour.ErrNobody, neighbour.ErrSilent, neighbour.ErrLate, neighbour.ErrRights} {
 		if errors.Is(err, known) {
 			return known.Error()
 		}
