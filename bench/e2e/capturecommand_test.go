@@ -28,7 +28,6 @@ type muslinCapture struct {
 // captureWith starts one, and waits until it captures. file is a name for -w; empty: lines of text on stdout.
 func captureWith(t *testing.T, m *lab.Muslin, file string, args ...string) *muslinCapture {
 	t.Helper()
-	lab.RequireTool(t, "tshark")
 	c := new(muslinCapture)
 	all := append([]string{labtest.Bin, "capture", "--control", m.Control}, args...)
 	if file != "" {
@@ -59,6 +58,7 @@ func (c *muslinCapture) read(t *testing.T, filter string, fields ...string) [][]
 
 func tshark(t *testing.T, file, filter string, fields ...string) (all [][]string) {
 	t.Helper()
+	lab.RequireTool(t, "tshark")
 	// 8472 is no port of VXLAN's to everybody. IP and UDP checksums are looked at.
 	args := []string{"tshark", "-r", file, "-n", "-d", "udp.port==8472,vxlan", "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE", "-Y", filter, "-T", "fields", "-E", "separator=|", "-E", "occurrence=a"}
 	for _, f := range fields {
@@ -75,6 +75,17 @@ func tshark(t *testing.T, file, filter string, fields ...string) (all [][]string
 		all = append(all, strings.Split(strings.TrimSuffix(line, "\n"), "|"))
 	}
 	return all
+}
+
+// lines are what tcpdump makes of the file: where there is no tshark, as in a guest of bench/vm.
+func (c *muslinCapture) lines(t *testing.T, filter string) []string {
+	t.Helper()
+	lab.RequireTool(t, "tcpdump")
+	out, err := exec.CommandContext(t.Context(), "tcpdump", "-n", "-r", c.file, filter).Output()
+	if err != nil {
+		t.Errorf("tcpdump of %s: %v", c.file, err)
+	}
+	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
 }
 
 // flowLine is a line of `muslin capture --flows`, declared a second time on purpose.
@@ -373,23 +384,6 @@ func TestCaptureOfKernel(t *testing.T) {
 		}
 		expectWords(t, out, "with host-gw the kernel routes", "--point inner")
 	})
-	t.Run("wireguard", func(t *testing.T) {
-		eachWireGuard(t, func(t *testing.T, flag string, _ bool) {
-			l := newLab(t, 2)
-			m := join(t, l, "wireguard", flag)[0]
-			a, b := l.Host(1).Pods()[0], l.Host(2).Pods()[0]
-			eventuallyPings(t, a.Node, b.Addr)
-			both := captureWith(t, m, "both", "--point", "inner,outer", "icmp or udp")
-			expectPing(t, a.Node, b.Addr, 3)
-			both.interrupt(t)
-			if got := both.read(t, "icmp && frame.interface_name == inner", "ip.src", "ip.dst"); len(got) != 6 {
-				t.Errorf("inner: %v", got)
-			}
-			if got := both.read(t, "frame.interface_name == outer && udp.srcport == 51820 && udp.dstport == 51820 && ip.addr == "+l.Host(2).Addr.String(), "udp.length", "wg.type"); len(got) < 6 || got[0][1] == "" {
-				t.Errorf("outer: %v", got)
-			}
-		})
-	})
 	t.Run("flannel", func(t *testing.T) {
 		l := newLab(t, 2)
 		h1, h2 := l.Host(1), l.Host(2)
@@ -415,5 +409,61 @@ func TestCaptureOfKernel(t *testing.T) {
 			t.Error("drops of flannel: status 0")
 		}
 		expectWords(t, out, "no daemon behind", "does not say what it drops")
+	})
+}
+
+// What WireGuard carries, the daemon's or the kernel's, is captured, traced and pinged: by this host's devices where no daemon sees
+// it. tcpdump reads the captures, so that it runs in a guest of bench/vm, too, where the kernel has WireGuard.
+//
+//	p1a ── cni0 ─ h1 (muslin) ── br0 ── h2 (muslin) ─ cni0 ── p2a
+func TestWireGuardIsSeen(t *testing.T) {
+	t.Parallel()
+	eachWireGuard(t, func(t *testing.T, flag string, _ bool) {
+		l := newLab(t, 2)
+		inKernel := flag == "--wireguard=kernel"
+		m := join(t, l, "wireguard", flag)[0]
+		h2, a, b := l.Host(2), l.Host(1).Pods()[0], l.Host(2).Pods()[0]
+		eventuallyPings(t, a.Node, b.Addr)
+		both := captureWith(t, m, "both", "--point", "inner,outer", "--peer", h2.Addr.String(), "icmp or udp")
+		text := captureWith(t, m, "", "--count", "2", "icmp and host "+b.Addr.String())
+		flows := captureWith(t, m, "flows", "--flows", "icmp")
+		expectPing(t, a.Node, b.Addr, 3)
+		expectWords(t, labtest.ExpectExit(t, text.Proc, 0), "capturing inner on muslin0", a.Addr.String()+" > "+b.Addr.String()+": icmp echo request", "[peer "+h2.Addr.String()+"]")
+		both.interrupt(t)
+		flows.interrupt(t)
+		if got := both.lines(t, "icmp and host "+b.Addr.String()); len(got) != 6 {
+			t.Errorf("inner: %q", got)
+		}
+		if got := both.lines(t, "udp src port 51820 and udp dst port 51820 and udp[8] == 4 and host "+h2.Addr.String()); len(got) < 6 { // WireGuard's data
+			t.Errorf("outer: %q", got)
+		}
+		if all := readFlows(t, flows.file); len(all) != 1 || all[0].Packets != 3 || all[0].ReplyPackets != 3 || all[0].Peer != h2.Addr.String() {
+			t.Errorf("flows: %+v", all)
+		}
+		out, err := m.Command(t.Context(), "capture", "--point", "drops", "--duration", "100ms")
+		if (err != nil) != inKernel {
+			t.Errorf("drops: %v, %s", err, out)
+		}
+		if inKernel {
+			expectWords(t, out, "the kernel's WireGuard drops by itself", "--wireguard userspace")
+		}
+
+		patience := []string{"--timeout", lab.Patience(300 * time.Millisecond).String()}
+		stages := "pod host route forward table encapsulate underlay receive check forward-peer deliver return receive-back deliver-back"
+		if inKernel {
+			stages = strings.ReplaceAll(stages, " check", "") // no daemon does
+		}
+		r, err := muslinTrace(t, m, append(patience, a.Addr.String(), b.Addr.String())...)
+		if err != nil || r.Way != "encrypted" || r.Answer != "echo reply" || r.Arrived == nil || !*r.Arrived || r.stages() != stages {
+			t.Errorf("trace: %+v, %v", r, err)
+		}
+		runIn(t, h2.Node, "nft", "add table ip fault; add chain ip fault c { type filter hook forward priority 0 ; }; add rule ip fault c icmp type echo-request ip daddr "+b.Addr.String()+" drop")
+		if r, err = muslinTrace(t, m, append(patience, a.Addr.String(), b.Addr.String())...); err == nil || r.Stopped != "forward-peer" || r.Arrived == nil || *r.Arrived {
+			t.Errorf("dropped by the other node: %+v, %v", r, err)
+		}
+		runIn(t, h2.Node, "nft", "delete table ip fault")
+		if p, err := muslinPing(t, m, b.Addr.String(), "--count", "2"); err != nil || p.Received != 2 || p.There.Way != "encrypted" || !p.Back.Known || p.Back.Way != "encrypted" {
+			t.Errorf("ping: %+v, %v", p, err)
+		}
 	})
 }

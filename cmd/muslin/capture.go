@@ -30,7 +30,7 @@ reader that is too slow loses copies, which the last line counts; no packet wait
 With --flows it writes a line of JSON for each flow instead: when it ends, and each --flow-interval while it goes on.
 
 Where the kernel carries the packets (host-gw, the kernel's WireGuard, peers with direct routes) and on a node that
-runs flannel, packets are seen on the kernel's devices: there are no drops then.
+runs flannel, with whatever backend, packets are seen on the kernel's devices: there are no drops then.
 
 docs/capture.md shows what comes out, and lists the fields of a flow.`,
 		Example: `  muslin capture host 10.244.3.7
@@ -62,6 +62,7 @@ docs/capture.md shows what comes out, and lists the fields of a flow.`,
 	f.DurationVar(&c.Wanted.Interval, "flow-interval", time.Minute, "with --flows: how often to write about a flow that goes on, `time`")
 	f.IntVar(&c.Ring, "ring-files", 0, "with -w: write to so many `files` by turns, FILE0, FILE1 …, and overwrite the oldest")
 	f.Int64Var(&c.RingSize, "ring-size", 0, "with --ring-files: how large each becomes, in `MB`")
+	f.StringSliceVar(&c.SubnetFiles, "subnet-file", subnetFiles, "on a node without a daemon: flannel's subnet `file`, which says what the overlay is; several: the first that is there")
 	who.register(f, "an error names them")
 	return cmd
 }

@@ -29,6 +29,7 @@ import (
 type Command struct {
 	Control, Net string
 	Version      string
+	SubnetFiles  []string // where flannel's may be, on a node without a daemon
 
 	Wanted   Wanted // but for Subnets and Hosts
 	Peer     string // an address or subnet of one; empty: any
@@ -40,6 +41,9 @@ type Command struct {
 
 	Stdout, Stderr io.Writer
 }
+
+// lineSnap is how much of a packet a line for a person is made of, bytes: more is not copied for it.
+const lineSnap = 256
 
 // check says what is wrong with the flags.
 func (c *Command) check() error {
@@ -72,6 +76,9 @@ func (c *Command) files() *files {
 func (c *Command) Run(ctx context.Context) error {
 	if err := c.check(); err != nil {
 		return err
+	}
+	if c.File == "" && !c.Wanted.Flows {
+		c.Wanted.Snap = min(c.Wanted.Snap, lineSnap)
 	}
 	plan, err := c.plan(ctx)
 	if err != nil {
@@ -116,7 +123,7 @@ func (c *Command) what() string {
 }
 
 func (c *Command) sink(p *plan) (sink, error) {
-	format := (&printer{vxlan: p.vxlan}).format
+	format := (&printer{framing: p.framing}).format
 	if c.Wanted.Flows {
 		return newLineSink(c.files(), format)
 	}
@@ -163,13 +170,16 @@ func (r *running) summary() string {
 
 func (r *running) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for i := range r.plan.devices {
-		d, s := &r.plan.devices[i], r.plan.sockets[i]
+	for i, d := range r.plan.devices {
+		s := r.plan.sockets[i]
 		g.Go(func() error { return r.watch(ctx, d, s) })
 	}
 	r.plan.sockets = nil // whose watchers close them
 	if r.plan.stream != nil {
 		g.Go(func() error { return r.follow(ctx) })
+	}
+	if r.plan.follow {
+		g.Go(func() error { return r.followPeers(ctx) })
 	}
 	if r.flows != nil && len(r.plan.devices) > 0 {
 		g.Go(func() error { return r.tellFlows(ctx) })
@@ -179,6 +189,38 @@ func (r *running) run(ctx context.Context) error {
 		err = errors.Join(err, r.sweep(true)) // now that nothing is added any more
 	}
 	return err
+}
+
+// learnEvery is how often the daemon is asked who the peers are, where that says which packets are the overlay's.
+const learnEvery = 2 * time.Second
+
+// followPeers follows who the peers are, until ctx ends. While nobody can be asked they are as they were.
+func (r *running) followPeers(ctx context.Context) error {
+	ticks := time.NewTicker(learnEvery)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticks.C:
+		}
+		if status, err := control.AskNetwork(ctx, r.Control, r.Net); err == nil && status.State == control.StateRunning {
+			r.plan.learn(status)
+		}
+	}
+}
+
+// keep is how many bytes of a packet are taken from the kernel's devices: what is to be written, and what is looked at.
+func (c *Command) keep() int {
+	const headers = 256 // of a packet, and of one in it
+	keep := headers
+	if f, err := filter.Compile(c.Wanted.Filter); err == nil {
+		keep = max(keep, f.Reach())
+	}
+	if !c.Wanted.Flows {
+		keep = max(keep, c.Wanted.Snap)
+	}
+	return keep
 }
 
 // watch reads one of the kernel's devices.

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +25,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
+	"golang.org/x/net/bpf"
 
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
@@ -566,7 +569,7 @@ func TestFlowsBounded(t *testing.T) {
 
 // A line says what a person wants to know.
 func TestText(t *testing.T) {
-	p := printer{vxlan: true}
+	p := printer{framing: vxlanFraming}
 	tcp := tcpPacket(t, pod, far, 1234, func(tcp *layers.TCP) { tcp.SYN, tcp.ACK, tcp.Seq = true, false, 77 }, 0)
 	echo := serialize(t, &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolICMPv4, SrcIP: net.ParseIP(pod), DstIP: net.ParseIP(far)},
 		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 3, Seq: 4})
@@ -584,6 +587,90 @@ func TestText(t *testing.T) {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	}
+	unreachable := serialize(t, &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolICMPv4, SrcIP: net.ParseIP("10.1.0.1"), DstIP: net.ParseIP(pod)},
+		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, 1)}, gopacket.Payload(tcp[:28]))
+	for want, c := range map[string]struct {
+		framing framing
+		payload []byte
+	}{
+		"udp: 10.1.0.5.1234 > 10.2.0.5.80: tcp S seq 77, length 40":                             {udpFraming, tcp},
+		"udp: 10.1.0.1 > 10.1.0.5: icmp host unreachable (about tcp to 10.2.0.5.80), length 56": {udpFraming, unreachable},
+		"udp, length 31": {udpFraming, []byte{9, 9, 9}},
+		"wireguard handshake initiation, length 148": {wireGuard, append([]byte{1, 0, 0, 0}, make([]byte, 144)...)},
+		"wireguard data, length 32":                  {wireGuard, append([]byte{4, 0, 0, 0}, make([]byte, 28)...)},
+		"udp, length 32":                             {wireGuard, []byte{7, 0, 0, 0}},
+	} {
+		r := Record{At: when, Outer: true, Src: us, Dst: them, Point: tunnel.PointOuter, Data: c.payload, Length: len(c.payload)}
+		if got := string((&printer{framing: c.framing}).format(nil, &r)); got != "03:04:05.678901 out 192.0.2.1.40000 > 192.0.2.2.8472: "+want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+// What the kernel is asked for is what the overlay's packets are, by the word of netip.
+func TestInNetworks(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, texts := range [][]string{{"10.244.0.0/16"}, {"10.128.0.0/9", "fd00:244::/48"}, {"fd00:244:0:4000::/50"}, {"10.1.2.3/32", "fd00::7/128"}, {"0.0.0.0/0", "::/0"}} {
+		var networks []netip.Prefix
+		for _, text := range texts {
+			networks = append(networks, netip.MustParsePrefix(text))
+		}
+		vm, err := bpf.NewVM(inNetworks(networks, 9))
+		if err != nil {
+			t.Fatal(texts, err)
+		}
+		address := func(six bool) netip.Addr {
+			a := networks[random.IntN(len(networks))].Addr()
+			if a.Is6() != six {
+				a = netip.MustParseAddr("192.0.2.1")
+				if six {
+					a = netip.MustParseAddr("2001:db8::1")
+				}
+			}
+			b := a.AsSlice() // with a bit that is another one, or with none
+			if bit := random.IntN(8 * len(b) * 2); bit < 8*len(b) {
+				b[bit/8] ^= 1 << (bit % 8)
+			}
+			a, _ = netip.AddrFromSlice(b)
+			return a
+		}
+		for range 2000 {
+			six := random.IntN(2) == 1
+			src, dst := address(six), address(six)
+			p := append(append(append(make([]byte, 12), src.AsSlice()...), dst.AsSlice()...), 0)
+			p[0] = 0x45
+			if six {
+				p = append(p[4:], 0, 0, 0, 0)
+				p[0] = 0x60
+			}
+			want := 0
+			if slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(src) || n.Contains(dst) }) {
+				want = 9
+			}
+			if got, err := vm.Run(p); err != nil || got != want {
+				t.Fatalf("%v: %v to %v: %d, %v, want %d", texts, src, dst, got, err, want)
+			}
+		}
+	}
+}
+
+// UDP sockets are read with their addresses, and those belong to interfaces.
+func TestSockets(t *testing.T) {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 77, 0, 9)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	want := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	if !slices.Contains(slices.Collect(maps.Values(udpSockets())), netip.AddrPortFrom(want.Addr().Unmap(), want.Port())) {
+		t.Errorf("%v is not among %v", want, udpSockets())
+	}
+	if name := interfaceOf(netip.MustParseAddr("127.0.0.1")); name != "lo" {
+		t.Errorf("127.0.0.1 is on %q", name)
+	}
+	if name := interfaceOf(netip.MustParseAddr("192.0.2.77")); name != "" {
+		t.Errorf("192.0.2.77 is on %q", name)
+	}
 }
 
 // Whatever comes over the control socket, or from a device, is read or refused, and what is read can be written.
@@ -598,7 +685,7 @@ func FuzzRecord(f *testing.F) {
 	tap.Observe(dropped(outer(vxlan(p), true), tunnel.DropVNI))
 	b, c := tap.take(nil)
 	f.Add(appendFlow(appendCounts(bytes.Clone(b), c), []byte("{}")))
-	text := printer{vxlan: true}
+	text := printer{framing: vxlanFraming}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ng, err := newPcapng(io.Discard, &about{Points: tunnel.PointInner | tunnel.PointOuter | tunnel.PointDrop})
 		if err != nil {

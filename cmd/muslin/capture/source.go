@@ -7,8 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"muslin/cmd/muslin/control"
@@ -24,11 +24,28 @@ type plan struct {
 	ask    func(ctx context.Context) (*control.Stream, error) // nil: no daemon is to be asked
 	stream *control.Stream                                    // once it was
 
-	devices []device
+	devices []*device
 	sockets []*packetSocket // of devices
 
-	tun   string // that the daemon carries for
-	vxlan bool   // what is in datagrams
+	peers  *peerTable // as they are now: on devices it says which packets are the overlay's
+	follow bool       // who they are, as that may change
+
+	tun     string  // that the daemon carries for
+	framing framing // of datagrams
+}
+
+// peerTable is who the peers are at this moment.
+type peerTable struct{ now atomic.Pointer[fib.Table] }
+
+// of is the PublicIP of who has a remote address; false: no peer has.
+func (t *peerTable) of(remote netip.Addr) (publicIP netip.Addr, known bool) {
+	if t == nil {
+		return netip.Addr{}, false
+	}
+	if peer := t.now.Load().Lookup(remote); peer != nil {
+		return peer.PublicIP, true
+	}
+	return netip.Addr{}, false
 }
 
 func (p *plan) close() {
@@ -46,9 +63,9 @@ func (p *plan) where() string {
 	if p.ask != nil {
 		all = append(all, p.tun)
 	}
-	for i := range p.devices {
-		if name := p.devices[i].name; !slices.Contains(all, name) {
-			all = append(all, name)
+	for _, d := range p.devices {
+		if !slices.Contains(all, d.name) {
+			all = append(all, d.name)
 		}
 	}
 	return strings.Join(all, ", ")
@@ -60,6 +77,7 @@ func (c *Command) plan(ctx context.Context) (*plan, error) {
 	status, err := control.AskNetwork(ctx, c.Control, c.Net)
 	switch {
 	case errors.Is(err, control.ErrNobody):
+		p.peers = new(peerTable)
 		if ferr := c.planFlannel(p); ferr != nil {
 			return nil, fmt.Errorf("%w; and %w", err, ferr)
 		}
@@ -77,8 +95,8 @@ func (c *Command) plan(ctx context.Context) (*plan, error) {
 
 // begin opens what was planned.
 func (c *Command) begin(ctx context.Context, p *plan) (err error) {
-	for i := range p.devices {
-		s, err := openPacketSocket(&p.devices[i])
+	for _, d := range p.devices {
+		s, err := openPacketSocket(d, c.keep())
 		if err != nil {
 			p.close()
 			return err
@@ -94,8 +112,8 @@ func (c *Command) begin(ctx context.Context, p *plan) (err error) {
 	return err
 }
 
-// choosePeer finds the peer that --peer names, in both address families.
-func (c *Command) choosePeer(s *control.Status) error {
+// choosePeer finds the peer that --peer names among these, in both address families. listed says where a person finds them.
+func (c *Command) choosePeer(peers []control.PeerStatus, listed string) error {
 	if c.Peer == "" {
 		return nil
 	}
@@ -104,8 +122,9 @@ func (c *Command) choosePeer(s *control.Status) error {
 		addr, err = prefix.Addr(), nil
 	}
 	if err != nil {
-		return fmt.Errorf("--peer %q: want a peer's PublicIP, its subnet, or an address in that: `muslin status` lists them", c.Peer)
+		return fmt.Errorf("--peer %q: want a peer's PublicIP, its subnet, or an address in that: %s", c.Peer, listed)
 	}
+	addr = addr.Unmap()
 	add := func(p *control.PeerStatus) {
 		if subnet, err := netip.ParsePrefix(p.Subnet); err == nil && !slices.Contains(c.Wanted.Subnets, subnet) {
 			c.Wanted.Subnets = append(c.Wanted.Subnets, subnet)
@@ -114,28 +133,28 @@ func (c *Command) choosePeer(s *control.Status) error {
 			c.Wanted.Hosts = append(c.Wanted.Hosts, host)
 		}
 	}
-	for i := range s.Peers {
-		p := &s.Peers[i]
+	for i := range peers {
+		p := &peers[i]
 		subnet, err := netip.ParsePrefix(p.Subnet)
 		if err != nil || p.PublicIP != addr.String() && !subnet.Contains(addr) {
 			continue
 		}
 		add(p)
-		for k := range s.Peers {
-			if p.OtherSubnet != "" && s.Peers[k].Subnet == p.OtherSubnet {
-				add(&s.Peers[k])
+		for k := range peers {
+			if p.OtherSubnet != "" && peers[k].Subnet == p.OtherSubnet {
+				add(&peers[k])
 			}
 		}
 	}
 	if c.Wanted.ofAnyPeer() {
-		return fmt.Errorf("--peer %s: no peer has that PublicIP, that subnet, or that address in it: `muslin status --peers 0` lists them", c.Peer)
+		return fmt.Errorf("--peer %s: no peer has that PublicIP, that subnet, or that address in it: %s", c.Peer, listed)
 	}
 	return nil
 }
 
 // planDaemon is for a node with a daemon: of what it carries itself it tells, what the kernel carries is seen on devices.
 func (c *Command) planDaemon(p *plan, s *control.Status) error {
-	if err := c.choosePeer(s); err != nil {
+	if err := c.choosePeer(s.Peers, "`muslin status --peers 0` lists them"); err != nil {
 		return err
 	}
 	n := &s.Node
@@ -143,17 +162,20 @@ func (c *Command) planDaemon(p *plan, s *control.Status) error {
 	if c.Wanted.Flows {
 		points = tunnel.PointInner | tunnel.PointDrop
 	}
-	p.vxlan = n.Backend == lease.BackendVXLAN
+	p.framing = framingOf(n.Backend)
 	inKernel := slices.ContainsFunc(s.Features, func(f kernel.Feature) bool { return f.Name == "kernel-wireguard" && f.On })
 	encrypts := n.Backend == lease.BackendWireGuard
-	peers := tableOf(s, func(*control.PeerStatus) bool { return true })
+	p.peers = new(peerTable)
+	overlay := networksOf(n.Network, n.Network6)
 
 	switch {
 	case n.Backend == lease.BackendHostGW:
 		if err := onlyInner(points, c.Wanted.Flows, "with host-gw the kernel routes the packets, and there is nothing around them"); err != nil {
 			return err
 		}
-		p.onDevice(n.Iface, tunnel.PointInner, 0, peers)
+		p.devices = append(p.devices, &device{name: n.Iface, point: tunnel.PointInner, peers: p.peers, only: overlay})
+		p.learn(s)
+		p.follow = true
 		return nil
 	case inKernel:
 		if points&tunnel.PointDrop != 0 && !c.Wanted.Flows {
@@ -161,22 +183,27 @@ func (c *Command) planDaemon(p *plan, s *control.Status) error {
 		}
 		if points&tunnel.PointInner != 0 {
 			for _, name := range namesOf(n.TUN, n.TUN6) {
-				p.onDevice(name, tunnel.PointInner, 0, nil)
+				p.devices = append(p.devices, &device{name: name, point: tunnel.PointInner, peers: p.peers})
 			}
+			p.follow = true
 		}
 	}
 	if points&tunnel.PointOuter != 0 && encrypts {
 		for _, port := range portsOf(n) {
-			p.onDevice(n.Iface, tunnel.PointOuter, port, nil)
+			p.devices = append(p.devices, &device{name: n.Iface, point: tunnel.PointOuter, port: port})
 		}
 	}
 	if inKernel {
+		p.learn(s)
 		return nil
 	}
-	isDirect := func(p *control.PeerStatus) bool { return p.Way == string(way.Direct) }
-	if points&tunnel.PointInner != 0 && slices.ContainsFunc(s.Peers, func(p control.PeerStatus) bool { return isDirect(&p) }) {
-		p.onDevice(n.Iface, tunnel.PointInner, 0, tableOf(s, isDirect))
+	if points&tunnel.PointInner != 0 && mayBeDirect(s.Peers) {
+		// Each end decides by itself, so that a peer's packets may come directly while ours do not go so: a packet of the overlay's
+		// there is a direct one.
+		p.devices = append(p.devices, &device{name: n.Iface, point: tunnel.PointInner, peers: p.peers, only: overlay})
+		p.follow = true
 	}
+	p.learn(s)
 	wanted := c.Wanted
 	if encrypts {
 		wanted.Points &^= tunnel.PointOuter
@@ -195,18 +222,35 @@ func (c *Command) planDaemon(p *plan, s *control.Status) error {
 	return nil
 }
 
-// onDevice adds one of the kernel's devices. peers says whose the packets are; nil: all are the overlay's.
-func (p *plan) onDevice(name string, at tunnel.Points, port uint16, peers *fib.Table) {
-	d := device{name: name, point: at, port: port}
-	if peers != nil {
-		d.peers = func(remote netip.Addr) (netip.Addr, bool) {
-			if peer := peers.Lookup(remote); peer != nil {
-				return peer.PublicIP, true
-			}
-			return netip.Addr{}, false
+// learn takes down who the peers are by now.
+func (p *plan) learn(s *control.Status) {
+	var all []*fib.Peer
+	for i := range s.Peers {
+		peer := &s.Peers[i]
+		subnet, err := netip.ParsePrefix(peer.Subnet)
+		host, herr := netip.ParseAddr(peer.PublicIP)
+		if err == nil && herr == nil {
+			all = append(all, &fib.Peer{Subnet: subnet, PublicIP: host})
 		}
 	}
-	p.devices = append(p.devices, d)
+	p.peers.now.Store(fib.New(all))
+}
+
+// mayBeDirect reports whether the network's config asks for direct routes, as far as the peers show it.
+func mayBeDirect(peers []control.PeerStatus) bool {
+	return len(peers) == 0 || slices.ContainsFunc(peers, func(p control.PeerStatus) bool {
+		return p.WayRule != string(way.RuleOff) && p.WayRule != string(way.RuleWireGuard)
+	})
+}
+
+// networksOf are the overlay's, of one family or both.
+func networksOf(four, six string) (all []netip.Prefix) {
+	for _, text := range []string{four, six} {
+		if n, err := netip.ParsePrefix(text); err == nil {
+			all = append(all, n.Masked())
+		}
+	}
+	return all
 }
 
 func onlyInner(points tunnel.Points, flows bool, why string) error {
@@ -233,53 +277,4 @@ func portsOf(n *control.NodeStatus) (all []uint16) {
 		}
 	}
 	return all
-}
-
-// tableOf is the peers of a status that are such.
-func tableOf(s *control.Status, such func(*control.PeerStatus) bool) *fib.Table {
-	var all []*fib.Peer
-	for i := range s.Peers {
-		p := &s.Peers[i]
-		subnet, err := netip.ParsePrefix(p.Subnet)
-		host, herr := netip.ParseAddr(p.PublicIP)
-		if err == nil && herr == nil && such(p) {
-			all = append(all, &fib.Peer{Subnet: subnet, PublicIP: host})
-		}
-	}
-	return fib.New(all)
-}
-
-// planFlannel is for a node where flannel carries: its kernel devices are flannel.VNI, and flannel-v6.VNI.
-func (c *Command) planFlannel(p *plan) error {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("list the devices: %w", err)
-	}
-	if c.Peer != "" {
-		return errors.New("without a daemon nobody knows the peers: say host ADDRESS instead of --peer")
-	}
-	if c.Wanted.Points&tunnel.PointDrop != 0 && !c.Wanted.Flows {
-		return errors.New("flannel's kernel device does not say what it drops: --point inner or outer is what there is")
-	}
-	byIndex := make(map[int]string)
-	for _, l := range links {
-		byIndex[l.Attrs().Index] = l.Attrs().Name
-	}
-	for _, l := range links {
-		v, ok := l.(*netlink.Vxlan)
-		if !ok || !strings.HasPrefix(v.Name, "flannel") {
-			continue
-		}
-		p.vxlan = true
-		if c.Wanted.Points&tunnel.PointInner != 0 {
-			p.onDevice(v.Name, tunnel.PointInner, 0, nil)
-		}
-		if underlay := byIndex[v.VtepDevIndex]; c.Wanted.Points&tunnel.PointOuter != 0 && underlay != "" {
-			p.onDevice(underlay, tunnel.PointOuter, uint16(v.Port), nil)
-		}
-	}
-	if len(p.devices) == 0 {
-		return errors.New("there is no device of flannel's (flannel.VNI) to look at either")
-	}
-	return nil
 }
