@@ -40,6 +40,15 @@ func newHost6(t *testing.T) {
 	run(t, "ip addr add 2001:db8:1::2/64 dev eth0; ip addr add 2001:db8:42:5::1/64 dev pods; ip -6 route add default via fe80::1 dev eth0 proto ra metric 1024")
 	run(t, "ip6tables -N HERS && ip6tables -A FORWARD -j HERS && ip6tables -t nat -A POSTROUTING -s fd17::/64 -j MASQUERADE")
 	eventually(t, "no tentative address", func() bool { return !strings.Contains(run(t, "ip addr"), "tentative") })
+	awaitLocal(t, "local 2001:db8:1::2 dev eth0")
+	awaitLocal(t, "local 2001:db8:42:5::1 dev pods")
+}
+
+// awaitLocal waits until a route is in the local table. The kernel sees to those of an IPv6 address a moment after it was given, from
+// a queue of its own (addrconf_dad_work in net/ipv6/addrconf.c).
+func awaitLocal(t *testing.T, route string) {
+	t.Helper()
+	eventually(t, route, func() bool { return strings.Contains(run(t, "ip -6 route show table local"), route) })
 }
 
 func checkSetUp6(t *testing.T) {

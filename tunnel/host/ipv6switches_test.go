@@ -22,7 +22,7 @@ func TestSetupBesideAnycastRoute(t *testing.T) {
 	for _, how := range []string{"undo", "cleanup"} {
 		newHost6(t)
 		run(t, "sysctl -qw net.ipv6.conf.all.forwarding=1")
-		contains(t, run(t, "ip -6 route show table local"), anycast)
+		awaitLocal(t, anycast)
 		before := snapshot(t)
 		c := only6(config6(t.TempDir()))
 		c.ForwardRules, c.IPMasq = false, false
@@ -30,6 +30,7 @@ func TestSetupBesideAnycastRoute(t *testing.T) {
 		if text := run(t, "ip -6 route show table local"); strings.Contains(text, anycast) {
 			t.Errorf("the anycast route is still there:\n%s", text)
 		}
+		awaitLocal(t, "local 2001:db8:42:5:: dev muslin0")
 		contains(t, run(t, "ip route get 2001:db8:42:5::"), "local 2001:db8:42:5::")
 		if did, err := s.converge(); err != nil || len(did) != 0 {
 			t.Errorf("converge: %q, %v", did, err)
@@ -46,6 +47,7 @@ func TestSetupBesideAnycastRoute(t *testing.T) {
 		l.Close()
 		// A bridge that comes later stands behind us.
 		run(t, "ip addr del 2001:db8:42:5::1/64 dev pods; ip addr add 2001:db8:42:5::1/64 dev pods nodad")
+		awaitLocal(t, anycast)
 		if did, err := s.converge(); err != nil || len(did) != 0 {
 			t.Errorf("converge with a bridge that came later: %q, %v", did, err)
 		}
@@ -143,7 +145,7 @@ func TestRouterAdvertisementsGoOnCounting(t *testing.T) {
 	eventually(t, "a router afterwards", func() bool { advertise(t, "eth2p", 1800); return learnt("eth2") })
 }
 
-// advertise sends a router advertisement (RFC 4861, section 4.2) out of an interface, with a lifetime in seconds.
+// advertise sends a router advertisement (RFC 4861, section 4.2) out of an interface, with a lifetime in seconds, or none yet.
 //
 //	0     type 134   code 0   checksum (the kernel's)
 //	4     hop limit  flags    router lifetime
@@ -167,7 +169,7 @@ func advertise(t *testing.T, iface string, lifetime uint16) {
 	err = errors.Join(unix.BindToDevice(fd, iface),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255),
 		unix.Sendto(fd, message, 0, to))
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) { // this end has no address yet: the kernel gives it from a queue
 		t.Fatalf("router advertisement on %s: %v", iface, err)
 	}
 }
