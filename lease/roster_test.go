@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"muslin/tunnel/fib"
+	"muslin/tunnel/racetest"
 )
 
 // slowRoster is the twin of roster: the peers and the skipped ones, made from all entries at once.
@@ -104,7 +105,7 @@ func testNodes(t *testing.T, backend string) []Node {
 // Change upon change gives what all entries at once give: peers, what is skipped, and which complaints stand.
 func TestRosterAgainstTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	for round := range 60 {
+	for round := range racetest.Rounds(60, 12) {
 		node := testNodes(t, []string{BackendVXLAN, BackendUDP}[round%2])[round%3]
 		r := newRoster(node, slog.New(slog.DiscardHandler))
 		entries := make(map[string]Entry)

@@ -9,6 +9,7 @@ import (
 	"muslin/encap"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/gso"
+	"muslin/tunnel/racetest"
 )
 
 // steadyDevice and steadyUnderlay give the same batch for ever and swallow what they get, without an
@@ -180,7 +181,7 @@ func steady(t testing.TB, n node, framing string, l load) (*VTEP, *steadyDevice,
 }
 
 func TestNoAllocation(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	for _, framing := range framingNames {

@@ -10,6 +10,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"muslin/tunnel/fib"
+	"muslin/tunnel/racetest"
 )
 
 const testPath = 1350
@@ -193,7 +194,7 @@ func TestPathMTUFragmentsFillUp(t *testing.T) {
 }
 
 func TestFragmentsDoNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	l := smallLoad(t, newBench(t, "vxlan"), 1400, 0)

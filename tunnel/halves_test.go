@@ -10,6 +10,7 @@ import (
 
 	"muslin/encap"
 	"muslin/tunnel/fib"
+	"muslin/tunnel/racetest"
 )
 
 // steadyEngine is an Engine in memory: the test calls the workers.
@@ -160,7 +161,7 @@ func (d *failingDevice) Queues() []DeviceQueue                   { return []Devi
 func (d *failingDevice) Read([]byte, []Packet, int) (int, error) { return 0, d.err }
 
 func TestHalvesAllocateNothing(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	x, x6 := newBench(t, "udp"), newBench6(t, "udp")

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/gopacket/layers"
+
+	"muslin/tunnel/racetest"
 )
 
 // recorder is an Observer that keeps copies.
@@ -254,7 +256,7 @@ func (c *counter) Observe(s *Seen) { c.packets, c.bytes = c.packets+s.Segments, 
 
 // Telling allocates nothing.
 func TestObserveNoAllocation(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	x := newBench(t, "vxlan")

@@ -17,6 +17,7 @@ import (
 
 	"muslin/encap"
 	"muslin/tunnel/fib"
+	"muslin/tunnel/racetest"
 )
 
 // fakeShareable is a Shareable in memory: what is received comes from its own queues, what a share sends goes to the
@@ -664,7 +665,7 @@ func TestSharedPortRunEnds(t *testing.T) {
 }
 
 func TestSharedPortNoAllocation(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	for _, members := range []int{1, 2, 3} {

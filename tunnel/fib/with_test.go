@@ -6,17 +6,15 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"muslin/tunnel/racetest"
 )
 
 // With, change upon change, against New of everything: the same answers, and the tables before stay as
 // they were.
 func TestWithAgainstTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
-	rounds := 24
-	if raceEnabled {
-		rounds = 12 // which has every mixture once
-	}
-	for round := range rounds {
+	for round := range racetest.Rounds(24, 4) { // 12 have every mixture once
 		in := spaces[round%3 : round%3+1]
 		if round%4 == 3 {
 			in = spaces // all families in one table
@@ -68,7 +66,7 @@ func TestWithAgainstTwin(t *testing.T) {
 // What OuterSince leaves out the table before has, and without one it yields everything, once.
 func TestOuterSince(t *testing.T) {
 	rng := rand.New(rand.NewPCG(13, 14))
-	for round := range 20 {
+	for round := range racetest.Rounds(20, 6) {
 		table := New(nil)
 		for range 50 {
 			var set []*Peer

@@ -14,6 +14,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/gso"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/racetest"
 )
 
 // write wants everything to be taken.
@@ -305,7 +306,7 @@ func numbered(t testing.TB, number uint32, size int) []byte {
 }
 
 func TestNoAllocation(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	for _, w := range twins {

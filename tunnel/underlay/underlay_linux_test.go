@@ -14,6 +14,7 @@ import (
 
 	"muslin/tunnel"
 	"muslin/tunnel/kernel"
+	"muslin/tunnel/racetest"
 )
 
 var _ tunnel.Underlay = (*Conn)(nil)
@@ -219,7 +220,7 @@ func (c *carrier) carry(t testing.TB) {
 }
 
 func TestNoAllocation(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	eachFamily(t, noAllocation)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"muslin/tunnel/racetest"
 )
 
 // parked is a File whose reader parks, and the other end of its socket.
@@ -150,7 +152,7 @@ func TestParkEnds(t *testing.T) {
 }
 
 func TestParkDoesNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	f, other := parked(t)

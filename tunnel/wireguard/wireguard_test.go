@@ -18,6 +18,7 @@ import (
 	"muslin/lease"
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
+	"muslin/tunnel/racetest"
 )
 
 const testMTU = 1420
@@ -447,7 +448,7 @@ func TestSessionsAreRead(t *testing.T) {
 
 // Neither way costs an allocation in the pipe, also where a batch has more packets than the engine takes at once.
 func TestPipeDoesNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	var p pipe

@@ -30,6 +30,7 @@ import (
 	"muslin/tunnel"
 	"muslin/tunnel/fib"
 	"muslin/tunnel/gso"
+	"muslin/tunnel/racetest"
 )
 
 var (
@@ -194,7 +195,7 @@ func TestSlow(t *testing.T) {
 
 // A copy allocates nothing.
 func TestNoAllocation(t *testing.T) {
-	if raceEnabled {
+	if racetest.Enabled {
 		t.Skip("a pool forgets on purpose under the race detector")
 	}
 	p := tcpPacket(t, pod, far, 1234, nil, 1000)

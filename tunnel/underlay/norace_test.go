@@ -1,5 +1,0 @@
-//go:build !race
-
-package underlay
-
-const raceEnabled = false

@@ -1,5 +1,0 @@
-//go:build !race
-
-package waiter
-
-const raceEnabled = false
