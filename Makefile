@@ -10,6 +10,11 @@ V        ?= -v
 RUN      ?=
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
+# One way to compile for all that is built, tested and linted, so that each package is compiled once.
+export CGO_ENABLED = 0
+export GOFLAGS    += -trimpath
+AS_ROOT := $(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=$$CGO_ENABLED "GOFLAGS=$$GOFLAGS"
+
 # What the demo and the tests need beside Go, as Debian packages.
 DEMO_PACKAGES := iproute2 iperf3
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-ping tcpdump tshark iptables nftables etcd-server etcd-client ethtool util-linux procps sockperf wireguard-go wireguard-tools gcc libc6-dev dbus-daemon python3-dbus python3-gi tmux
@@ -33,7 +38,7 @@ help: ## List the targets
 
 .PHONY: build
 build: ## Build the static binary, bin/muslin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/muslin ./cmd/muslin
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/muslin ./cmd/muslin
 
 define install
 	@if ! dpkg -s $(1) >/dev/null 2>&1; then \
@@ -69,32 +74,35 @@ demo: deps-demo build ## Three hosts on this machine: ping and throughput betwee
 	$(SUDO) bin/muslin demo
 
 .PHONY: test
-test: deps build test-unit test-race test-fuzz test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
+test: deps build test-unit test-race test-e2e ## Every test: unit, race, fuzz seeds, end-to-end, interoperability
 
-# The suites with the built binary need the machine to themselves, so they are no part of the others.
+# The suites with the built binary need the machine to themselves, so they are no part of the others. Those that wait most (for
+# the kernel's locks, for etcd) go first: what computes has the processors meanwhile.
 SUITES := doctor e2e fault metrics rescue restart scale soak systemd web
-UNIT   = $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
+UNIT   = ./tunnel/host ./lease/etcd ./bench/link $$($(GO) list ./... | grep -v $(SUITES:%=-e /bench/%$$))
 
 .PHONY: test-unit
-test-unit: ## Unit tests, allocation asserts among them (those that open devices need root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=0 $(GO) test -p 4 -count=1 -run '$(RUN)' $(UNIT)
+test-unit: ## Unit tests, allocation asserts and fuzz seeds among them (those that open devices need root)
+	$(AS_ROOT) $(GO) test -p 4 -count=1 -run '$(RUN)' $(UNIT)
 
+# The detector waits a second at the end of each process, in case that another thread has something to report: these have joined
+# theirs. What go vet says of the tests it has said to test-unit.
 .PHONY: test-race
 test-race: ## The same under the race detector
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" CGO_ENABLED=1 $(GO) test -p 4 -count=1 -race -run '$(RUN)' $(UNIT)
+	$(AS_ROOT) CGO_ENABLED=1 GORACE=atexit_sleep_ms=100 $(GO) test -p 4 -count=1 -vet=off -race -run '$(RUN)' $(UNIT)
 
 .PHONY: test-fuzz
-test-fuzz: ## Every fuzz target over its seeds and kept corpus
-	CGO_ENABLED=0 $(GO) test -count=1 -run '^Fuzz' $$(bench/fuzz/run.sh --list | sed 's,^,./,; s, .*,,' | sort -u)
+test-fuzz: ## Every fuzz target over its seeds and kept corpus, as test-unit has it too
+	$(GO) test -count=1 -vet=off -run '^Fuzz' $$(bench/fuzz/run.sh --list | sed 's,^,./,; s, .*,,' | sort -u)
 
 .PHONY: test-e2e
 test-e2e: build ## End-to-end and interoperability, in network namespaces, with the built binary
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FIREWALLD=$$([ ! -d $(FIREWALLD) ] || echo $(FIREWALLD)) \
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FIREWALLD=$$([ ! -d $(FIREWALLD) ] || echo $(FIREWALLD)) \
 	  $(GO) test -parallel 4 -count=1 -timeout 9m -run '$(RUN)' ./bench/e2e
 
 .PHONY: matrix
 matrix: deps-test build ## Every backend between every kind of nodes; writes docs/matrix.md (root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_MATRIX=$(CURDIR)/docs/matrix.md \
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_MATRIX=$(CURDIR)/docs/matrix.md \
 	  $(GO) test -count=1 -timeout 5m -v -run TestMatrix ./bench/e2e
 
 .PHONY: deps-systemd
@@ -103,7 +111,7 @@ deps-systemd:
 
 .PHONY: test-systemd
 test-systemd: deps-systemd build ## The systemd unit under a real systemd: rights, install, crashes and what they cost (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/systemd
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/systemd
 
 # Apart from what the other tests need: a browser is a large thing to install for who does not touch the page.
 .PHONY: deps-web
@@ -112,11 +120,11 @@ deps-web:
 
 .PHONY: test-web
 test-web: deps-web build ## The page of --web in a real browser: a lab, 500 peers, keyboard, axe-core (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/web
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/web
 
 .PHONY: test-fault
 test-fault: deps-test build ## Faults of etcd and of leases, floods, restarts; every packet is counted (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m $(V) -run '$(RUN)' ./bench/fault ./bench/restart
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -p 1 -timeout 15m $(V) -run '$(RUN)' ./bench/fault ./bench/restart
 
 # flannel is a Go module, with C in its udp backend.
 FLANNEL := v0.26.7
@@ -125,12 +133,12 @@ build/flanneld:
 
 .PHONY: test-rescue
 test-rescue: deps-test build build/flanneld ## Rescue and undo of flannel nodes under traffic, with a real flanneld, broken in several ways (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FLANNELD=$(CURDIR)/build/flanneld \
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_FLANNELD=$(CURDIR)/build/flanneld \
 	  $(GO) test -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/rescue
 
 .PHONY: test-doctor
 test-doctor: deps-test build ## Every fault that muslin doctor is to find, injected, and its first finding compared (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 1 -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/doctor
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -parallel 1 -count=1 -timeout 10m $(V) -run '$(RUN)' ./bench/doctor
 
 # Debian starts the Prometheus that it installs; the tests start their own, so one that this installs does not stay on.
 .PHONY: deps-metrics
@@ -140,11 +148,11 @@ deps-metrics: deps-test
 
 .PHONY: test-metrics
 test-metrics: deps-metrics build ## Metrics, dashboard and alerts under a real Prometheus, half a minute (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 5m $(V) -run '$(RUN)' ./bench/metrics
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 5m $(V) -run '$(RUN)' ./bench/metrics
 
 .PHONY: test-long
 test-long: build ## Files of 1 GiB both ways, each backend and kernel VXLAN, SHA-256 compared (needs root)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_LONG=1 $(GO) test -count=1 -timeout 30m -v -run TestBigFiles ./bench/e2e
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin MUSLIN_LONG=1 $(GO) test -count=1 -timeout 30m -v -run TestBigFiles ./bench/e2e
 
 # Nothing here needs root: the guest has its own.
 .PHONY: vm
@@ -164,14 +172,14 @@ define oldkernel
 	@mkdir -p build/oldkernel/$(1)
 	@printf '#!/bin/sh\nexec %s --profile $(1) -- %s "$$@"\n' $(CURDIR)/bin/oldkernel $(CURDIR)/bin/muslin >build/oldkernel/$(1)/muslin
 	@chmod 755 build/oldkernel/$(1)/muslin
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/build/oldkernel/$(1)/muslin MUSLIN_OLDKERNEL=$(1) MUSLIN_FIREWALLD=none \
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/build/oldkernel/$(1)/muslin MUSLIN_OLDKERNEL=$(1) MUSLIN_FIREWALLD=none \
 	  $(GO) test -count=1 -timeout 15m -run '$(RUN)' ./bench/e2e
 
 endef
 
 .PHONY: bin/oldkernel
 bin/oldkernel:
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/oldkernel ./bench/oldkernel
+	$(GO) build -o bin/oldkernel ./bench/oldkernel
 
 .PHONY: test-oldkernel
 test-oldkernel: deps-test build bin/oldkernel ## The end-to-end suite with muslin refused what Linux PROFILE (3.2, 3.10, 4.4, 4.18, 5.4) lacks
@@ -183,12 +191,12 @@ test-oldkernel-all: deps-test build bin/oldkernel ## The same for each of them
 
 .PHONY: scale
 scale: deps-test build ## A daemon among 10,000 leases and etcd under 500 daemons, in at most 10 minutes (root; nothing else on the machine)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/scale
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin $(GO) test -count=1 -timeout 10m -v ./bench/scale
 
 .PHONY: soak
 soak: deps-test build ## Traffic, churn and restarts for SOAK (30m): what the daemons take stays flat (root)
 	mkdir -p bench/results
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" MUSLIN_BIN=$(CURDIR)/bin/muslin SOAK=$(SOAK) SOAK_OUT=$(CURDIR)/bench/results/soak.json \
+	$(AS_ROOT) MUSLIN_BIN=$(CURDIR)/bin/muslin SOAK=$(SOAK) SOAK_OUT=$(CURDIR)/bench/results/soak.json \
 	  $(GO) test -count=1 -timeout 0 -v ./bench/soak
 	$(GO) run ./bench/plot bench/results
 
@@ -204,8 +212,8 @@ fuzz-long: ## Run each fuzz target for 5 minutes, two side by side: an hour and 
 lint: ## gofmt, go vet, staticcheck, other architectures, and govulncheck where its data can be had
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
-	CGO_ENABLED=0 $(GO) tool staticcheck ./...
-	@for arch in arm64 386 arm riscv64; do echo "build for $$arch"; CGO_ENABLED=0 GOARCH=$$arch $(GO) build -o /dev/null ./cmd/muslin || exit 1; done
+	$(GO) tool staticcheck ./...
+	@for arch in arm64 386 arm riscv64; do echo "build for $$arch"; GOARCH=$$arch $(GO) build -o /dev/null ./cmd/muslin || exit 1; done
 	@out=$$($(GO) tool govulncheck ./... 2>&1); status=$$?; case "$$out" in \
 	  *"fetching vulnerabilities"*) echo "govulncheck: its database cannot be reached from here; left out" ;; \
 	  *) echo "$$out"; exit $$status ;; esac
@@ -222,7 +230,7 @@ bench-check: deps-bench build bin/wireguard-go ## Measure what has a target, and
 # The program of the module whose engine muslin has, in the same version: Debian's is years older.
 .PHONY: bin/wireguard-go
 bin/wireguard-go:
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/wireguard-go golang.zx2c4.com/wireguard
+	$(GO) build -o bin/wireguard-go golang.zx2c4.com/wireguard
 
 .PHONY: bench-micro
 bench-micro: ## Go benchmarks of the data path's rooms against the committed baseline
