@@ -17,6 +17,7 @@ import (
 //
 //	p1a ── cni0 ─ h1 (muslin) ── eth0, MTU 1500 → 1400 → 1500 ── br0 ── h2 (muslin) ─ cni0 ── p2a
 func TestUnderlayMTUIsFollowed(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 2)
 	daemons := join(t, l, "vxlan")
 	a, b := daemons[0].Host.Pods()[0], daemons[1].Host.Pods()[0]

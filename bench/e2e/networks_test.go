@@ -158,6 +158,7 @@ func (s *several) apartOf(t *testing.T, family string) (packets int) {
 //
 // Later gold (host-gw) comes, and pink (VNI 3 on port 8472).
 func TestSeveralNetworks(t *testing.T) {
+	t.Parallel()
 	lab.RequireTool(t, "iperf3", "nft", "tcpdump")
 	l := newLab(t, 2)
 	ctx := t.Context()

@@ -64,32 +64,13 @@ func muslinPing(t *testing.T, m *lab.Muslin, args ...string) (r pingReport, err 
 }
 
 // Nodes and pods of both families are pinged, on a muslin node and on one that is set up as flannel does it.
-//
-//	p1a ── cni0 ─ h1 (muslin) ─┐         ┌─ h3 (flannel.1, flannel-v6.1) ─ cni0 ── p3a
-//	p2a ── cni0 ─ h2 (muslin) ─┴── br0 ──┘
 func TestPing(t *testing.T) {
 	t.Parallel()
-	lab.RequireTool(t, "tcpdump", "nft", "bridge", "etcdctl", "ping")
-	l := newLab(t, 3)
-	leaveIll(l, "a hop takes less than the interfaces say")
-	underlay6(t, l)
-	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
-	startEtcd(t, h1).Config(t, dualConfig)
-	flags := []string{"--etcd-endpoints", endpoint(h1)}
-	m1, m2 := startMuslin(t, h1, flags...), startMuslin(t, h2, flags...)
-	daemons := []*lab.Muslin{m1, m2}
-	v := startKernel6(t, h3, unleased(t, daemons...), netip.MustParsePrefix("fd00:244:0:c8::/64"), daemons)
-	v.put(t, l)
-	waitPeers(t, m1, 4)
-	waitPeers(t, m2, 4)
-	a, b := addPod(t, m1, "a"), addPod(t, m2, "a")
-	c := must(h3.AddPod(t.Context(), "a", lab.PodNetwork{Gateway: v.PodNetwork().Gateway, MTU: dualMTU}))(t)
-	n1, n2 := status(t, m1).Node, status(t, m2).Node
-	b6, c6 := pod6(t, b, netip.MustParsePrefix(n2.Subnet6)), pod6(t, c, v.subnet6)
-	eventuallyPings(t, a.Node, b.Addr)
-	eventuallyPings(t, a.Node, c.Addr)
-	eventuallyPings(t, b.Node, c.Addr) // or else h2 does not know yet whether h3 is up
-	eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, b6, c6.Addr, 1280) })
+	lab.RequireTool(t, "tcpdump", "nft")
+	x := newMixed(t)
+	leaveIll(x.Lab, "a hop takes less than the interfaces say")
+	h1, h2, h3, m1, v, b, c, b6, c6 := x.Host(1), x.Host(2), x.Host(3), x.m1, x.flannel, x.b, x.c, x.b6, x.c6
+	n1, n2 := status(t, m1).Node, status(t, x.m2).Node
 	base1, base2 := n1.Subnet.Addr(), n2.Subnet.Addr()
 	base1v6 := netip.MustParsePrefix(n1.Subnet6).Addr().String()
 

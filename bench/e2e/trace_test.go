@@ -59,30 +59,13 @@ func muslinTrace(t *testing.T, m *lab.Muslin, args ...string) (r traced, err err
 
 // A packet is followed from a pod of h1 to wherever it goes, and stops where something is in its way. The wrong VNI and MAC are
 // written into the datagrams as they come in at h2.
-//
-//	p1a, p1b ── cni0 ─ h1 (muslin) ─┐         ┌─ h3 (flannel.1, flannel-v6.1) ─ cni0 ── p3a
-//	     p2a ── cni0 ─ h2 (muslin) ─┴── br0 ──┘
 func TestTrace(t *testing.T) {
 	t.Parallel()
-	lab.RequireTool(t, "tcpdump", "nft", "bridge", "etcdctl", "ping")
-	l := newLab(t, 3)
-	underlay6(t, l)
-	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
-	startEtcd(t, h1).Config(t, dualConfig)
-	flags := []string{"--etcd-endpoints", endpoint(h1)}
-	m1, m2 := startMuslin(t, h1, flags...), startMuslin(t, h2, flags...)
-	daemons := []*lab.Muslin{m1, m2}
-	v := startKernel6(t, h3, unleased(t, daemons...), netip.MustParsePrefix("fd00:244:0:c8::/64"), daemons)
-	v.put(t, l)
-	waitPeers(t, m1, 4)
-	waitPeers(t, m2, 4)
-	a, near, b := addPod(t, m1, "a"), addPod(t, m1, "b"), addPod(t, m2, "a")
-	c := must(h3.AddPod(t.Context(), "a", lab.PodNetwork{Gateway: v.PodNetwork().Gateway, MTU: dualMTU}))(t)
-	n1, n2 := status(t, m1).Node, status(t, m2).Node
-	a6, b6 := pod6(t, a, netip.MustParsePrefix(n1.Subnet6)), pod6(t, b, netip.MustParsePrefix(n2.Subnet6))
-	eventuallyPings(t, a.Node, b.Addr)
-	eventuallyPings(t, a.Node, c.Addr)
-	eventually(t, lab.Patience(10*time.Second), func() error { return ping6(t, a6, b6.Addr, 1280) })
+	lab.RequireTool(t, "tcpdump", "nft")
+	x := newMixed(t)
+	h1, h2, h3, m1, v, a, b, c, a6, b6 := x.Host(1), x.Host(2), x.Host(3), x.m1, x.flannel, x.a, x.b, x.c, x.a6, x.b6
+	near := addPod(t, m1, "b")
+	n1, n2 := status(t, m1).Node, status(t, x.m2).Node
 	base1, base2 := n1.Subnet.Addr(), n2.Subnet.Addr()
 	var listener *net.TCPListener
 	if err := b.Do(func() (err error) {
