@@ -10,6 +10,7 @@ import (
 
 	"muslin/cmd/muslin/capture"
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/rescue"
 )
 
 func newCaptureCommand() *cobra.Command {
@@ -62,7 +63,7 @@ docs/capture.md shows what comes out, and lists the fields of a flow.`,
 	f.DurationVar(&c.Wanted.Interval, "flow-interval", time.Minute, "with --flows: how often to write about a flow that goes on, `time`")
 	f.IntVar(&c.Ring, "ring-files", 0, "with -w: write to so many `files` by turns, FILE0, FILE1 …, and overwrite the oldest")
 	f.Int64Var(&c.RingSize, "ring-size", 0, "with --ring-files: how large each becomes, in `MB`")
-	f.StringSliceVar(&c.SubnetFiles, "subnet-file", subnetFiles, "on a node without a daemon: flannel's subnet `file`, which says what the overlay is; several: the first that is there")
+	f.StringSliceVar(&c.SubnetFiles, "subnet-file", rescue.SubnetFiles, "on a node without a daemon: flannel's subnet `file`, which says what the overlay is; several: the first that is there")
 	who.register(f, "an error names them")
 	return cmd
 }

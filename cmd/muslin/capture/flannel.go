@@ -80,7 +80,8 @@ func (c *Command) flannelVXLAN(p *plan) (peers []control.PeerStatus, err error) 
 		if d.Under != "" {
 			c.see(p, &device{name: d.Under, point: tunnel.PointOuter, port: d.Port})
 		}
-		for _, peer := range d.Peers() {
+		routed, _ := d.Peers(netip.Prefix{}, 0)
+		for _, peer := range routed {
 			peers = append(peers, control.PeerStatus{Subnet: peer.Subnet.String(), PublicIP: peer.PublicIP.String()})
 		}
 	}

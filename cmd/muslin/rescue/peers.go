@@ -98,11 +98,11 @@ func onLink(addr netip.Addr) bool {
 
 // Peers are those that the kernel knows by the device: the base of a subnet has a MAC, and a host has this MAC. The subnet's length
 // is that of its route, or where that is gone bits, which all subnets of a network have. Lost are subnets with a route to a
-// host that nothing tells. It is the last resort when nobody else can be asked.
+// host that nothing tells. Without a network only what has a route counts. It is the last resort when nobody else can be asked.
 func (d *Device) Peers(network netip.Prefix, bits int) (all []Peer, lost []netip.Prefix) {
 	routed := make(map[netip.Addr]netip.Prefix)
 	for _, r := range d.Routes {
-		if ofPeer(r, network) {
+		if ofPeer(r, network) || !network.IsValid() && r.Gateway == r.Prefix.Addr() {
 			routed[r.Gateway] = r.Prefix
 		}
 	}

@@ -117,14 +117,14 @@ func (s *Search) Find(ctx context.Context) (*Plan, error) {
 	return s.plan(j), nil
 }
 
-// subnetFiles are where flannel's may be.
-var subnetFiles = []string{lease.DefaultSubnetFile, "/var/run/flannel/subnet.env", "/run/k3s/flannel/subnet.env", "/etc/flannel/subnet.env"}
+// SubnetFiles are the paths where flannel's subnet file may be, the likeliest first.
+var SubnetFiles = []string{lease.DefaultSubnetFile, "/var/run/flannel/subnet.env", "/run/k3s/flannel/subnet.env", "/etc/flannel/subnet.env"}
 
 // readSubnetFile finds flannel's subnet file: where --subnet-file or a flanneld says, or where it usually is.
 func (s *Search) readSubnetFile() (err error) {
 	paths := []string{s.SubnetFile}
 	if s.SubnetFile == "" {
-		paths, s.SubnetFile = subnetFiles, lease.DefaultSubnetFile
+		paths, s.SubnetFile = SubnetFiles, lease.DefaultSubnetFile
 	}
 	for _, path := range paths {
 		if s.file, err = lease.ReadSubnetFile(path); err != nil {
