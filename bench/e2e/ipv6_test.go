@@ -243,7 +243,7 @@ func expectMeasured(t *testing.T, m *lab.Muslin) {
 	t.Helper()
 	var s *control.Status
 	eventually(t, 15*time.Second, func() (err error) {
-		if s, err = control.Watch(t.Context(), m.Control, "", control.Look{Peers: control.Peers{All: true}, Watch: control.Peers{All: true}}); err != nil {
+		if s, err = control.Watch(t.Context(), m.Control, "", control.Look{Peers: control.AllPeers, Watch: control.AllPeers}); err != nil {
 			return err
 		}
 		for _, p := range s.Peers {

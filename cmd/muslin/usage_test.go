@@ -15,7 +15,7 @@ import (
 )
 
 // typed runs a command line as main does, and returns what it printed and the exit status of its error.
-func typed(args ...string) (out string, err error, status int) {
+func typed(args ...string) (out string, status int, err error) {
 	root, buf := newRootCommand(), new(bytes.Buffer)
 	root.SetArgs(args)
 	root.SetOut(buf)
@@ -24,7 +24,7 @@ func typed(args ...string) (out string, err error, status int) {
 	if err != nil {
 		status = failed(cmd)
 	}
-	return buf.String(), err, status
+	return buf.String(), status, err
 }
 
 func TestWrongCommandLines(t *testing.T) {
@@ -53,7 +53,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"doctor --output yaml", 3, []string{"want text or json"}},
 		{"doctor --yes", 3, []string{"--fix"}},
 	} {
-		_, err, status := typed(strings.Fields(c.line)...)
+		_, status, err := typed(strings.Fields(c.line)...)
 		if err == nil || status != c.status {
 			t.Errorf("`muslin %s`: %v with status %d, want an error with %d", c.line, err, status, c.status)
 			continue
@@ -65,7 +65,7 @@ func TestWrongCommandLines(t *testing.T) {
 		}
 	}
 	t.Setenv("MUSLIN_FIX", "perhaps")
-	if _, err, status := typed("doctor"); err == nil || status != 3 {
+	if _, status, err := typed("doctor"); err == nil || status != 3 {
 		t.Errorf("a wrong variable: %v with status %d, want an error with 3", err, status)
 	}
 }
@@ -84,7 +84,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
 		words := append([]string{"help"}, strings.Fields(c.CommandPath())[1:]...)
-		out, err, _ := typed(words...)
+		out, _, err := typed(words...)
 		if err != nil || !strings.Contains(out, "Usage:") || c.Short == "" {
 			t.Errorf("`muslin %s`: %v\n%s", strings.Join(words, " "), err, out)
 		}
@@ -93,7 +93,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		}
 	}
 	walk(newRootCommand())
-	if out, err, _ := typed("--version"); err != nil || out != versionLine()+"\n" {
+	if out, _, err := typed("--version"); err != nil || out != versionLine()+"\n" {
 		t.Errorf("--version: %q, %v; want %q", out, err, versionLine())
 	}
 }
@@ -123,7 +123,7 @@ func TestCompletion(t *testing.T) {
 		"top --sort ":                              "loss",
 		"doctor --fi":                              "--fix",
 	} {
-		out, err, _ := typed(append([]string{"__complete"}, strings.Split(line, " ")...)...)
+		out, _, err := typed(append([]string{"__complete"}, strings.Split(line, " ")...)...)
 		var offered []string
 		for l := range strings.Lines(out) {
 			word, _, _ := strings.Cut(strings.TrimSpace(l), "\t")
