@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"muslin/cmd/muslin/rescue"
+	"muslin/lease/etcd"
 )
 
 // alike are flanneld's flags that mean the same here.
@@ -23,22 +24,18 @@ var credentials = []string{"etcd-keyfile", "etcd-certfile", "etcd-cafile"}
 
 // adopt finds the flanneld that is meant, and takes what it was told where nothing else is given.
 func (r *rescueFlags) adopt(set *pflag.FlagSet, asked *rescue.Asked) error {
-	all := rescue.FindFlanneld()
-	asked.Running, asked.Others = r.meant(set, all)
-	switch {
-	case len(all) == 0:
+	asked.Running, asked.Others = r.meant(set, rescue.FindFlanneld())
+	if len(asked.Running) == 0 {
 		return nil
-	case len(asked.Running) != 1:
+	}
+	p := asked.Running[len(asked.Running)-1] // one that is ending may be there still
+	if slices.ContainsFunc(asked.Running, func(other rescue.Process) bool { return !slices.Equal(whose(other), whose(p)) }) {
 		var said []string
-		for _, p := range all {
+		for _, p := range asked.Running {
 			said = append(said, fmt.Sprintf("%s with %s", p, strings.Join(whose(p), " ")))
-		}
-		if len(asked.Running) == 0 {
-			return nil
 		}
 		return fmt.Errorf("several flannelds run here: %s; say which of them is meant with --etcd-prefix or --subnet-file", strings.Join(said, "; "))
 	}
-	p := asked.Running[0]
 	if kube := p.Flag("kube-subnet-mgr"); len(kube) > 0 && kube[0] != "false" {
 		return fmt.Errorf("%s keeps its leases in Kubernetes (--kube-subnet-mgr), not in etcd: muslin knows no such leases and cannot stand in for it", p)
 	}
@@ -99,7 +96,7 @@ func (r *rescueFlags) meant(set *pflag.FlagSet, all []rescue.Process) (these, ot
 			if v := p.Flag(name); len(v) > 0 {
 				has = v[0]
 			}
-			if name == "subnet-file" && (len(all) == 1 || sameFile(has, given.Value.String())) {
+			if name == "subnet-file" && sameFile(has, given.Value.String()) {
 				continue
 			}
 			fits = fits && (!given.Changed || path.Clean(given.Value.String()) == path.Clean(has))
@@ -121,7 +118,7 @@ func sameFile(a, b string) bool {
 
 // whose says which network a flanneld is of.
 func whose(p rescue.Process) []string {
-	said := []string{"the default --etcd-prefix"}
+	said := []string{"--etcd-prefix", etcd.DefaultPrefix}
 	if v := p.Flag("etcd-prefix"); len(v) > 0 {
 		said = []string{"--etcd-prefix", v[0]}
 	}

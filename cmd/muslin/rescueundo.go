@@ -113,12 +113,16 @@ func (r *rescueFlags) giveBack(cmd *cobra.Command) error {
 	}
 	failed = append(failed, j.Remove())
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...) }
-	say("flannel has its data path again")
 	running, _ := r.meant(cmd.Flags(), rescue.FindFlanneld())
 	for _, d := range j.Devices {
 		if d.Made && slices.ContainsFunc(running, func(p rescue.Process) bool { return slices.Contains(j.Ran, p.PID) }) {
 			made = append(made, d.Name)
 		}
+	}
+	if j.Backend == lease.BackendUDP {
+		say("what flannel needs for its data path is free again; with udp flanneld itself is that")
+	} else {
+		say("flannel has its data path again")
 	}
 	switch {
 	case len(running) > 0 && len(made) > 0:

@@ -86,7 +86,7 @@ func (j *Journal) Give(whole bool, peers Peers, log *slog.Logger) error {
 			failed = append(failed, d.unmake())
 		}
 	}
-	failed = append(failed, j.giveDirect(whole, peers), j.giveSubnetFile())
+	failed = append(failed, j.giveDirect(whole, peers), j.giveSubnetFile(whole))
 	if err := errors.Join(failed...); err != nil {
 		return err // the guards stay, rather than that packets for the overlay take the default route
 	}
@@ -362,9 +362,16 @@ func (j *Journal) giveDirect(whole bool, peers Peers) error {
 	return errors.Join(failed...)
 }
 
-// giveSubnetFile puts back what flannel told the container runtimes.
-func (j *Journal) giveSubnetFile() error {
-	if j.SubnetText == "" {
+// giveSubnetFile puts back what flannel told the container runtimes. Where that was missing, or of another subnet, the whole is what
+// muslin told them.
+func (j *Journal) giveSubnetFile(whole bool) error {
+	switch {
+	case whole && (j.SubnetText == "" || j.SubnetStale):
+		return nil
+	case j.SubnetText == "":
+		if err := os.Remove(j.SubnetFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the subnet file, which was not there before: %w", err)
+		}
 		return nil
 	}
 	if now, err := os.ReadFile(j.SubnetFile); err == nil && string(now) == j.SubnetText {

@@ -58,8 +58,9 @@ type Journal struct {
 	// Flags are the daemon's, given or found out: whoever goes on with this, or gives it back, needs them, too.
 	Flags map[string][]string `json:"flags,omitempty"`
 
-	SubnetFile string `json:"subnet_file"` // its path, and what was in it; "": there was none
-	SubnetText string `json:"subnet_text"`
+	SubnetFile  string `json:"subnet_file"` // its path, and what was in it; "": there was none
+	SubnetText  string `json:"subnet_text"`
+	SubnetStale bool   `json:"subnet_stale,omitempty"` // it names another subnet than the lease
 
 	Stopped []Process `json:"stopped,omitempty"` // flannelds that were stopped because that was asked for
 

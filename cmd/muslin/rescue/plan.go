@@ -25,6 +25,7 @@ type Plan struct {
 	Port     uint16 // 0: none
 	Found    string // about the lease: what there is
 	Lease    string // and what becomes of it
+	NoLease  bool   // etcd answers, and has none
 	Adopted  []string
 	Warnings []string
 }
@@ -57,11 +58,12 @@ func (s *Search) plan(j *Journal) *Plan {
 			p.Warnings = append(p.Warnings, "etcd: "+strings.TrimPrefix(s.storeErr.Error(), "etcd "))
 		}
 	case s.own == nil:
+		p.NoLease = true
 		p.Lease = fmt.Sprintf("take a lease for %v again, since etcd has none of this node%s", subnets(j.Subnet, j.Subnet6), mac)
 	default:
 		p.Lease = "take the lease over and keep it" + mac
 	}
-	if s.own != nil && (s.file.Subnet.IsValid() && s.file.Subnet != j.Subnet || s.file.Subnet6.IsValid() && s.file.Subnet6 != j.Subnet6) {
+	if j.SubnetStale {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("%s is of another time: it says %s, and the lease %s", j.SubnetFile, subnets(s.file.Subnet, s.file.Subnet6), subnets(j.Subnet, j.Subnet6)))
 	}
 	if s.NewMAC {
@@ -170,6 +172,9 @@ func (p *Plan) Steps() []string {
 // Wrong is what differs from what flannel sets up for these peers.
 func (p *Plan) Wrong() []string {
 	var all []string
+	if p.NoLease {
+		all = append(all, "etcd has no lease of this node: the others do not know that it is there")
+	}
 	for i := range p.Journal.Devices {
 		all = append(all, p.wrongWith(&p.Journal.Devices[i])...)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"muslin/encap"
@@ -394,6 +395,9 @@ func TestFindAndStop(t *testing.T) {
 	}
 	if len(found) != 1 || found[0].PID != cmd.Process.Pid || !slices.Equal(found[0].Args, []string{path, "60"}) {
 		t.Fatalf("%+v", found)
+	}
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil { // as one that hangs
+		t.Fatal(err)
 	}
 	if err := found[0].Stop(t.Context()); err != nil {
 		t.Error(err)

@@ -259,7 +259,7 @@ func (s *Search) refusePort(j *Journal) error {
 	if err != nil || other == "" {
 		return err
 	}
-	return fmt.Errorf("the vxlan device %s is up and has UDP port %d as well, which stays taken when flannel's goes down: `ip link set %[1]s down` first", other, port)
+	return fmt.Errorf("the vxlan device %s is up and has UDP port %d as well, which stays taken when flannel's goes down: `ip link set %[1]s down` first, which ends the traffic of the network that it is of; or give the two networks different ports (Backend.Port, on all nodes)", other, port)
 }
 
 // journal is what flannel has here.
@@ -282,6 +282,7 @@ func (s *Search) journal() (*Journal, error) {
 		return nil, err
 	}
 	j.SubnetFile, j.SubnetText = s.SubnetFile, string(text)
+	j.SubnetStale = s.file.Subnet.IsValid() && s.file.Subnet != j.Subnet || s.file.Subnet6.IsValid() && s.file.Subnet6 != j.Subnet6
 	for _, p := range s.Running {
 		j.Ran = append(j.Ran, p.PID)
 	}
