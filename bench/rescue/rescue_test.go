@@ -175,6 +175,54 @@ func TestInterrupted(t *testing.T) {
 				t.Fatalf("interrupted after %v:\n%s", after, m.Output())
 			}
 		}
+		s.runOrUndo(broken.commands != nil)
+		if broken.commands == nil {
+			s.killAnywhere(before)
+		}
+	}
+}
+
+// runOrUndo has the rescue end well once, so that what an interrupted one may have spoilt is seen.
+func (s *scene) runOrUndo(mend bool) {
+	s.Helper()
+	if !mend {
+		return
+	}
+	s.rescue()
+	s.waitPing()
+	s.undo()
+	s.waitPing()
+}
+
+// killAnywhere kills rescue and --undo with SIGKILL at every moment: --undo then gives back, and nothing is left.
+func (s *scene) killAnywhere(before string) {
+	s.Helper()
+	expect := func(what string, after time.Duration, log string) {
+		s.Helper()
+		s.undo()
+		s.expectSame(before, false)
+		left, _ := filepath.Glob(s.lab.Host(1).Muslin("").StateDir + "/*rescue*")
+		hidden, _ := filepath.Glob(s.lab.Host(1).Muslin("").StateDir + "/.rescue*")
+		if left = append(left, hidden...); len(left) > 0 {
+			s.Errorf("left: %q", left)
+		}
+		if s.Failed() {
+			s.Fatalf("%s killed after %v:\n%s", what, after, log)
+		}
+	}
+	for after := 60 * time.Millisecond; after < 240*time.Millisecond; after += 20 * time.Millisecond {
+		m := s.launch("rescue", "--yes")
+		time.Sleep(after)
+		m.Kill()
+		expect("rescue", after, m.Output())
+	}
+	for after := 10 * time.Millisecond; after < 70*time.Millisecond; after += 15 * time.Millisecond {
+		m := s.rescue()
+		undo := labtest.Must(s.lab.Host(1).Start("undo", nil, s.command("rescue", "--undo", "--yes")...))(s.T)
+		time.Sleep(after)
+		undo.Kill()
+		expect("undo", after, undo.Output())
+		labtest.ExpectExit(s.T, m.Proc, 0)
 	}
 }
 
@@ -185,7 +233,7 @@ func TestWithoutEtcd(t *testing.T) {
 	before := s.snapshot()
 	s.etcd.Proc.Kill()
 	traffic := s.traffic()
-	s.breakIt(breakage{commands: []string{"ip link set flannel.1 mtu 1400; ip link set flannel.1 mtu 1450"}}) // nothing that lasts
+	s.breakIt(breakage{commands: []string{"ip route flush dev flannel.1"}}) // neighbour and forwarding entry tell the peer still
 	traffic.mark("rescue without etcd")
 	m := s.rescue()
 	labtest.ExpectWords(t, m.Output(), "as the kernel of this host has them")
@@ -219,7 +267,7 @@ func TestPeersFile(t *testing.T) {
 	if err == nil {
 		t.Error("it knows what nobody says")
 	}
-	labtest.ExpectWords(t, out, "etcd", "which is gone", "--peers-file")
+	labtest.ExpectWords(t, out, "does not answer within", "which is gone", "--peers-file")
 
 	s.flags = []string{"--peers-file", file, "--network", labtest.Network, "--iface", "eth0"}
 	m := s.rescue()
@@ -382,6 +430,12 @@ func TestRefused(t *testing.T) {
 	}
 	labtest.ExpectWords(t, out, "Do that? [y/N]", "nothing was changed")
 	s.expectSame(before, false)
+	out, err = h.Run(t.Context(), "sh", "-c", fmt.Sprintf("(sleep 1; printf '\\003'; sleep 1) | timeout 10 script -qec '%s' /dev/null", strings.Join(s.command("rescue"), " ")))
+	if err == nil || strings.Contains(out, "no answer") {
+		t.Errorf("Ctrl-C is no answer: %v\n%s", err, out)
+	}
+	labtest.ExpectWords(t, out, "Do that? [y/N]", "nothing was changed")
+	s.expectSame(before, false)
 
 	m := s.rescue()
 	out, err = h.Run(t.Context(), s.command("rescue", "--yes")...)
@@ -395,6 +449,49 @@ func TestRefused(t *testing.T) {
 		t.Error("a dry run ended the daemon")
 	}
 	s.undo()
+	s.expectSame(before, false)
+
+	// A subnet file that is missing comes from --undo, and not from Ctrl-C; one of another subnet is mended.
+	file := labtest.Must(os.ReadFile(s.nodes[0].file))(t)
+	os.Remove(s.nodes[0].file)
+	m = s.rescue()
+	if err := m.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	labtest.ExpectExit(t, m.Proc, 0)
+	if _, err := os.Stat(s.nodes[0].file); !os.IsNotExist(err) {
+		t.Errorf("a subnet file was left: %v", err)
+	}
+	for _, text := range []string{"", strings.ReplaceAll(string(file), "10.244.1.1", "10.244.7.1")} {
+		if text != "" {
+			if err := os.WriteFile(s.nodes[0].file, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m = s.rescue()
+		if stale := strings.Contains(m.Output(), "of another time"); stale != (text != "") {
+			t.Errorf("said that the file is stale: %v", stale)
+		}
+		s.undo()
+		if now := labtest.Must(os.ReadFile(s.nodes[0].file))(t); string(now) != string(file) {
+			t.Errorf("the subnet file is\n%s, was\n%s", now, file)
+		}
+		os.Remove(s.nodes[0].file)
+	}
+
+	// The subnet is another's: by the file, and by etcd.
+	if err := os.WriteFile(s.nodes[0].file, file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	value := s.etcd.Get(t, s.nodes[0].key())
+	s.etcd.Do(t, "del", labtest.Prefix+s.nodes[0].key())
+	out = labtest.Must(h.Run(t.Context(), s.command("rescue", "--dry-run")...))(t)
+	labtest.ExpectWords(t, out, "wrong: etcd has no lease of this node", "take a lease for 10.244.1.0/24 again")
+	s.etcd.Do(t, "put", labtest.Prefix+s.nodes[0].key(), strings.NewReplacer(h.Addr.String(), "198.18.0.77", s.nodes[0].kernel.MAC, "02:00:00:00:00:77").Replace(value))
+	if out, err = h.Run(t.Context(), append([]string{"timeout", "10"}, s.command("rescue", "--yes")...)...); err == nil {
+		t.Error("it took another node's subnet")
+	}
+	labtest.ExpectWords(t, out, "198.18.0.77", "--public-ip")
 	s.expectSame(before, false)
 }
 
@@ -414,6 +511,28 @@ func TestFlanneld(t *testing.T) {
 	if program == "" {
 		t.Skip("MUSLIN_FLANNELD names no flanneld: make test-rescue builds one")
 	}
+	t.Run("started again meanwhile, its device spoilt", func(t *testing.T) {
+		s := newScene(t, vxlan, program)
+		value := s.etcd.Get(t, s.nodes[0].key())
+		for _, b := range []breakage{{name: "gone", commands: []string{"ip link del flannel.1"}}, {name: "another MAC", commands: []string{"ip link set flannel.1 address 02:00:00:00:00:aa"}}} {
+			s.breakIt(b)
+			m := s.rescue("--iface", "eth0")
+			s.waitPing()
+			s.nodes[0].daemon.Kill()
+			s.nodes[0].launch(s, program)
+			labtest.ExpectExit(t, s.nodes[0].daemon, 1)
+			if now := s.etcd.Get(t, s.nodes[0].key()); now != value || strings.Contains(m.Output(), "overwritten") {
+				t.Errorf("%s: the lease is %s, was %s", b.name, now, value)
+			}
+			s.waitPing()
+			s.undo()
+			s.nodes[0].start(s, program)
+			s.waitPing()
+			if now := s.etcd.Get(t, s.nodes[0].key()); now != value {
+				t.Errorf("%s, and given back: the lease is %s, was %s", b.name, now, value)
+			}
+		}
+	})
 	t.Run("started again meanwhile", func(t *testing.T) {
 		s := newScene(t, vxlan, program)
 		before, value := s.snapshot(), s.etcd.Get(t, s.nodes[0].key())
@@ -442,6 +561,21 @@ func TestFlanneld(t *testing.T) {
 		command := slices.DeleteFunc(s.command("rescue", "--dry-run"), func(a string) bool { return a == "--subnet-file" || a == s.nodes[0].file })
 		out := labtest.Must(s.lab.Host(1).Run(t.Context(), command...))(t)
 		labtest.ExpectWords(t, out, "--etcd-endpoints "+labtest.Endpoint(s.lab.Host(3)), "--iface eth0", "--subnet-file "+s.nodes[0].file, "nothing is wrong")
+
+		// Of two networks one has to be named. A flanneld may be told by its environment.
+		s.etcd.Do(t, "put", "/other/config", `{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan","VNI":2,"Port":8473}}`)
+		h := s.lab.Host(1)
+		second := filepath.Join(h.Dir, "second.env")
+		other := labtest.Must(h.Start("flanneld-other", []string{"FLANNELD_ETCD_PREFIX=/other", "FLANNELD_SUBNET_FILE=" + second},
+			program, "--etcd-endpoints", labtest.Endpoint(s.lab.Host(3)), "--iface", "eth0"))(t)
+		labtest.Eventually(t, 10*time.Second, func() error { _, err := os.Stat(second); return err })
+		out, err := h.Run(t.Context(), command...)
+		if err == nil {
+			t.Error("it chose one")
+		}
+		labtest.ExpectWords(t, out, "several flannelds", "--etcd-prefix /other", "--subnet-file "+second)
+		out = labtest.Must(h.Run(t.Context(), append(command, "--etcd-prefix", "/other")...))(t)
+		labtest.ExpectWords(t, out, "flannel.2: up, VNI 2", fmt.Sprintf("flanneld (process %d) runs, and is left alone", other.PID()), fmt.Sprintf("flanneld (process %d) runs for another network", s.nodes[0].daemon.PID()))
 	})
 	t.Run("stopped, with udp", func(t *testing.T) {
 		s := newScene(t, udp, program)
