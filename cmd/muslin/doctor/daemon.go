@@ -57,6 +57,10 @@ func checkDaemon(ctx context.Context, p *Patient) []Finding {
 	}
 	f := broken("daemon-stopped", "no muslin daemon runs on this node: nothing is carried", p.StatusErr.Error(),
 		"systemctl start muslin, or muslin run with the flags that it had; why it ended: journalctl -u muslin -n 50")
+	if p.Flannel != nil && (p.Flannel.File.Subnet.IsValid() || p.Flannel.File.Subnet6.IsValid()) && !p.muslinHere() {
+		f.Summary = "nothing carries this node's packets: it is flannel's, whose vxlan device is not there, and no muslin daemon runs"
+		f.Fix = "muslin rescue, which carries them in flannel's place; or restart flanneld, if the kernel's vxlan works"
+	}
 	f.Explains = stopped
 	return []Finding{f}
 }
