@@ -139,7 +139,7 @@ func TestHelp(t *testing.T) {
 		if cmd.Short == "" {
 			t.Errorf("%s has no help", cmd.CommandPath())
 		}
-		if cmd.HasParent() && !cmd.HasSubCommands() && cmd.Example == "" {
+		if cmd.HasParent() && cmd.Runnable() && !cmd.HasSubCommands() && cmd.Example == "" {
 			t.Errorf("%s has no example", cmd.CommandPath())
 		}
 		for _, sub := range cmd.Commands() {

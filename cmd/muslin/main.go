@@ -66,7 +66,7 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
 
   muslin demo                         # three hosts on this machine, in network namespaces
 
-  # when something is wrong:
+  # when something is wrong (muslin help emergency: the page for it):
   muslin doctor                       # the cause, and the command that mends it
   muslin trace 10.244.1.2 10.244.3.7  # where a packet dies
   muslin rescue                       # take over from a flannel that is broken
@@ -90,7 +90,7 @@ FLANNELD_ETCD_ENDPOINTS where that is not set. A flag wins over both.`,
 		newCaptureCommand(), newRescueCommand())
 	add("store", "The store:", newLeasesCommand(), newConfigCommand())
 	add("try", "To try and to measure:", newDemoCommand(), newFeaturesCommand(), newBenchCommand())
-	root.AddCommand(newCompletionCommand(), newVersionCommand())
+	root.AddCommand(newEmergencyTopic(), newCompletionCommand(), newVersionCommand())
 	root.SetVersionTemplate(versionLine() + "\n") // muslin --version
 	root.SetHelpCommand(newHelpCommand())
 	root.CompletionOptions.DisableDefaultCmd = true // there is newCompletionCommand

@@ -85,7 +85,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 	walk = func(c *cobra.Command) {
 		words := append([]string{"help"}, strings.Fields(c.CommandPath())[1:]...)
 		out, _, err := typed(words...)
-		if err != nil || !strings.Contains(out, "Usage:") || c.Short == "" {
+		if err != nil || c.Runnable() != strings.Contains(out, "Usage:") || c.Short == "" {
 			t.Errorf("`muslin %s`: %v\n%s", strings.Join(words, " "), err, out)
 		}
 		for _, sub := range c.Commands() {
@@ -93,6 +93,12 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		}
 	}
 	walk(newRootCommand())
+	page, _, err := typed("help", "emergency")
+	for _, heading := range []string{"# Emergency", "## What is wrong", "## Traffic back now", "## Where does my packet die"} {
+		if err != nil || !strings.Contains(page, heading+"\n") || strings.Contains(page, "](") {
+			t.Errorf("`muslin help emergency`, %v: want %q and no links in it:\n%s", err, heading, page)
+		}
+	}
 	if out, _, err := typed("--version"); err != nil || out != versionLine()+"\n" {
 		t.Errorf("--version: %q, %v; want %q", out, err, versionLine())
 	}
