@@ -570,6 +570,10 @@ func TestOptions(t *testing.T) {
 	if err := Run(t.Context(), &fake{}, Options{Interval: time.Second}, null, null); !errors.Is(err, ErrNoTerminal) || !strings.Contains(err.Error(), "--once") {
 		t.Errorf("no terminal: %v", err)
 	}
+	t.Setenv("TERM", "dumb")
+	if err := Run(t.Context(), &fake{}, Options{Interval: time.Second}, null, null); !errors.Is(err, ErrNoTerminal) || !strings.HasPrefix(err.Error(), "TERM=dumb") {
+		t.Errorf("a terminal that cannot move its cursor: %v", err)
+	}
 }
 
 func TestFormats(t *testing.T) {

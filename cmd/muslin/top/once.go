@@ -2,6 +2,7 @@ package top
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"time"
 
@@ -90,7 +91,7 @@ func Once(ctx context.Context, source Source, o Options) (*Look, error) {
 		last = m.picture // the first, or of a daemon that was started anew meanwhile
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("ended before the second look, which comes %v after the first (--interval)", o.Interval)
 		case <-time.After(o.Interval):
 		}
 	}

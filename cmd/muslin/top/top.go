@@ -94,10 +94,13 @@ func Columns() []string {
 func words(filter string) []string { return strings.Fields(strings.ToLower(filter)) }
 
 // ErrNoTerminal says that there is nobody to watch.
-var ErrNoTerminal = errors.New("not a terminal: `muslin top --once` prints one look as text, and with --output json for scripts; `muslin status` what there is without rates")
+var ErrNoTerminal = errors.New("no terminal to watch it on: `muslin top --once` prints one look as text, and with --output json for scripts; `muslin status` what there is without rates")
 
 // Run shows it until the user quits, or ctx ends. in and out have to be a terminal, which is left as it was.
 func Run(ctx context.Context, source Source, o Options, in, out *os.File) error {
+	if term := os.Getenv("TERM"); term == "dumb" || term == "unknown" {
+		return fmt.Errorf("TERM=%s cannot move its cursor, and is %w", term, ErrNoTerminal)
+	}
 	for _, f := range []*os.File{in, out} {
 		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
 			return fmt.Errorf("%s is %w", f.Name(), ErrNoTerminal)
