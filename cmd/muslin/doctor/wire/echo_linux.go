@@ -113,6 +113,9 @@ func (e *Echoes) Close() error { return e.conn.Close() }
 // ID is what its requests have as identifier.
 func (e *Echoes) ID() uint16 { return e.id }
 
+// burst is how many requests leave within a millisecond: a thousand peers are asked within half a second.
+const burst = 2
+
 // Ask sends all questions, and those that are not answered within every again, so many times at most. It returns when each
 // is answered or every has passed since the last try, or ctx ends. The answers stand in the questions' order.
 func (e *Echoes) Ask(ctx context.Context, tries int, every time.Duration, questions []Question) []Answer {
@@ -122,11 +125,15 @@ func (e *Echoes) Ask(ctx context.Context, tries int, every time.Duration, questi
 	sent := make([]time.Time, tries*len(questions))
 	var buf []byte
 	open := len(questions)
+	asked := 0
 	for try := range tries {
 		for i, q := range questions {
 			a := &answers[i]
 			if a.Got > 0 || ctx.Err() != nil {
 				continue
+			}
+			if asked++; asked%burst == 0 {
+				time.Sleep(time.Millisecond)
 			}
 			n := try*len(questions) + i
 			buf = e.request(buf[:0], q, first+uint16(n))

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -68,6 +69,20 @@ func (d *Door) Send(payload []byte) {
 	}
 }
 
+// SendUnchecked sends one without a UDP checksum, of IPv4 (RFC 768): no host drops it for being damaged.
+func (d *Door) SendUnchecked(payload []byte) error {
+	set := func(to int) error {
+		var failed error
+		err := d.raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, to) })
+		return errors.Join(err, os.NewSyscallError("set SO_NO_CHECK", failed))
+	}
+	if err := set(1); err != nil {
+		return err
+	}
+	d.Send(payload)
+	return set(0)
+}
+
 // Knock is what came of a door's datagrams.
 type Knock struct {
 	Sent    int
@@ -95,6 +110,47 @@ func (d *Door) Result() Knock {
 
 // Close closes the socket.
 func (d *Door) Close() error { return d.conn.Close() }
+
+// misshapenEvery is how often one is sent: a host may tell an address of closed ports no more than once a second.
+const misshapenEvery = 250 * time.Millisecond
+
+// Misshapen sends datagrams that no UDP of any host takes: their length is none (RFC 768: 8 at least), and of IPv6 the checksum is
+// missing (RFC 8200, section 8.1). A port where nobody listens is silent about them; a firewall that refuses the port answers, since it
+// looks at no more than addresses and ports. It is how the two are told apart when both say "port unreachable".
+func Misshapen(ctx context.Context, from, to netip.AddrPort, within time.Duration) (*Refusal, error) {
+	six := to.Addr().Is6()
+	network, local := "ip4:udp", &net.IPAddr{IP: from.Addr().AsSlice()}
+	if six {
+		network = "ip6:udp"
+	}
+	conn, err := net.DialIP(network, local, &net.IPAddr{IP: to.Addr().AsSlice()})
+	if err != nil {
+		return nil, fmt.Errorf("open raw UDP socket: %w: it takes CAP_NET_RAW: run this as root", err)
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	if err := errors.Join(raw.Control(func(fd uintptr) { failed = setProbing(int(fd), six, nil) }), failed); err != nil {
+		return nil, err
+	}
+	var p [udpLen + 32]byte
+	binary.BigEndian.PutUint16(p[:], from.Port())
+	binary.BigEndian.PutUint16(p[2:], to.Port())
+	if six {
+		binary.BigEndian.PutUint16(p[4:], uint16(len(p)))
+	}
+	d := &Door{raw: raw}
+	for until := time.Now().Add(within); time.Now().Before(until) && ctx.Err() == nil; time.Sleep(misshapenEvery) {
+		_, _ = conn.Write(p[:]) // an error about an earlier one is reported once
+		if r := d.Result().Refused; r != nil {
+			return r, nil
+		}
+	}
+	return d.Result().Refused, nil
+}
 
 // Alive reports whether a host answers a TCP connection, be it with a refusal: then it is there, also if it answers no ICMP.
 func Alive(ctx context.Context, to netip.AddrPort, within time.Duration) bool {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 
@@ -20,6 +21,8 @@ const (
 
 	echoRequest4, echoReply4 = 8, 0     // RFC 792
 	echoRequest6, echoReply6 = 128, 129 // RFC 4443
+
+	unreachable4, unreachable6 = 3, 1 // the same
 
 	echoPayload = 56 // ping(8)'s
 )
@@ -51,6 +54,26 @@ func pseudoSum(addresses []byte, proto byte, length int) uint16 {
 	return encap.Sum(rest[:], encap.Sum(addresses, 0))
 }
 
+// appendUDP appends an IPv4 packet with a UDP datagram and its checksum (RFC 791, RFC 768).
+func appendUDP(buf []byte, from, to netip.AddrPort, payload []byte) []byte {
+	const dontFragment, hops = 0x4000, 64
+	p := make([]byte, ipv4Len+udpLen, ipv4Len+udpLen+len(payload))
+	p[0], p[8], p[9] = 4<<4|ipv4Len/4, hops, protoUDP
+	binary.BigEndian.PutUint16(p[2:], uint16(ipv4Len+udpLen+len(payload)))
+	binary.BigEndian.PutUint16(p[6:], dontFragment)
+	copy(p[12:], from.Addr().AsSlice())
+	copy(p[16:], to.Addr().AsSlice())
+	binary.BigEndian.PutUint16(p[10:], ^encap.Sum(p[:ipv4Len], 0))
+	udp := p[ipv4Len:]
+	binary.BigEndian.PutUint16(udp, from.Port())
+	binary.BigEndian.PutUint16(udp[2:], to.Port())
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+len(payload)))
+	p = append(p, payload...)
+	udp = p[ipv4Len:]
+	binary.BigEndian.PutUint16(udp[6:], ^encap.Sum(udp, pseudoSum(p[12:ipv4Len], protoUDP, len(udp))))
+	return append(buf, p...)
+}
+
 // VTEP is who sends and who is meant in a datagram made by hand.
 type VTEP struct {
 	Base netip.Addr // of the subnet: the overlay's own address
@@ -69,6 +92,31 @@ func Datagram(vxlan bool, vni encap.VNI, from, to VTEP, id, seq uint16) []byte {
 	return buf
 }
 
+// Unchecked is the payload of a datagram of the overlay of IPv4, in which nothing has a checksum but the inner IP header: to a port
+// where nobody listens, whose host says so, and quotes what has arrived (RFC 1812, section 4.3.2.3). Sent by Door.SendUnchecked it
+// is answered also where a hop damages it.
+func Unchecked(vxlan bool, vni encap.VNI, from, to VTEP, id, port uint16) []byte {
+	headroom := 0
+	if vxlan {
+		headroom = encap.VXLANHeadroom
+	}
+	buf := appendUDP(make([]byte, headroom), netip.AddrPortFrom(from.Base, id), netip.AddrPortFrom(to.Base, port), unchecked[:])
+	clear(buf[headroom+ipv4Len+6 : headroom+ipv4Len+udpLen]) // RFC 768: no checksum
+	if vxlan {
+		framing := encap.NewVXLAN(vni, from.MAC)
+		framing.Encode(buf, to.MAC)
+	}
+	return buf
+}
+
+// unchecked is what is in it: as long as ping's.
+var unchecked = func() (b [echoPayload]byte) {
+	for i := range b {
+		b[i] = byte(i)
+	}
+	return b
+}()
+
 // Sighting is a packet seen at an interface: a UDP datagram and what is in it, if it is one of the overlay, or an echo reply.
 type Sighting struct {
 	Out              bool // it leaves
@@ -86,10 +134,17 @@ type Sighting struct {
 	Reply         bool // to an echo request, with these numbers
 	Request       bool
 	EchoID, EchoN uint16
+
+	// Of an ICMP error about a UDP datagram of this host's: what it says, and where that went. By is zero: it is none.
+	Refused Refusal
+	About   netip.AddrPort
+
+	Closed bool // it says that nobody listens where an Unchecked went; its id and port are EchoID and EchoN
+	Spoilt bool // and what it quotes is not what was sent
 }
 
 // parse reads a packet from its IP header on, cut perhaps. partial: its UDP checksum is not filled in yet. ok is false for
-// what is neither UDP nor an echo reply.
+// what is neither UDP nor an echo reply nor an ICMP error about UDP.
 func parse(p []byte, partial bool) (s Sighting, ok bool) {
 	proto, payload, length, ok := s.parseIP(p)
 	if !ok {
@@ -98,7 +153,8 @@ func parse(p []byte, partial bool) (s Sighting, ok bool) {
 	if proto != protoUDP {
 		s.From, s.To = s.Src, s.Dst
 		s.parseEcho(proto, payload)
-		return s, s.Reply
+		s.parseError(proto, payload)
+		return s, s.Reply || s.Refused.By.IsValid()
 	}
 	if len(payload) < udpLen {
 		return s, false
@@ -153,6 +209,18 @@ func (s *Sighting) parseInner(d []byte) {
 	}
 }
 
+// parseError reads an ICMP error that says unreachable, and of its quote where the datagram went.
+func (s *Sighting) parseError(proto byte, c []byte) {
+	if len(c) < icmpLen || !(proto == protoICMP && c[0] == unreachable4 || proto == protoICMPv6 && c[0] == unreachable6) {
+		return
+	}
+	var quote Sighting
+	if proto, udp, _, ok := quote.parseIP(c[icmpLen:]); ok && proto == protoUDP && len(udp) >= 4 {
+		s.Refused = Refusal{By: s.Src, Type: c[0], Code: c[1]}
+		s.About = netip.AddrPortFrom(quote.Dst, binary.BigEndian.Uint16(udp[2:]))
+	}
+}
+
 func (s *Sighting) parseEcho(proto byte, c []byte) {
 	if len(c) < icmpLen || proto != protoICMP && proto != protoICMPv6 {
 		return
@@ -161,5 +229,14 @@ func (s *Sighting) parseEcho(proto byte, c []byte) {
 	s.Request = proto == protoICMP && c[0] == echoRequest4 || proto == protoICMPv6 && c[0] == echoRequest6
 	if s.Reply || s.Request {
 		s.EchoID, s.EchoN = binary.BigEndian.Uint16(c[4:]), binary.BigEndian.Uint16(c[6:])
+		return
 	}
+	const closed, whole = 3, ipv4Len + udpLen + len(unchecked) // RFC 792
+	quote := c[icmpLen:]
+	if proto != protoICMP || c[0] != unreachable4 || c[1] != closed || len(quote) < ipv4Len+udpLen {
+		return
+	}
+	udp := quote[ipv4Len:]
+	s.Closed, s.Spoilt = true, len(quote) != whole || binary.BigEndian.Uint16(quote[2:]) != uint16(whole) || quote[9] != protoUDP || !bytes.Equal(udp[udpLen:], unchecked[:])
+	s.EchoID, s.EchoN = binary.BigEndian.Uint16(udp), binary.BigEndian.Uint16(udp[2:])
 }

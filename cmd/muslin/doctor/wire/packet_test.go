@@ -82,6 +82,68 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// A datagram without checksums, what its host says of the closed port, and whether it was damaged on the way there.
+func TestUnchecked(t *testing.T) {
+	vni, err := encap.NewVNI(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, peer := VTEP{netip.MustParseAddr("10.244.1.0"), encap.MAC{2, 1}}, VTEP{netip.MustParseAddr("10.244.2.0"), encap.MAC{2, 2}}
+	asked := Unchecked(true, vni, own, peer, 11, 33434)[encap.VXLANHeadroom:]
+	if bare := Unchecked(false, vni, own, peer, 11, 33434); string(bare) != string(asked) {
+		t.Error("of udp it is another packet")
+	}
+	if encap.Sum(asked[:ipv4Len], 0) != 0xffff || binary.BigEndian.Uint16(asked[ipv4Len+6:]) != 0 {
+		t.Errorf("% x: want a right IP checksum and none of UDP's", asked)
+	}
+	for _, spoilt := range []bool{false, true} {
+		quote := append([]byte(nil), asked...)
+		if spoilt {
+			quote[len(quote)-3] ^= 0x10
+		}
+		answer := make([]byte, ipv4Len+icmpLen)
+		answer[0], answer[9] = 4<<4|5, protoICMP
+		copy(answer[12:], peer.Base.AsSlice())
+		copy(answer[16:], own.Base.AsSlice())
+		answer[ipv4Len], answer[ipv4Len+1] = unreachable4, 3
+		answer = append(answer, quote...)
+		binary.BigEndian.PutUint16(answer[2:], uint16(len(answer)))
+		got, ok := parse(outer(netip.MustParseAddrPort("192.0.2.2:5000"), netip.MustParseAddrPort("192.0.2.1:8472"), answer), false)
+		if !ok || !got.Closed || got.Spoilt != spoilt || got.EchoID != 11 || got.EchoN != 33434 || got.Refused.By.IsValid() {
+			t.Errorf("spoilt %t: %+v, %t", spoilt, got, ok)
+		}
+		bare, ok := parse(answer, false)
+		if want := netip.MustParseAddrPort("10.244.2.0:33434"); !ok || bare.Refused != (Refusal{By: peer.Base, Type: unreachable4, Code: 3}) || bare.About != want {
+			t.Errorf("an ICMP error of the underlay: %+v, %t; want about %s", bare, ok, want)
+		}
+		for n := range answer {
+			parse(answer[:n], false)
+		}
+	}
+}
+
+// RFC 826: a request, and who answers.
+func TestARP(t *testing.T) {
+	l := Link{MAC: encap.MAC{2, 0, 0, 0, 0, 1}}
+	target := netip.MustParseAddr("192.0.2.7")
+	p := appendARP(nil, l, target)
+	if want := "\x00\x01\x08\x00\x06\x04\x00\x01\x02\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xc0\x00\x02\x07"; string(p) != want {
+		t.Errorf("% x, want % x", p, want)
+	}
+	if _, _, ok := parseARP(p); ok {
+		t.Error("a request was taken for a reply")
+	}
+	l.Addr = target
+	p = appendARP(nil, l, netip.MustParseAddr("192.0.2.8"))
+	p[7] = arpReply
+	if who, mac, ok := parseARP(p); !ok || who != target || mac != l.MAC {
+		t.Errorf("%s has %s, %t", mac, who, ok)
+	}
+	if _, _, ok := parseARP(p[:arpLen-1]); ok {
+		t.Error("one that is cut was taken")
+	}
+}
+
 // What an ICMP error says, by RFC 792, RFC 1812 and RFC 4443.
 func TestRefusal(t *testing.T) {
 	four, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")

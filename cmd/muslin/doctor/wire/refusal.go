@@ -38,18 +38,18 @@ func (r *Refusal) Unreachable() bool {
 	return r.By.Is4() && r.Type == 3 || r.By.Is6() && r.Type == 1
 }
 
-var unreachable4 = map[byte]string{0: "network unreachable", 1: "host unreachable", 2: "protocol unreachable", 3: "port unreachable", 4: "fragmentation needed",
+var codes4 = map[byte]string{0: "network unreachable", 1: "host unreachable", 2: "protocol unreachable", 3: "port unreachable", 4: "fragmentation needed",
 	9: "network prohibited", 10: "host prohibited", 13: "communication prohibited by a filter"}
 
-var unreachable6 = map[byte]string{0: "no route", 1: "prohibited by a filter", 3: "address unreachable", 4: "port unreachable", 5: "source address prohibited", 6: "route rejected"}
+var codes6 = map[byte]string{0: "no route", 1: "prohibited by a filter", 3: "address unreachable", 4: "port unreachable", 5: "source address prohibited", 6: "route rejected"}
 
 // String is for a sentence: "host unreachable, says 192.0.2.1".
 func (r *Refusal) String() string {
 	what := fmt.Sprintf("ICMP type %d code %d", r.Type, r.Code)
-	if name := unreachable4[r.Code]; r.By.Is4() && r.Type == 3 && name != "" {
+	if name := codes4[r.Code]; r.By.Is4() && r.Type == 3 && name != "" {
 		what = name
 	}
-	if name := unreachable6[r.Code]; r.By.Is6() && r.Type == 1 && name != "" {
+	if name := codes6[r.Code]; r.By.Is6() && r.Type == 1 && name != "" {
 		what = name
 	}
 	if r.By.Is6() && r.Type == 2 {

@@ -23,7 +23,7 @@ const (
 	kinds = 4096 // of sightings that are kept; one kind more is not counted
 )
 
-// WatchConfig says what is looked at: short UDP datagrams to Port, all from and to Hosts, and echo replies with ID.
+// WatchConfig says what is looked at: short UDP datagrams to Port, all from and to Hosts, echo replies with ID, and ICMP errors that say unreachable.
 type WatchConfig struct {
 	Port  uint16
 	Hosts []netip.Addr // 16 at most of both families
@@ -103,8 +103,9 @@ func watchProgram(cfg WatchConfig) []bpf.Instruction {
 	v4 := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 6, Size: 2}, bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: 0x1fff, SkipTrue: 1}, refuse,
 		bpf.LoadMemShift{Off: 0},
-		bpf.LoadAbsolute{Off: proto4, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoICMP, SkipTrue: 6},
-		bpf.LoadIndirect{Off: 0, Size: 1}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: echoReply4, SkipTrue: 1}, refuse,
+		bpf.LoadAbsolute{Off: proto4, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoICMP, SkipTrue: 8},
+		bpf.LoadIndirect{Off: 0, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unreachable4, SkipTrue: 1}, accept,
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: echoReply4, SkipTrue: 1}, refuse,
 		bpf.LoadIndirect{Off: 4, Size: 2}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(cfg.ID), SkipTrue: 1}, accept,
 		bpf.LoadAbsolute{Off: proto4, Size: 1}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: protoUDP, SkipTrue: 1}, refuse,
 	}
@@ -112,8 +113,9 @@ func watchProgram(cfg WatchConfig) []bpf.Instruction {
 	v4 = append(v4, bpf.LoadExtension{Num: bpf.ExtLen}, bpf.JumpIf{Cond: bpf.JumpLessOrEqual, Val: short, SkipTrue: 1}, refuse,
 		bpf.LoadIndirect{Off: 2, Size: 2}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(cfg.Port), SkipTrue: 1}, accept, refuse)
 	v6 := []bpf.Instruction{
-		bpf.LoadAbsolute{Off: proto6, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoICMPv6, SkipTrue: 6},
-		bpf.LoadAbsolute{Off: ipv6Len, Size: 1}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: echoReply6, SkipTrue: 1}, refuse,
+		bpf.LoadAbsolute{Off: proto6, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoICMPv6, SkipTrue: 8},
+		bpf.LoadAbsolute{Off: ipv6Len, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unreachable6, SkipTrue: 1}, accept,
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: echoReply6, SkipTrue: 1}, refuse,
 		bpf.LoadAbsolute{Off: ipv6Len + 4, Size: 2}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(cfg.ID), SkipTrue: 1}, accept,
 		bpf.LoadAbsolute{Off: proto6, Size: 1}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: protoUDP, SkipTrue: 1}, refuse,
 	}
