@@ -3,11 +3,13 @@
 package doctor
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -174,6 +176,9 @@ type fault struct {
 	about  string   // address of the node that the finding is about; empty: the one on which the doctor is asked
 	words  []string // of the finding
 	flags  []string // of the doctor
+
+	far      string // of the first finding at the scene's second node, asked at the same time; empty: it is not asked
+	farAbout string // whom that is about; empty: the second node
 }
 
 // faults injects one after the other, each into a network that is well.
@@ -186,7 +191,13 @@ func (s *scene) faults(all []fault) {
 				about = m.Host.Addr.String()
 			}
 			f.inject(t, s)
+			var far sync.WaitGroup
+			if f.far != "" {
+				other := s.nodes[1]
+				far.Go(func() { examine(t, other).first(t, f.far, cmp.Or(f.farAbout, other.Host.Addr.String())) })
+			}
 			examine(t, m, f.flags...).first(t, f.id, about, f.words...)
+			far.Wait()
 			f.mend(t, s)
 			s.wellAgain(t, m)
 		})

@@ -9,12 +9,16 @@ import (
 )
 
 // evidence is what is known of a peer that does not answer over the overlay, and of the path to it. It is judged by
-// judge.go and gathered by path.go.
+// judge.go and gathered by suspects.go and tries.go.
 type evidence struct {
 	peer, own half
 	port      uint16 // the overlay's
 	local     bool   // own.outer is an address of this host
 	carried   bool   // something here carries the overlay: a daemon, or flannel's device
+	rumours   bool   // the daemon has dropped what may be the peer's
+
+	silence string // of which kind its silence is; and those of that kind that are not looked into
+	alike   []half
 
 	// By the host's own routes.
 	route routed
@@ -24,8 +28,9 @@ type evidence struct {
 	knocks map[uint16]wire.Knock
 	closed wire.Knock // at a UDP port where nobody will listen
 
-	made    wire.Knock // datagrams made by hand
-	counted counted
+	made      wire.Knock    // datagrams made by hand
+	misshapen *wire.Refusal // of one that no open or closed port answers
+	counted   counted
 
 	seen   []sighting // of the peer's, and in the peer's name
 	left   int        // datagrams to it that were seen leaving
@@ -34,9 +39,16 @@ type evidence struct {
 	muslin bool       // the node runs muslin, which asks a peer that it does not hear every 10 s
 	anyMAC bool       // only one to every MAC was answered
 
-	heard  time.Time // by the daemon, last; zero: never since it started
-	waited time.Duration
-	age    time.Duration // since its lease was written or renewed, at most; 0: it is not known
+	unchecked bool // one without any checksum was answered
+	spoilt    bool // and what has arrived there was not what was sent
+
+	heard    time.Time     // by the daemon, last; zero: never since it started
+	oneSided bool          // the daemon hears it, and none of a minute's requests was answered
+	deaf     time.Duration // how long the daemon has asked it and heard nothing; 0: it is not known
+	waited   time.Duration
+	age      time.Duration // since its lease was written or renewed, at most; 0: it is not known
+
+	verdict *said // in the end
 }
 
 // sighting is one kind, with how often it was seen.
@@ -49,6 +61,7 @@ type sighting struct {
 type routed struct {
 	err     error
 	device  string
+	index   int        // of the device
 	gateway netip.Addr // invalid: it is on the link
 	overlay bool       // by a device of the overlay
 	failed  bool       // on the link nobody has the address (ARP, neighbour discovery)
@@ -78,3 +91,12 @@ func (e *evidence) came() int {
 	}
 	return n
 }
+
+// lately is a little more than what a peer's muslin takes between two requests to one that it does not hear (package pulse).
+const lately = 12 * time.Second
+
+// recent reports whether the daemon heard the peer a moment ago.
+func (e *evidence) recent() bool { return !e.heard.IsZero() && time.Since(e.heard) < lately }
+
+// silentFor is how long nothing of the peer's has come, as far as it is known.
+func (e *evidence) silentFor() time.Duration { return max(e.waited, e.deaf) }

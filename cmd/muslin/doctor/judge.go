@@ -18,8 +18,8 @@ import (
 // since a datagram that is there says what is wrong with it; then what the host's kernel and others say; then what follows
 // from silence.
 
-// verdict is a finding about a peer, from here on without its node.
-func (e *evidence) verdict(id string, severity Severity, confidence, summary, seen, fix string) *said {
+// says makes a finding about a peer, from here on without its node.
+func (e *evidence) says(id string, severity Severity, confidence, summary, seen, fix string) *said {
 	return &said{Finding: Finding{ID: id, Severity: severity, Confidence: confidence, Summary: summary, Evidence: seen, Fix: fix, Node: e.peer.node.Name()}, peer: e.peer.node.Name()}
 }
 
@@ -67,18 +67,18 @@ func openPort(port uint16) string {
 func (e *evidence) refusedHere() *said {
 	switch {
 	case e.route.err != nil:
-		return e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("this host has no route to %s", e.peer.outer),
+		return e.says("public-ip-unreachable", Broken, Certain, fmt.Sprintf("this host has no route to %s", e.peer.outer),
 			e.route.err.Error(), fmt.Sprintf("ip route add %s via GATEWAY dev %s, or start that node with a --public-ip that this one reaches", e.peer.outer, e.own.node.Iface))
 	case e.route.overlay:
-		return e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("the route to %s leads into the overlay itself", e.peer.outer),
+		return e.says("public-ip-unreachable", Broken, Certain, fmt.Sprintf("the route to %s leads into the overlay itself", e.peer.outer),
 			"ip route get "+e.peer.outer.String()+": dev "+e.route.device, "start that node with a --public-ip of the underlay")
-	case errors.Is(e.made.Err, unix.EPERM):
-		f := e.verdict("udp-filtered-here", Broken, Certain, fmt.Sprintf("a firewall rule of this host drops what leaves for %s of its peers", e.portWord()),
-			fmt.Sprintf("sending to %s: %v", e.peer.to(), e.made.Err), fmt.Sprintf("iptables -I OUTPUT -p udp --dport %d -j ACCEPT, or remove the rule", e.port))
+	case errors.Is(e.made.Err, unix.EPERM), e.made.Refused != nil && e.made.Refused.By == e.own.outer && (e.made.Refused.Prohibited() || e.made.Refused.Port()):
+		f := e.says("udp-filtered-here", Broken, Certain, fmt.Sprintf("a firewall rule of this host drops what leaves for %s of its peers", e.portWord()),
+			e.refusal(), fmt.Sprintf("iptables -I OUTPUT -p udp --dport %d -j ACCEPT, or remove the rule", e.port))
 		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
 		return f
 	case e.made.Err == nil && e.made.Sent > 0 && e.left == 0 && e.watched() && (e.up() || e.route.found != (encap.MAC{}) || e.route.gateway.IsValid()):
-		f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("this host's kernel takes what is meant for %s of its peers, and lets it out at no interface", e.portWord()),
+		f := e.says("udp-filtered-here", Broken, Likely, fmt.Sprintf("this host's kernel takes what is meant for %s of its peers, and lets it out at no interface", e.portWord()),
 			fmt.Sprintf("%d datagrams to %s, none of them seen leaving", e.made.Sent, e.peer.to()),
 			fmt.Sprintf("look at tc filter show dev %s egress, and at the firewall's rules for output", e.own.node.Iface))
 		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
@@ -87,82 +87,16 @@ func (e *evidence) refusedHere() *said {
 	return nil
 }
 
+// refusal says how this host's kernel refused a datagram.
+func (e *evidence) refusal() string {
+	if e.made.Err != nil {
+		return fmt.Sprintf("sending to %s: %v", e.peer.to(), e.made.Err)
+	}
+	return fmt.Sprintf("%s: %s, which is this host itself", e.peer.to(), e.made.Refused)
+}
+
 // watched reports whether interfaces were looked at.
 func (e *evidence) watched() bool { return e.waited > 0 }
-
-// wrongDatagram is about datagrams of the peer that arrive and have something wrong with them.
-func (e *evidence) wrongDatagram() *said {
-	vxlan := e.own.node.Backend == lease.BackendVXLAN
-	for _, ask := range []func(sighting) *said{
-		func(s sighting) *said {
-			if !s.BadChecksum {
-				return nil
-			}
-			return e.verdict("checksum-corruption", Broken, Certain, fmt.Sprintf("datagrams of %s are damaged on the way", e.peer.outer),
-				fmt.Sprintf("%d with a wrong UDP checksum arrived here", s.n),
-				fmt.Sprintf("on %s: ethtool -K %s tx off; if that does not help, the NIC, cable or switch between the two", e.peer.outer, e.own.node.Iface))
-		},
-		func(s sighting) *said {
-			if s.Src == e.peer.outer || !vxlan || !s.VXLAN {
-				return nil
-			}
-			return e.verdict("public-ip-nat", Broken, Certain, fmt.Sprintf("%s is behind NAT: what it sends comes from %s, which is no peer's PublicIP, and is dropped", e.peer.outer, s.Src),
-				fmt.Sprintf("%d datagrams of VNI %d in the name of %s (VTEP MAC %s) came from %s:%d", s.n, s.VNI, s.From, s.InnerSrc, s.Src, s.SrcPort),
-				fmt.Sprintf("on that node: muslin run --public-ip %s, if UDP %d there is handed on to it, or an underlay without NAT; on a trusted underlay --source-check=off here", s.Src, e.port))
-		},
-		func(s sighting) *said {
-			if !vxlan || !s.VXLAN || s.VNI == e.own.node.VNI.Uint32() {
-				return nil
-			}
-			return e.verdict("vni-mismatch", Broken, Certain, fmt.Sprintf("%s sends with VNI %d, and this node is in VNI %s", e.peer.outer, s.VNI, e.own.node.VNI),
-				fmt.Sprintf("%d datagrams of VNI %d to port %d; its lease says %s", s.n, s.VNI, s.DstPort, e.peer.node.VNI),
-				"restart flanneld or muslin on the node whose VNI is not that of the network's config (muslin config get)")
-		},
-		func(s sighting) *said {
-			if s.DstPort == e.port || vxlan && !s.VXLAN || !vxlan && !e.peer.subnet.Contains(s.From) {
-				return nil
-			}
-			return e.verdict("port-mismatch", Broken, Certain, fmt.Sprintf("%s sends to UDP port %d, and this node has port %d", e.peer.outer, s.DstPort, e.port),
-				fmt.Sprintf("%d datagrams of the overlay to port %d", s.n, s.DstPort),
-				"restart flanneld or muslin on the node whose port is not that of the network's config (muslin config get)")
-		},
-		func(s sighting) *said {
-			if !vxlan || !s.VXLAN || s.InnerSrc != e.own.mac {
-				return nil
-			}
-			return e.verdict("vtep-mac-duplicate", Broken, Certain, fmt.Sprintf("%s has this node's VTEP MAC %s: each drops what the other sends", e.peer.outer, e.own.mac),
-				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), e.newMAC())
-		},
-		func(s sighting) *said {
-			if !vxlan || !s.VXLAN || s.InnerSrc == e.peer.mac || !e.peer.subnet.Contains(s.From) {
-				return nil
-			}
-			return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, and its VTEP has %s: it drops what is sent to it", e.peer.outer, e.peer.mac, s.InnerSrc),
-				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
-		},
-		func(s sighting) *said {
-			if !vxlan || !s.VXLAN || s.InnerDst == e.own.mac || s.Reply && e.anyMAC {
-				return nil
-			}
-			return e.verdict("lease-stale", Broken, Certain, fmt.Sprintf("%s works from an old lease of this node: it sends to VTEP MAC %s, and this node's is %s", e.peer.outer, s.InnerDst, e.own.mac),
-				fmt.Sprintf("%d datagrams from there with the inner destination %s", s.n, s.InnerDst), fmt.Sprintf("restart flanneld or muslin on %s: it has lost its watch on etcd", e.peer.outer))
-		},
-	} {
-		for _, s := range e.seen {
-			if s.Out {
-				continue
-			}
-			if f := ask(s); f != nil {
-				return f
-			}
-		}
-	}
-	return nil
-}
-
-func (e *evidence) newMAC() string {
-	return fmt.Sprintf("on one of the two (the one made from the other's image): delete the file vtep-mac in muslin's state directory, or flannel's device (ip link del flannel.%s), and restart", e.own.node.VNI)
-}
 
 // filteredIn is about datagrams that are as they should be, and arrive at the interface but not at the overlay.
 func (e *evidence) filteredIn() *said {
@@ -174,7 +108,7 @@ func (e *evidence) filteredIn() *said {
 	if good == 0 || !e.carried || !e.counted.known || e.counted.rx > 0 || dropped > 0 {
 		return nil
 	}
-	f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("a firewall rule of this host drops %s that arrives from its peers", e.portWord()),
+	f := e.says("udp-filtered-here", Broken, Likely, fmt.Sprintf("a firewall rule of this host drops %s that arrives from its peers", e.portWord()),
 		fmt.Sprintf("%d datagrams of %s arrived at the interface, and none got to the overlay", good, e.peer.outer), openPort(e.port))
 	f.kind, f.rules, f.Node = "in", ruleIn, e.own.node.Name()
 	return f
@@ -196,7 +130,7 @@ func (e *evidence) notOurs() *said {
 	if !e.answer || !e.carried {
 		return nil
 	}
-	return e.verdict("peer-silent", Broken, Possible, fmt.Sprintf("%s is reached, and yet what this host sends over the overlay is not answered", e.peer.outer),
+	return e.says("peer-silent", Broken, Possible, fmt.Sprintf("%s is reached, and yet what this host sends over the overlay is not answered", e.peer.outer),
 		fmt.Sprintf("datagrams made by hand are answered, echo requests to %s by the host's routes are not", e.peer.base()),
 		fmt.Sprintf("muslin route %s; the cause is in this host: its routes, rp_filter, or its firewall", e.peer.base()))
 }
@@ -204,31 +138,41 @@ func (e *evidence) notOurs() *said {
 // refusedThere is about ICMP errors.
 func (e *evidence) refusedThere() *said {
 	r := e.made.Refused
+	elsewhere := r != nil && r.By != e.peer.outer && r.By != e.own.outer
 	switch {
-	case r.Prohibited() && r.By == e.peer.outer:
-		return e.verdict("udp-filtered-at-peer", Broken, Certain, fmt.Sprintf("the firewall of %s refuses %s", e.peer.outer, e.portWord()),
-			fmt.Sprintf("%s: %s", e.peer.to(), r), "on "+e.peer.outer.String()+": "+openPort(e.port))
-	case r.Prohibited():
-		f := e.verdict("udp-filtered-on-path", Broken, Certain, fmt.Sprintf("%s, on the way to %s, refuses %s", r.By, e.peer.outer, e.portWord()),
+	case r.Port() && r.By == e.peer.outer && e.misshapen == nil:
+		return e.closedPort()
+	case r != nil && r.By == e.peer.outer && !r.TooBig():
+		how := ""
+		if r.Port() {
+			how = "; and so is one that no UDP would read, of which a port where nobody listens says nothing"
+		}
+		return e.says("udp-filtered-at-peer", Broken, Certain, fmt.Sprintf("the firewall of %s refuses %s", e.peer.outer, e.portWord()),
+			fmt.Sprintf("%s: %s%s", e.peer.to(), r, how), "on "+e.peer.outer.String()+": "+openPort(e.port))
+	case elsewhere && (r.Prohibited() || r.Port() || r.Unreachable() && e.up()):
+		f := e.says("udp-filtered-on-path", Broken, Certain, fmt.Sprintf("%s, on the way to %s, refuses %s", r.By, e.peer.outer, e.portWord()),
 			fmt.Sprintf("%s: %s", e.peer.to(), r), fmt.Sprintf("let UDP %d through at %s, both ways", e.port, r.By))
 		f.kind = r.By.String()
 		return f
-	case r.Port() && r.By == e.peer.outer:
-		return e.closedPort()
 	}
 	return nil
 }
 
 // closedPort is about a host that is there and has nobody at the port.
 func (e *evidence) closedPort() *said {
+	if n := max(e.came(), int(e.counted.rx)); n > 0 {
+		return e.says("public-ip-nat", Broken, Likely, fmt.Sprintf("%s sends, and refuses what is sent to it at UDP %d: that address is a router's, whose NAT hands on nothing to that node (or a firewall there refuses it)", e.peer.outer, e.port),
+			fmt.Sprintf("%s: %s; %d datagrams of the overlay came from there meanwhile", e.peer.to(), e.made.Refused, n),
+			fmt.Sprintf("have the router at %s hand UDP %d on to that node; or an underlay without NAT; or on that node, if the address is its own: %s", e.peer.outer, e.port, openPort(e.port)))
+	}
 	for _, port := range e.otherPorts() {
 		if k := e.knocks[port]; e.closed.Refused.Port() && k.Sent > 0 && k.Refused == nil && k.Err == nil {
-			return e.verdict("port-mismatch", Broken, Likely, fmt.Sprintf("%s does not listen at UDP port %d, which is this network's, but at %d", e.peer.outer, e.port, port),
+			return e.says("port-mismatch", Broken, Likely, fmt.Sprintf("%s does not listen at UDP port %d, which is this network's, but at %d", e.peer.outer, e.port, port),
 				fmt.Sprintf("port %d is refused there, port %d is not", e.port, port),
 				fmt.Sprintf("restart flanneld or muslin on %s, so that it takes the port of the network's config (muslin config get)", e.peer.outer))
 		}
 	}
-	return e.verdict("lease-dead-node", Broken, Likely, fmt.Sprintf("%s is up and nobody listens at UDP %d there: its flanneld or muslin does not run, but its lease is still there", e.peer.outer, e.port),
+	return e.says("lease-dead-node", Broken, Likely, fmt.Sprintf("%s is up and nobody listens at UDP %d there: its flanneld or muslin does not run, but its lease is still there", e.peer.outer, e.port),
 		fmt.Sprintf("%s: %s", e.peer.to(), e.made.Refused), fmt.Sprintf("start muslin or flanneld on %s; or, if it is to stay without: %s", e.peer.outer, e.release()))
 }
 
@@ -259,17 +203,17 @@ func (e *evidence) gone() *said {
 	}
 	switch {
 	case e.route.failed, refused.Unreachable() && refused.By == e.own.outer:
-		return e.verdict("lease-dead-node", Warning, Likely, fmt.Sprintf("%s is off, or has another address now: nobody on the link has that one, but its lease is still there", e.peer.outer),
+		return e.says("lease-dead-node", Warning, Likely, fmt.Sprintf("%s is off, or has another address now: nobody on the link has that one, but its lease is still there", e.peer.outer),
 			fmt.Sprintf("no answer to who has %s on %s%s", e.peer.outer, e.route.device, e.lastHeard()), "start that host; or, if it is to stay away: "+e.release())
 	case refused.Unreachable():
-		f := e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("%s cannot be reached: a router has no way to it", e.peer.outer),
+		f := e.says("public-ip-unreachable", Broken, Certain, fmt.Sprintf("%s cannot be reached: a router has no way to it", e.peer.outer),
 			fmt.Sprintf("ping %s: %s", e.peer.outer, refused), fmt.Sprintf("mend the route at %s, or start that node with a --public-ip that this one reaches", refused.By))
 		f.kind = refused.By.String()
 		return f
 	case e.route.found != (encap.MAC{}):
 		return nil // it is there, and a firewall drops whatever comes
 	case !e.heard.IsZero():
-		return e.verdict("lease-dead-node", Warning, Possible, fmt.Sprintf("%s has gone silent, but its lease is still there: the host is off, or the way to it is cut", e.peer.outer),
+		return e.says("lease-dead-node", Warning, Possible, fmt.Sprintf("%s has gone silent, but its lease is still there: the host is off, or the way to it is cut", e.peer.outer),
 			e.hostText()+e.lastHeard(), "start that host; or, if it is to stay away: "+e.release())
 	}
 	confidence, age := Possible, ""
@@ -280,7 +224,7 @@ func (e *evidence) gone() *said {
 	if e.peer.outer.IsPrivate() && e.route.gateway.IsValid() {
 		private = " (a private address, behind the gateway " + e.route.gateway.String() + ")"
 	}
-	return e.verdict("public-ip-unreachable", Broken, confidence, fmt.Sprintf("%s%s cannot be reached from here", e.peer.outer, private),
+	return e.says("public-ip-unreachable", Broken, confidence, fmt.Sprintf("%s%s cannot be reached from here", e.peer.outer, private),
 		e.hostText()+age, fmt.Sprintf("traceroute %s; start that node with a --public-ip that this one reaches, or open the way; a host that is gone: %s", e.peer.outer, e.release()))
 }
 
@@ -298,7 +242,29 @@ func (e *evidence) oneWay() string {
 	if e.bare {
 		return fmt.Sprintf("%d datagrams to %s: it answered one past the overlay, and none in it came to an interface here", e.made.Sent, e.peer.to())
 	}
-	return fmt.Sprintf("it runs muslin, as it says by its other address family, which asks a peer that it does not hear every 10 s; none of that came to an interface here in %v", e.waited.Round(time.Second))
+	return fmt.Sprintf("it runs muslin, as it says by its other address family, which asks a peer that it does not hear every 10 s; none of that came here in %v", e.silentFor().Round(time.Second))
+}
+
+// mayBeTranslated reports whether this node's PublicIP is one that routers often translate on the way to the peer's.
+func (e *evidence) mayBeTranslated() bool {
+	return e.own.outer.IsPrivate() && !e.peer.outer.IsPrivate() && e.route.gateway.IsValid()
+}
+
+// seeSource is how one sees what a router makes of this node's address.
+func (e *evidence) seeSource() string {
+	return fmt.Sprintf("see on %s which address UDP %d comes from (tcpdump -ni any udp port %d), and start muslin here with that --public-ip", e.peer.outer, e.port, e.port)
+}
+
+// damagedThere is about a peer that answers datagrams without a checksum alone.
+func (e *evidence) damagedThere() *said {
+	f := e.says("checksum-corruption", Broken, Likely, fmt.Sprintf("datagrams from here are damaged on the way to %s, which drops them for their checksums", e.peer.outer),
+		fmt.Sprintf("%s; datagrams without a checksum are answered", e.sent()),
+		fmt.Sprintf("here: ethtool -K %s tx off; if that does not help, the NIC, cable or switch between the two", e.own.node.Iface))
+	if e.spoilt {
+		f.Confidence = Certain
+		f.Evidence += ", and the answers quote something else than was sent"
+	}
+	return f
 }
 
 // silent is about a host that is there and does not answer at the overlay's port.
@@ -307,37 +273,52 @@ func (e *evidence) silent() *said {
 		return nil // nothing here carries the overlay; the path and the peer are well
 	}
 	if e.peer.direct() || e.own.node.Backend == lease.BackendHostGW {
-		return e.verdict("peer-silent", Broken, Possible, fmt.Sprintf("%s is there, and what is sent to it by the direct route, past any tunnel, is not answered", e.peer.outer),
+		return e.says("peer-silent", Broken, Possible, fmt.Sprintf("%s is there, and what is sent to it by the direct route, past any tunnel, is not answered", e.peer.outer),
 			e.sent()+"; "+e.hostText(), "the network between must take the containers' own addresses, as many clouds do not: set DirectRouting to false; or that host's rp_filter or FORWARD rules drop them: muslin doctor there")
 	}
 	here := netip.AddrPortFrom(e.own.outer, e.port)
 	why := []string{e.sent(), e.hostText()}
 	switch {
 	case e.anyMAC:
-		return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, which is not its VTEP's: it drops what is sent to it", e.peer.outer, e.peer.mac),
+		return e.says("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, which is not its VTEP's: it drops what is sent to it", e.peer.outer, e.peer.mac),
 			"a datagram to any MAC is answered, one to that MAC is not", fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
-	case e.bare, e.muslin && e.came() == 0 && e.counted.rx == 0 && e.waited > mustAsk:
-		f := e.verdict("udp-filtered-one-way", Broken, Likely, fmt.Sprintf("what %s sends to %s is dropped, and what is sent there arrives: its firewall for output, or one on the way here", e.peer.outer, here),
+	case e.bare, e.muslin && e.came() == 0 && e.counted.rx == 0 && e.silentFor() > mustAsk:
+		f := e.says("udp-filtered-one-way", Broken, Likely, fmt.Sprintf("what %s sends to %s is dropped, and what is sent there arrives: its firewall for output, or one on the way here", e.peer.outer, here),
 			e.oneWay(),
 			fmt.Sprintf("on %s: iptables -I OUTPUT -p udp --dport %d -j ACCEPT; in front of this node: let UDP %d in from %s", e.peer.outer, e.port, e.port, e.peer.outer))
 		f.kind = "in"
 		return f
-	case e.came() > 0 || e.counted.rx > 0:
-		why = append(why, fmt.Sprintf("%d of its own datagrams came here", max(e.came(), int(e.counted.rx))))
+	case e.unchecked:
+		return e.damagedThere()
+	case e.came() > 0 || e.counted.rx > 0 || e.oneSided:
+		if n := max(e.came(), int(e.counted.rx)); n > 0 {
+			why = append(why, fmt.Sprintf("%d of its own datagrams came here", n))
+		} else {
+			why = append(why, fmt.Sprintf("the daemon heard it %v ago", time.Since(e.heard).Round(time.Second)))
+		}
 		if !e.local && e.own.outer.IsValid() {
-			f := e.verdict("public-ip-nat", Broken, Possible, fmt.Sprintf("%s does not take what this node sends: this node's PublicIP %s is no address of this host, so what leaves may come from another one", e.peer.outer, e.own.outer),
-				strings.Join(why, "; "), fmt.Sprintf("see on %s which address UDP %d comes from (tcpdump -ni any udp port %d), and start muslin here with that --public-ip", e.peer.outer, e.port, e.port))
+			f := e.says("public-ip-nat", Broken, Possible, fmt.Sprintf("%s does not take what this node sends: this node's PublicIP %s is no address of this host, so what leaves may come from another one", e.peer.outer, e.own.outer),
+				strings.Join(why, "; "), e.seeSource())
 			f.kind = "out"
 			return f
 		}
-		f := e.verdict("udp-filtered-at-peer", Broken, Likely, fmt.Sprintf("%s from here is dropped at %s, by its firewall or one before it, while what it sends arrives", e.portWord(), e.peer.outer),
+		f := e.says("udp-filtered-at-peer", Broken, Likely, fmt.Sprintf("%s from here is dropped at %s, by its firewall or one before it, while what it sends arrives", e.portWord(), e.peer.outer),
 			strings.Join(why, "; "), "on "+e.peer.outer.String()+": "+openPort(e.port)+"; between the two: let UDP through to "+e.peer.to())
+		if e.mayBeTranslated() {
+			f.Fix += "; or, if a router on the way translates this node's private address: " + e.seeSource()
+		}
 		f.kind = "out"
 		return f
 	}
-	why = append(why, fmt.Sprintf("nothing of it came to an interface here in %v", e.waited.Round(time.Second)))
-	f := e.verdict("udp-filtered-at-peer", Broken, Likely, fmt.Sprintf("%s between here and %s is dropped, by the firewall there or one on the way", e.portWord(), e.peer.outer),
-		strings.Join(why, "; "), "on "+e.peer.outer.String()+": "+openPort(e.port)+"; between the two: let UDP through to "+e.peer.to()+" and "+here.String()+"; muslin doctor there says more")
+	why = append(why, fmt.Sprintf("nothing of it came here in %v", e.silentFor().Round(time.Second)))
+	if e.mayBeTranslated() && e.heard.IsZero() && e.deaf > lately {
+		f := e.says("public-ip-nat", Broken, Possible, fmt.Sprintf("this node seems to be behind NAT: its PublicIP %s is a private one, %s is none, and nothing ever came from there (or UDP %d is filtered between the two)", e.own.outer, e.peer.outer, e.port),
+			strings.Join(why, "; "), fmt.Sprintf("%s, and have its router hand UDP %d on to this host; or an underlay without NAT", e.seeSource(), e.port))
+		f.kind = "out"
+		return f
+	}
+	f := e.says("udp-filtered-at-peer", Broken, Likely, fmt.Sprintf("%s between here and %s is dropped, by the firewall there or one on the way", e.portWord(), e.peer.outer),
+		strings.Join(why, "; "), "on "+e.peer.outer.String()+": "+openPort(e.port)+"; between the two: let UDP through to "+e.peer.to()+" and "+here.String()+"; muslin doctor there says more, also if it is but a daemon that hangs")
 	f.kind = "both"
 	return f
 }

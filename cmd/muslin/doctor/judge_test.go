@@ -3,12 +3,14 @@ package doctor
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/doctor/wire"
 	"muslin/encap"
 	"muslin/lease"
@@ -39,6 +41,28 @@ func TestJudge(t *testing.T) {
 			e.made.Refused, e.closed.Refused = refused(them, 3), refused(them, 3)
 			e.knocks = map[uint16]wire.Knock{4789: {Sent: 1}, 8285: {Sent: 1, Refused: refused(them, 3)}}
 		}, "port-mismatch", Broken, "at 4789"},
+		"own reject":                 {func(e *evidence) { e.made.Refused = refused(us, 13) }, "udp-filtered-here", Broken, "this host itself"},
+		"peer's reject as if closed": {func(e *evidence) { e.made.Refused, e.misshapen = refused(them, 3), refused(them, 3) }, "udp-filtered-at-peer", Broken, "no UDP would read"},
+		"peer's reject as if away":   {func(e *evidence) { e.made.Refused = refused(them, 1) }, "udp-filtered-at-peer", Broken, "refuses"},
+		"router's, as if closed":     {func(e *evidence) { e.made.Refused = refused(router, 3) }, "udp-filtered-on-path", Broken, router.String()},
+		"router's, as if away":       {func(e *evidence) { e.made.Refused = refused(router, 1) }, "udp-filtered-on-path", Broken, router.String()},
+		"closed, and it sends":       {func(e *evidence) { e.made.Refused, e.counted.rx = refused(them, 3), 1 }, "public-ip-nat", Broken, "hands on nothing"},
+		"heard, and never answers":   {func(e *evidence) { e.oneSided, e.heard = true, time.Now() }, "udp-filtered-at-peer", Broken, "while what it sends arrives"},
+		"damaged on the way there":   {func(e *evidence) { e.unchecked = true }, "checksum-corruption", Broken, "damaged on the way to"},
+		"damaged, as it quotes":      {func(e *evidence) { e.unchecked, e.spoilt = true, true }, "checksum-corruption", Broken, "something else than was sent"},
+		"the peer's doctor at work": {func(e *evidence) {
+			e.seen = []sighting{
+				{wire.Sighting{Src: them, DstPort: 8472, VXLAN: true, VNI: 1, InnerSrc: mac, InnerDst: everybody, From: e.peer.base(), Request: true}, 1},
+				{wire.Sighting{Src: them, DstPort: 33440}, 1},
+			}
+			e.counted.rx = 1
+		}, "udp-filtered-at-peer", Broken, "while what it sends arrives"},
+		"we are private, and never heard it": {func(e *evidence) {
+			e.own.outer, e.route.gateway, e.deaf = netip.MustParseAddr("10.99.0.2"), router, time.Minute
+		}, "public-ip-nat", Broken, "or UDP 8472 is filtered"},
+		"we are private, and it was heard": {func(e *evidence) {
+			e.own.outer, e.route.gateway, e.deaf, e.heard = netip.MustParseAddr("10.99.0.2"), router, time.Minute, time.Now().Add(-time.Hour)
+		}, "udp-filtered-at-peer", Broken, "nothing of it came"},
 		"no way, says a router":     {func(e *evidence) { e.host = wire.Answer{Sent: 3, Refused: refused(router, 1)} }, "public-ip-unreachable", Broken, router.String()},
 		"nobody on the link":        {func(e *evidence) { e.host.Got, e.route.failed, e.left = 0, true, 0 }, "lease-dead-node", Warning, "nobody on the link"},
 		"silent, heard before":      {func(e *evidence) { e.host.Got, e.heard = 0, time.Now().Add(-time.Hour) }, "lease-dead-node", Warning, "gone silent"},
@@ -99,6 +123,123 @@ func TestAllOfUs(t *testing.T) {
 		if got := p.allOfUs(c.found, c.answering); len(got) != len(c.found) || got[0].ID != "udp-filtered-at-peer" {
 			t.Errorf("%+v, %d answer: %+v", c.found, c.answering, got)
 		}
+	}
+}
+
+// A finding of one speaks for those that are silent as it is, if it is the same with all of them that were looked into.
+func TestSpread(t *testing.T) {
+	p := &Patient{}
+	var silent []half
+	for i := range 40 {
+		at := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
+		silent = append(silent, half{node: &Node{PublicIP: at}, outer: at})
+	}
+	if got := p.triage(t.Context(), silent[:mostSuspect]); len(got) != mostSuspect || len(got[0].alike) > 0 {
+		t.Errorf("few: %d are looked into, want each", len(got))
+	}
+	got := choose(silent, slices.Concat(slices.Repeat([]string{"off"}, 30), slices.Repeat([]string{"mute"}, 10)))
+	if len(got) != mostSuspect || len(got[0].alike) != 22 || len(got[1].alike) != 2 || got[0].silence != "off" || got[1].silence != "mute" {
+		t.Fatalf("%d are looked into: %+v", len(got), got[:2])
+	}
+	findings := func(last string) []said {
+		var suspects []*evidence
+		var found []said
+		for i, c := range got {
+			e := &evidence{peer: c.half, silence: c.silence, alike: c.alike, verdict: &said{Finding: Finding{ID: c.silence, Node: c.node.Name()}}}
+			if i == len(got)-1 {
+				e.verdict.ID = last
+			}
+			suspects = append(suspects, e)
+		}
+		spread(suspects)
+		for _, e := range suspects {
+			found = append(found, *e.verdict)
+		}
+		return grouped(found)
+	}
+	if all := findings("mute"); len(all) != 2 || !strings.Contains(all[0].Summary, "with 30 nodes") || !strings.Contains(all[1].Summary, "with 10 nodes") {
+		t.Errorf("all alike: %+v", all)
+	}
+	if all := findings("other"); len(all) != 3 || !strings.Contains(all[0].Summary, "with 30 nodes") || !strings.Contains(all[1].Summary, "with 7 nodes") {
+		t.Errorf("one is another: %+v", all)
+	}
+}
+
+// Of ten thousand peers, of which five hundred are down, no more are asked than may be, and some that live.
+func TestSample(t *testing.T) {
+	down, up := time.Now(), true
+	p := &Patient{Local: Node{Subnet: netip.MustParsePrefix("10.200.0.0/24"), PublicIP: netip.MustParseAddr("192.0.2.1"), Backend: lease.BackendUDP}}
+	for i := range 10_000 {
+		n := Node{PublicIP: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i)}), 24), Backend: lease.BackendUDP,
+			Lease: &lease.Lease{Revision: int64(i + 1)}, Peer: &control.PeerStatus{Up: &up}}
+		if i < 500 {
+			n.Peer = &control.PeerStatus{DownSince: &down}
+		}
+		p.Peers = append(p.Peers, n)
+	}
+	began := time.Now()
+	asked, more := p.sample()
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+	ill := 0
+	for _, h := range asked {
+		if h.status.DownSince != nil {
+			ill++
+		}
+	}
+	if len(asked) != mostAsked || ill != mostAsked/2 || len(more) != 500-ill {
+		t.Errorf("%d are asked, %d of them down, and %d more; want %d, %d and %d", len(asked), ill, len(more), mostAsked, mostAsked/2, 500-mostAsked/2)
+	}
+}
+
+// What may drop a peer's datagrams here, and what cannot.
+func TestMayDropIn(t *testing.T) {
+	for rules, want := range map[string]bool{
+		"":                                      false,
+		"tcp dport 22 drop":                     false,
+		"udp dport 53 drop":                     false,
+		"ct state invalid drop":                 false,
+		`iifname "lo" ip saddr 10.0.0.0/8 drop`: false,
+		"udp dport 8472 drop":                   true,
+		"ip saddr 192.0.2.2 drop":               true,
+		"meta l4proto udp reject":               true,
+		"jump strict":                           true,
+		"ip saddr vmap { 192.0.2.0/24 : goto strict }": true,
+		"jump loose": false,
+	} {
+		ruleset := `table inet f {
+	set s {
+		type ipv4_addr
+		elements = { 192.0.2.1 }
+	}
+	chain in {
+		type filter hook input priority filter; policy accept;
+		` + rules + `
+	}
+	chain strict {
+		udp dport 8472 counter packets 0 bytes 0 drop
+	}
+	chain loose {
+		counter packets 0 bytes 0
+	}
+	chain passing {
+		type filter hook forward priority filter; policy drop;
+		drop
+	}
+}
+table ip g {
+	chain strict {
+		accept
+	}
+}
+`
+		if got := mayDropIn(ruleset, 8472); got != want {
+			t.Errorf("%q: %t, want %t", rules, got, want)
+		}
+	}
+	if !mayDropIn("table ip f {\n\tchain in {\n\t\ttype filter hook prerouting priority raw; policy drop;\n\t}\n}\n", 8472) {
+		t.Error("a policy to drop lets in")
 	}
 }
 

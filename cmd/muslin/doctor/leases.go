@@ -281,6 +281,7 @@ func checkDevice(_ context.Context, p *Patient) []Finding {
 	}
 	var wrong []string
 	looked := 0
+	newest := p.newestAt()
 	for _, six := range []bool{false, true} {
 		d := p.device(six)
 		if d == nil || d.VXLAN == nil || six != d.VXLAN.Local.Is6() {
@@ -293,7 +294,7 @@ func checkDevice(_ context.Context, p *Patient) []Finding {
 		}
 		for i := range p.Peers {
 			for _, h := range p.Peers[i].halves() {
-				if h.six != six || !p.talks(h) || h.mac == (encap.MAC{}) || !p.throughDevice(h, d.Name) {
+				if h.six != six || !p.talks(h, newest) || h.mac == (encap.MAC{}) || !p.throughDevice(h, d.Name) {
 					continue
 				}
 				looked++

@@ -3,7 +3,6 @@ package doctor
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 
 	"muslin/cmd/muslin/control"
 	"muslin/encap"
@@ -37,8 +36,16 @@ func (p *Patient) findNodes() {
 	if p.Status == nil {
 		return
 	}
+	at := make(map[netip.Prefix]int, len(p.Peers))
+	for i := range p.Peers {
+		for _, subnet := range []netip.Prefix{p.Peers[i].Subnet, p.Peers[i].Subnet6} {
+			if subnet.IsValid() {
+				at[subnet] = i
+			}
+		}
+	}
 	for i := range p.Status.Peers {
-		p.attach(&p.Status.Peers[i])
+		p.attach(&p.Status.Peers[i], at)
 	}
 }
 
@@ -167,19 +174,20 @@ func (p *Patient) nodeOf(l *lease.Lease) Node {
 	return n
 }
 
-// attach finds the node of a peer that the daemon knows, or makes one: its lease may have vanished, or the store is away.
-func (p *Patient) attach(s *control.PeerStatus) {
+// attach finds the node of a peer that the daemon knows, by where each subnet's is, or makes one: its lease may have vanished, or
+// the store is away.
+func (p *Patient) attach(s *control.PeerStatus, at map[netip.Prefix]int) {
 	subnet := prefix(s.Subnet)
 	six := subnet.Addr().Is6()
-	i := slices.IndexFunc(p.Peers, func(n Node) bool { return n.Subnet == subnet || n.Subnet6 == subnet })
-	if i < 0 {
-		other := prefix(s.OtherSubnet)
-		i = slices.IndexFunc(p.Peers, func(n Node) bool { return other.IsValid() && (n.Subnet == other || n.Subnet6 == other) })
+	i, ok := at[subnet]
+	if !ok {
+		i, ok = at[prefix(s.OtherSubnet)]
 	}
-	if i < 0 {
+	if !ok {
 		p.Peers = append(p.Peers, Node{Backend: s.Backend, Port: p.Local.Port, VNI: p.Local.VNI})
 		i = len(p.Peers) - 1
 	}
+	at[subnet] = i
 	n := &p.Peers[i]
 	mac, _ := encap.ParseMAC(s.VtepMAC)
 	if six {

@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -76,9 +75,23 @@ func (p *Patient) vxlanOrUDP() bool {
 // carries reports whether anything here carries the overlay's packets.
 func (p *Patient) carries() bool { return p.Running() || p.flannelCarries() }
 
+// newestAt is the newest lease's revision at each PublicIP of the peers.
+func (p *Patient) newestAt() map[netip.Addr]int64 {
+	newest := make(map[netip.Addr]int64, len(p.Peers))
+	for i := range p.Peers {
+		n := &p.Peers[i]
+		for _, a := range []netip.Addr{n.PublicIP, n.PublicIPv6} {
+			if n.Lease != nil && a.IsValid() {
+				newest[a] = max(newest[a], n.Lease.Revision)
+			}
+		}
+	}
+	return newest
+}
+
 // talks reports whether a lease is of a node that this one can exchange packets with at all, by what both leases say. What
 // is wrong otherwise is the leases' checks' to find.
-func (p *Patient) talks(h half) bool {
+func (p *Patient) talks(h half, newest map[netip.Addr]int64) bool {
 	own, ok := p.ownHalf(h.six)
 	n := h.node
 	switch {
@@ -86,7 +99,7 @@ func (p *Patient) talks(h half) bool {
 		return false
 	case n.Lease != nil && n.Lease.Reserved && h.status == nil:
 		return false
-	case n.Lease != nil && slices.ContainsFunc(p.Peers, func(o Node) bool { return o.Lease != nil && o.Lease.Revision > n.Lease.Revision && o.sharesAddress(n) }):
+	case n.Lease != nil && max(newest[n.PublicIP], newest[n.PublicIPv6]) > n.Lease.Revision:
 		return false // at that address is somebody else
 	case n.Backend != p.Local.Backend && p.Local.Backend != lease.BackendUDP:
 		return false
@@ -97,35 +110,39 @@ func (p *Patient) talks(h half) bool {
 	return !four.Contains(h.outer) && !six.Contains(h.outer)
 }
 
-// Bounds, so that a thousand peers take no longer than a few.
+// Bounds, so that ten thousand peers take no longer than a few.
 const (
-	mostAsked   = 64 // halves that are asked over the overlay
-	mostSuspect = 8  // of those, silent ones that are looked into
+	mostAsked   = 64   // halves that are asked over the overlay, half of them at most such as the daemon has as down
+	mostDown    = 1000 // others that it has as down: they get a small packet
+	mostSuspect = 16   // silent ones that are looked into: as many as wire.WatchConfig takes
 )
 
-// sample picks whom to ask: those that the daemon has as down first, then those that it does not know to be up, then
-// others.
-func (p *Patient) sample() []half {
-	var all []half
+// sample picks whom to ask: those that the daemon has as down, those that it does not know to be up, and others; and down, more
+// of the first.
+func (p *Patient) sample() (asked, down []half) {
+	var unknown, up []half
+	newest := p.newestAt()
 	for i := range p.Peers {
 		for _, h := range p.Peers[i].halves() {
-			if p.talks(h) {
-				all = append(all, h)
+			switch {
+			case !p.talks(h, newest):
+			case h.status != nil && h.status.DownSince != nil:
+				down = append(down, h)
+			case h.status == nil || h.status.Up == nil:
+				unknown = append(unknown, h)
+			default:
+				up = append(up, h)
 			}
 		}
 	}
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	worth := func(h half) int {
-		switch {
-		case h.status != nil && h.status.DownSince != nil:
-			return 0
-		case h.status == nil || h.status.Up == nil:
-			return 1
-		}
-		return 2
+	for _, all := range [][]half{down, unknown, up} {
+		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	}
-	slices.SortStableFunc(all, func(a, b half) int { return cmp.Compare(worth(a), worth(b)) })
-	return all[:min(len(all), mostAsked)]
+	others := slices.Concat(unknown, up)
+	first := min(len(down), max(mostAsked/2, mostAsked-len(others)))
+	asked = slices.Concat(down[:first], others[:min(len(others), mostAsked-first)])
+	down = down[first:]
+	return asked, down[:min(len(down), mostDown)]
 }
 
 // answerer is the address of a peer that answers echo requests which go as a packet to its containers does. With host-gw
@@ -143,9 +160,10 @@ func (h half) direct() bool { return h.status != nil && h.status.Way == string(w
 // said is a finding with what is known of it until it is reported.
 type said struct {
 	Finding
-	kind  string // those of one ID and kind say the same
-	peer  string // that showed it, where the finding is about another node; empty: its own
-	rules int    // which rules of this host's firewall may be the cause
+	kind   string   // those of one ID and kind say the same
+	others []string // nodes with which it is the same, and that were not looked into
+	peer   string   // that showed it, where the finding is about another node; empty: its own
+	rules  int      // which rules of this host's firewall may be the cause
 }
 
 const (
@@ -156,7 +174,7 @@ const (
 // grouped makes one finding of those that say the same of many nodes: the first, with how many there are.
 func grouped(all []said) []said {
 	var out []said
-	count := make(map[[4]string][]string)
+	count, counted := make(map[[4]string][]string), make(map[[5]string]bool)
 	key := func(f *said) [4]string { return [4]string{f.ID, string(f.Severity), f.Confidence, f.kind} }
 	for i := range all {
 		f := &all[i]
@@ -167,8 +185,11 @@ func grouped(all []said) []said {
 		if f.peer != "" {
 			about = f.peer
 		}
-		if !slices.Contains(count[key(f)], about) {
-			count[key(f)] = append(count[key(f)], about)
+		for _, node := range append([]string{about}, f.others...) {
+			if id := [5]string{f.ID, string(f.Severity), f.Confidence, f.kind, node}; !counted[id] {
+				counted[id] = true
+				count[key(f)] = append(count[key(f)], node)
+			}
 		}
 	}
 	for i := range out {
