@@ -48,7 +48,7 @@ type evidence struct {
 	waited   time.Duration
 	age      time.Duration // since its lease was written or renewed, at most; 0: it is not known
 
-	verdict *said // in the end
+	judged *said // in the end
 }
 
 // sighting is one kind, with how often it was seen.

@@ -145,15 +145,15 @@ func TestSpread(t *testing.T) {
 		var suspects []*evidence
 		var found []said
 		for i, c := range got {
-			e := &evidence{peer: c.half, silence: c.silence, alike: c.alike, verdict: &said{Finding: Finding{ID: c.silence, Node: c.node.Name()}}}
+			e := &evidence{peer: c.half, silence: c.silence, alike: c.alike, judged: &said{Finding: Finding{ID: c.silence, Node: c.node.Name()}}}
 			if i == len(got)-1 {
-				e.verdict.ID = last
+				e.judged.ID = last
 			}
 			suspects = append(suspects, e)
 		}
 		spread(suspects)
 		for _, e := range suspects {
-			found = append(found, *e.verdict)
+			found = append(found, *e.judged)
 		}
 		return grouped(found)
 	}

@@ -69,12 +69,12 @@ func (p *Patient) lookInto(ctx context.Context, silent []half, answering int) ([
 		e.waited = time.Since(began)
 		e.counted = after.since(before, e.peer)
 		e.take(seen, id, uint16(i))
-		e.verdict = e.judge()
+		e.judged = e.judge()
 	}
 	spread(suspects)
 	for _, e := range suspects {
-		if e.verdict != nil {
-			found = append(found, *e.verdict)
+		if e.judged != nil {
+			found = append(found, *e.judged)
 		}
 	}
 	found = p.allOfUs(found, answering)
@@ -227,12 +227,12 @@ func (p *Patient) howSilent(ctx context.Context, silent []half) []string {
 // same with all of that kind that were.
 func spread(suspects []*evidence) {
 	for _, e := range suspects {
-		same := e.verdict != nil && !slices.ContainsFunc(suspects, func(o *evidence) bool {
-			return o.silence == e.silence && (o.verdict == nil || o.verdict.ID != e.verdict.ID || o.verdict.kind != e.verdict.kind)
+		same := e.judged != nil && !slices.ContainsFunc(suspects, func(o *evidence) bool {
+			return o.silence == e.silence && (o.judged == nil || o.judged.ID != e.judged.ID || o.judged.kind != e.judged.kind)
 		})
 		for _, h := range e.alike {
 			if same {
-				e.verdict.others = append(e.verdict.others, h.node.Name())
+				e.judged.others = append(e.judged.others, h.node.Name())
 			}
 		}
 	}

@@ -256,7 +256,7 @@ func (p *Patient) ask(ctx context.Context, r *routed, to netip.Addr) {
 	if !ok || !to.Is4() || r.gateway.IsValid() {
 		return
 	}
-	holders, err := wire.WhoHas(ctx, link, []netip.Addr{to})
+	holders, err := wire.WhoHas(ctx, link, []netip.Addr{to}, 600*time.Millisecond)
 	if err != nil || ctx.Err() != nil {
 		return
 	}

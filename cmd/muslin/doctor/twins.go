@@ -19,6 +19,9 @@ import (
 // mostLooked is how many peers' addresses are asked for on the link, besides this node's own.
 const mostLooked = 32
 
+// answersIn is more than a host on the link takes, and little enough that who is well need not wait for it.
+const answersIn = 100 * time.Millisecond
+
 // checkTwins asks on the underlay's link who has this node's PublicIP, and those of peers that are on it, of IPv4: an address
 // that two hosts have works by turns.
 func checkTwins(ctx context.Context, p *Patient) []Finding {
@@ -56,7 +59,7 @@ func (p *Patient) addressOn(device string, public netip.Addr) netip.Addr {
 // ownTwin asks as RFC 5227 has it (section 2.1.1), so that nobody's memory of who has the address changes. This host's other
 // interfaces on the link may answer, too.
 func (p *Patient) ownTwin(ctx context.Context, link wire.Link, public netip.Addr, dev *host.Link) ([]Finding, error) {
-	holders, err := wire.WhoHas(ctx, link, []netip.Addr{public})
+	holders, err := wire.WhoHas(ctx, link, []netip.Addr{public}, answersIn)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +94,7 @@ func (p *Patient) peersTwins(ctx context.Context, link wire.Link, own half) []Fi
 	if len(addrs) == 0 {
 		return nil
 	}
-	holders, err := wire.WhoHas(ctx, link, addrs)
+	holders, err := wire.WhoHas(ctx, link, addrs, answersIn)
 	if err != nil {
 		p.CannotTell("public-ips", err)
 		return nil

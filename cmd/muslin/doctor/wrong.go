@@ -14,7 +14,7 @@ func (e *evidence) wrongDatagram() *said {
 			if !s.BadChecksum {
 				return nil
 			}
-			return e.says("checksum-corruption", Broken, Certain, fmt.Sprintf("datagrams of %s are damaged on the way", e.peer.outer),
+			return e.verdict("checksum-corruption", Broken, Certain, fmt.Sprintf("datagrams of %s are damaged on the way", e.peer.outer),
 				fmt.Sprintf("%d with a wrong UDP checksum arrived here", s.n),
 				fmt.Sprintf("on %s: ethtool -K %s tx off; if that does not help, the NIC, cable or switch between the two", e.peer.outer, e.own.node.Iface))
 		},
@@ -22,7 +22,7 @@ func (e *evidence) wrongDatagram() *said {
 			if s.Src == e.peer.outer || !vxlan || !s.VXLAN {
 				return nil
 			}
-			return e.says("public-ip-nat", Broken, Certain, fmt.Sprintf("%s is behind NAT: what it sends comes from %s, which is no peer's PublicIP, and is dropped", e.peer.outer, s.Src),
+			return e.verdict("public-ip-nat", Broken, Certain, fmt.Sprintf("%s is behind NAT: what it sends comes from %s, which is no peer's PublicIP, and is dropped", e.peer.outer, s.Src),
 				fmt.Sprintf("%d datagrams of VNI %d in the name of %s (VTEP MAC %s) came from %s:%d", s.n, s.VNI, s.From, s.InnerSrc, s.Src, s.SrcPort),
 				fmt.Sprintf("on that node: muslin run --public-ip %s, if UDP %d there is handed on to it, or an underlay without NAT; on a trusted underlay --source-check=off here", s.Src, e.port))
 		},
@@ -30,7 +30,7 @@ func (e *evidence) wrongDatagram() *said {
 			if !vxlan || !s.VXLAN || s.VNI == e.own.node.VNI.Uint32() {
 				return nil
 			}
-			return e.says("vni-mismatch", Broken, Certain, fmt.Sprintf("%s sends with VNI %d, and this node is in VNI %s", e.peer.outer, s.VNI, e.own.node.VNI),
+			return e.verdict("vni-mismatch", Broken, Certain, fmt.Sprintf("%s sends with VNI %d, and this node is in VNI %s", e.peer.outer, s.VNI, e.own.node.VNI),
 				fmt.Sprintf("%d datagrams of VNI %d to port %d; its lease says %s", s.n, s.VNI, s.DstPort, e.peer.node.VNI),
 				"restart flanneld or muslin on the node whose VNI is not that of the network's config (muslin config get)")
 		},
@@ -38,7 +38,7 @@ func (e *evidence) wrongDatagram() *said {
 			if s.DstPort == e.port || vxlan && !s.VXLAN || !vxlan && !e.peer.subnet.Contains(s.From) {
 				return nil
 			}
-			return e.says("port-mismatch", Broken, Certain, fmt.Sprintf("%s sends to UDP port %d, and this node has port %d", e.peer.outer, s.DstPort, e.port),
+			return e.verdict("port-mismatch", Broken, Certain, fmt.Sprintf("%s sends to UDP port %d, and this node has port %d", e.peer.outer, s.DstPort, e.port),
 				fmt.Sprintf("%d datagrams of the overlay to port %d", s.n, s.DstPort),
 				"restart flanneld or muslin on the node whose port is not that of the network's config (muslin config get)")
 		},
@@ -46,21 +46,21 @@ func (e *evidence) wrongDatagram() *said {
 			if !vxlan || !s.VXLAN || s.InnerSrc != e.own.mac {
 				return nil
 			}
-			return e.says("vtep-mac-duplicate", Broken, Certain, fmt.Sprintf("%s has this node's VTEP MAC %s: each drops what the other sends", e.peer.outer, e.own.mac),
+			return e.verdict("vtep-mac-duplicate", Broken, Certain, fmt.Sprintf("%s has this node's VTEP MAC %s: each drops what the other sends", e.peer.outer, e.own.mac),
 				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), e.newMAC())
 		},
 		func(s sighting) *said {
 			if !vxlan || !s.VXLAN || s.InnerSrc == e.peer.mac || !e.peer.subnet.Contains(s.From) {
 				return nil
 			}
-			return e.says("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, and its VTEP has %s: it drops what is sent to it", e.peer.outer, e.peer.mac, s.InnerSrc),
+			return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, and its VTEP has %s: it drops what is sent to it", e.peer.outer, e.peer.mac, s.InnerSrc),
 				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
 		},
 		func(s sighting) *said {
 			if !vxlan || !s.VXLAN || s.InnerDst == e.own.mac || s.InnerDst == everybody {
 				return nil
 			}
-			return e.says("lease-stale", Broken, Certain, fmt.Sprintf("%s works from an old lease of this node: it sends to VTEP MAC %s, and this node's is %s", e.peer.outer, s.InnerDst, e.own.mac),
+			return e.verdict("lease-stale", Broken, Certain, fmt.Sprintf("%s works from an old lease of this node: it sends to VTEP MAC %s, and this node's is %s", e.peer.outer, s.InnerDst, e.own.mac),
 				fmt.Sprintf("%d datagrams from there with the inner destination %s", s.n, s.InnerDst), fmt.Sprintf("restart flanneld or muslin on %s: it has lost its watch on etcd", e.peer.outer))
 		},
 	} {

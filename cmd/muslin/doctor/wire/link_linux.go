@@ -26,14 +26,13 @@ const (
 	arpRequest, arpReply = 1, 2
 
 	whoHasTries = 2
-	whoHasEvery = 300 * time.Millisecond
 	whoHasApart = 2 * time.Millisecond // so that many questions are no burst
 )
 
 // WhoHas asks the hosts of a link which of them have these addresses of IPv4, twice each, and returns all that say so, by
 // their MACs. With an Addr the question is the one that the kernel asks of a neighbour, so that a host with two interfaces
-// there answers as it does to every other. It takes 0.6 s and some.
-func WhoHas(ctx context.Context, l Link, addrs []netip.Addr) (map[netip.Addr][]encap.MAC, error) {
+// there answers as it does to every other. It waits so long for the answers to each round.
+func WhoHas(ctx context.Context, l Link, addrs []netip.Addr, within time.Duration) (map[netip.Addr][]encap.MAC, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(htons(unix.ETH_P_ARP)))
 	if err != nil {
 		return nil, fmt.Errorf("open packet socket: %w: it takes CAP_NET_RAW: run this as root", err)
@@ -73,7 +72,7 @@ func WhoHas(ctx context.Context, l Link, addrs []netip.Addr) (map[netip.Addr][]e
 			}
 			read(time.Now().Add(whoHasApart))
 		}
-		read(time.Now().Add(whoHasEvery))
+		read(time.Now().Add(within))
 	}
 	return found, nil
 }
