@@ -101,8 +101,14 @@ func (c *Command) Run(ctx context.Context) error {
 	}
 	defer holdSignals(ctx)()
 	fmt.Fprintf(c.Stderr, "capturing %s on %s; Ctrl-C ends it\n", c.what(), plan.where())
-	err = errors.Join(r.run(ctx), out.close(r.counts()))
+	err = r.run(ctx)
+	if ended := out.close(r.counts()); err == nil {
+		err = ended // of what could not be written before there is no end, either
+	}
 	fmt.Fprintln(c.Stderr, r.summary())
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: what is in the file is whole; --ring-files and --ring-size keep it within bounds, --snaplen and a filter make it smaller", err)
+	}
 	return err
 }
 
@@ -157,11 +163,15 @@ func (r *running) counts() Counts {
 
 // summary is the line at the end.
 func (r *running) summary() string {
-	c, what := r.counts(), "packets"
+	c := r.counts()
 	if r.Wanted.Flows {
-		what = "lines of flows"
+		s := fmt.Sprintf("%d lines of flows captured, %d flows lost", c.Captured, c.Lost)
+		if c.Lost > 0 {
+			s += fmt.Sprintf(": more than %d at once, and more new ones than can be written: a filter, or --peer, leaves some out", maxFlows)
+		}
+		return s
 	}
-	s := fmt.Sprintf("%d %s captured, %d lost because this reader was too slow", c.Captured, what, c.Lost)
+	s := fmt.Sprintf("%d packets captured, %d lost because this reader was too slow", c.Captured, c.Lost)
 	if c.Lost > 0 {
 		s += " (the packets themselves went on): a filter, or --snaplen 128, makes it faster"
 	}

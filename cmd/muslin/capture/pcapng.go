@@ -3,8 +3,10 @@ package capture
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 
 	"github.com/google/gopacket/layers"
@@ -16,8 +18,8 @@ import (
 // pcapng writes packets as pcapng (draft-ietf-opsawg-pcapng), which has an interface for each point. Sections, interfaces and
 // statistics are pcapgo's; packets are our own, as pcapgo's have neither a comment nor a direction.
 type pcapng struct {
-	to         io.Writer
-	out        *bufio.Writer
+	to         *countingWriter
+	out        *bufio.Writer // written to to between two blocks alone
 	ng         *pcapgo.NgWriter
 	interfaces map[tunnel.Points]int
 	buf        []byte
@@ -42,7 +44,8 @@ func newPcapng(to io.Writer, a *about) (*pcapng, error) {
 	if len(names(a.Points)) > 1 {
 		link = linkRaw
 	}
-	p := &pcapng{to: to, out: bufio.NewWriterSize(to, 1<<16), interfaces: make(map[tunnel.Points]int)}
+	counted := &countingWriter{Writer: to}
+	p := &pcapng{to: counted, out: bufio.NewWriterSize(counted, 1<<16), interfaces: make(map[tunnel.Points]int)}
 	for i, name := range names(a.Points) {
 		point, _ := ParsePoints([]string{name})
 		face := pcapgo.NgInterface{
@@ -101,8 +104,41 @@ func (p *pcapng) write(r *Record) (int, error) {
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(b)+4))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(b)+4))
 	p.buf = b
-	_, err := p.out.Write(b)
-	return len(b), err
+	whole := p.to.n
+	if p.out.Available() < len(b) {
+		if err := p.flush(); err != nil {
+			return 0, err
+		}
+		whole = p.to.n
+	}
+	if _, err := p.out.Write(b); err != nil { // of one that is larger than the buffer
+		return 0, errors.Join(err, p.cut(whole))
+	}
+	return len(b), nil
+}
+
+// countingWriter counts what was written.
+type countingWriter struct {
+	io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// cut has a file end where its last whole block does, after a write for which there was no room: so readers take it.
+func (p *pcapng) cut(whole int64) error {
+	f, ok := p.to.Writer.(*os.File)
+	if !ok {
+		return nil
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	return f.Truncate(whole)
 }
 
 func pad(b []byte) []byte {
@@ -137,10 +173,15 @@ func (r *Record) comment() string {
 }
 
 func (p *pcapng) flush() error {
-	if err := p.ng.Flush(); err != nil {
-		return err
+	whole := p.to.n
+	err := p.ng.Flush()
+	if err == nil {
+		err = p.out.Flush()
 	}
-	return p.out.Flush()
+	if err != nil {
+		return errors.Join(err, p.cut(whole))
+	}
+	return nil
 }
 
 // end writes the counts, of all points together.
