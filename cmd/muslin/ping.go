@@ -22,7 +22,7 @@ func newPingCommand() *cobra.Command {
 		Use:   "ping PEER|ADDRESS",
 		Short: "Ping a node or a container over the overlay: loss, times, sizes, both ways",
 		Long: `ping sends ICMP echo requests over the overlay, from this node's own address there, to a container's ADDRESS or to
-another node: PEER is its subnet, its PublicIP or its address in the overlay. Whatever answers pings will do, a flannel
+another node: PEER is its subnet, its PublicIP, its address in the overlay, or a name of one of these. Whatever answers pings will do, a flannel
 node as well. Beside the times stands which way packets go there, as this node's daemon has it, and back, as the other one's
 says, if it runs muslin.
 
@@ -48,11 +48,15 @@ The exit status is 0 if all was answered, and 1 if not. Ctrl-C prints the summar
 			if all {
 				return pingAll(cmd, &who, o, output)
 			}
-			n, err := overlay.Ask(cmd.Context(), who.socket, who.net, args[0])
+			words, err := overlay.Resolve(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			to, err := n.Find(args[0])
+			n, err := overlay.Ask(cmd.Context(), who.socket, who.net, words...)
+			if err != nil {
+				return err
+			}
+			to, err := n.FindAny(words)
 			if err != nil {
 				return err
 			}

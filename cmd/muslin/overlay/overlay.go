@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"muslin/cmd/muslin/control"
 )
@@ -67,6 +69,40 @@ type Place struct {
 	Node bool                // it is the node's own address in the overlay, or stands for the node
 }
 
+// lookUpFor is how long a name is looked up: where the network is broken its servers may not answer.
+const lookUpFor = 2 * time.Second
+
+// Resolve is what a word on a command line may mean to Find: itself, or if it is a name, the addresses that this host knows for it.
+func Resolve(ctx context.Context, word string) ([]string, error) {
+	if _, err := netip.ParsePrefix(word); err == nil {
+		return []string{word}, nil
+	}
+	if _, err := netip.ParseAddr(word); err == nil {
+		return []string{word}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookUpFor)
+	defer cancel()
+	all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", word)
+	if err != nil {
+		return nil, fmt.Errorf("%q is neither an address nor a subnet, nor a name that this host knows (%w): give one such as 10.244.3.7 or 10.244.3.0/24, or a peer's PublicIP", word, err)
+	}
+	words := make([]string, 0, len(all))
+	for _, a := range all {
+		words = append(words, a.Unmap().String())
+	}
+	return words, nil
+}
+
+// FindAny is Find for the first of several words that means something.
+func (n *Network) FindAny(words []string) (place Place, err error) {
+	for _, word := range words {
+		if place, err = n.Find(word); err == nil {
+			return place, nil
+		}
+	}
+	return place, err
+}
+
 // Find is what a word means: an address in the overlay, or a peer's subnet or PublicIP, which stands for the peer's own
 // address there.
 func (n *Network) Find(word string) (Place, error) {
@@ -75,6 +111,9 @@ func (n *Network) Find(word string) (Place, error) {
 			if n.Peers[i].Subnet == p.Masked().String() {
 				return n.node(&n.Peers[i]), nil
 			}
+		}
+		if own := n.Subnet(p.Addr().Is6()); own == p.Masked() && n.Own(p.Addr().Is6()).IsValid() {
+			return n.At(own.Addr()), nil
 		}
 		return Place{}, fmt.Errorf("no peer has the subnet %s: `muslin status` lists those that there are", p.Masked())
 	}
@@ -90,6 +129,9 @@ func (n *Network) Find(word string) (Place, error) {
 		if n.Peers[i].PublicIP == a.String() {
 			return n.node(&n.Peers[i]), nil
 		}
+	}
+	if own := n.Own(a.Is6()); own.IsValid() && (a.String() == n.Node.PublicIP || a.String() == n.Node.PublicIPv6) {
+		return n.At(own), nil
 	}
 	return Place{}, fmt.Errorf("%s does not lie in the overlay %s, and is no peer's PublicIP: `muslin status` lists the peers", a, n.Networks())
 }

@@ -256,6 +256,7 @@ func (m *Mesh) Answered() bool {
 
 // Print writes the mesh as a matrix for each address family, or where it is too large for that, what is out of order.
 func (m *Mesh) Print(w io.Writer) error {
+	between := ""
 	for _, six := range []bool{false, true} {
 		var nodes []Node
 		for _, node := range m.Nodes {
@@ -266,9 +267,13 @@ func (m *Mesh) Print(w io.Writer) error {
 		if len(nodes) < 2 {
 			continue
 		}
+		if _, err := io.WriteString(w, between); err != nil {
+			return err
+		}
 		if err := m.matrix(w, nodes); err != nil {
 			return err
 		}
+		between = "\n"
 	}
 	return m.silent(w)
 }
