@@ -395,7 +395,7 @@ func encapsulate(e *evidence) *Step {
 	if s == nil {
 		return lost(StageEncapsulate, here, "`muslin status`", "no datagram was sent for it")
 	}
-	what := "a datagram"
+	what := "the packet as it is"
 	if e.node.Backend == lease.BackendVXLAN && e.node.VNI != nil {
 		what = fmt.Sprintf("VXLAN, VNI %d, to the MAC %s", *e.node.VNI, p.VtepMAC)
 	}
@@ -620,7 +620,7 @@ func (e *evidence) beyond() *Step {
 		s.Fix = e.fixUnderlay()
 	default:
 		known = append(known, fmt.Sprintf("its node cannot be asked: %v", e.thereErr))
-		s.Fix = fmt.Sprintf("look on %s: is there a container %s, and does the FORWARD chain accept the packet?", p.PublicIP, e.packet.Dst)
+		s.Fix = fmt.Sprintf("look on %s: does `muslin capture host %s` show the packet, does the FORWARD chain accept it (`nft list ruleset`, `iptables -S FORWARD`), is there a container %[2]s?", p.PublicIP, e.packet.Dst)
 	}
 	if c := first(e.here, sight.Error, func(c *sight.Sighting) bool { return c.Inbound && c.Src != e.here.Dst.String() }); c != nil {
 		known = append([]string{fmt.Sprintf("%s has sent an ICMP error about it: %s", c.Src, c.Says)}, known...)
@@ -630,6 +630,9 @@ func (e *evidence) beyond() *Step {
 		known = append(known, map[bool]string{
 			true:  fmt.Sprintf("%s answers pings on the underlay", p.PublicIP),
 			false: fmt.Sprintf("%s does not answer pings on the underlay either: the host is down, or pings are forbidden", p.PublicIP)}[*e.alive])
+	}
+	if e.alive != nil && !*e.alive {
+		s.Fix = fmt.Sprintf("is the host %s up, and does this one reach it (`ping %[1]s`, `ip neigh show %[1]s`)? If so: %s", p.PublicIP, s.Fix)
 	}
 	switch {
 	case p.DownSince != nil && p.LastRx != nil:
