@@ -338,7 +338,7 @@ func stuck(stage, node string, r *sight.Report, six, forwards bool) *Step {
 	case g.RPFilter != "":
 		return lost(stage, node, "`sysctl -w "+strings.ReplaceAll(g.RPFilter, "/", ".")+"=2`", "the kernel drops it, as its source's route leads elsewhere and %s is strict%s", strings.ReplaceAll(g.RPFilter, "/", "."), complaint)
 	case len(g.Warnings) > 0:
-		return lost(stage, node, "as the warning says", "the kernel does not forward it%s: %s", complaint, strings.Join(g.Warnings, "; "))
+		return lost(stage, node, "the command in that sentence, on that node; `muslin doctor` there has it alone, and says what else is wrong", "the kernel does not forward it%s: %s", complaint, strings.Join(g.Warnings, "; "))
 	case !forwards:
 		return lost(stage, node, "`nft list ruleset`, `iptables -S OUTPUT`", "the kernel did not send it: a rule in OUTPUT or POSTROUTING drops it%s", complaint)
 	}
