@@ -649,6 +649,24 @@ func TestRates(t *testing.T) {
 	}
 }
 
+// What stands at the top where there is nothing to be known.
+func TestNothingKnown(t *testing.T) {
+	f := new(fake)
+	s := f.status(began, 2)
+	for i := range s.Peers {
+		s.Peers[i].Way, s.Peers[i].TxPackets, s.Peers[i].RxPackets, s.Peers[i].TxBytes, s.Peers[i].RxBytes = "direct", 0, 0, 0, 0
+	}
+	s.Counts = control.PeerCounts{Total: 2, Up: 2, Ways: map[string]int{"direct": 2}}
+	p := newPicture(newPicture(nil, sample{at: began, status: s}), sample{at: began.Add(time.Second), status: s})
+	if got, want := trafficLine(p, 80), "2 peers, 2 direct  what goes directly is not counted  dropped 0/s"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	s = &control.Status{State: "waiting for etcd"}
+	if got := nodeLines(newPicture(nil, sample{at: began, status: s}), began)[1]; !strings.HasPrefix(got, "the network's config is not known yet") {
+		t.Errorf("%q", got)
+	}
+}
+
 // BenchmarkFrame is a frame while one scrolls, BenchmarkLook what an answer costs.
 func BenchmarkFrame(b *testing.B) {
 	for _, peers := range []int{10, 1000, 10_000} {

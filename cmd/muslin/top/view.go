@@ -126,6 +126,9 @@ func nodeLines(p *picture, now time.Time) []string {
 	if p.Store.LastError != "" {
 		store += " (" + p.Store.LastError + ")"
 	}
+	if n.Backend == "" {
+		return append(lines, "the network's config is not known yet  store "+store)
+	}
 	return append(lines, fmt.Sprintf("%s, MTU %d  lease %s  store %s", strings.SplitN(n.DescribeBackend(), " MAC ", 2)[0], n.MTU, n.DescribeLease(now), store))
 }
 
@@ -140,6 +143,9 @@ func trafficLine(p *picture, cells int) string {
 	}
 	if p.over == 0 {
 		return peers + "  rates with the next look"
+	}
+	if p.direct > 0 && p.direct == len(p.peers) && p.total == (traffic{}) {
+		return fmt.Sprintf("%s  what goes directly is not counted  dropped %s/s", peers, si(p.dropRate))
 	}
 	line := ""
 	for _, words := range []string{"%s  sent %s pkt/s %s  received %s pkt/s %s  dropped %s/s", "%s  TX %s p/s %s  RX %s p/s %s  dropped %s/s"} {

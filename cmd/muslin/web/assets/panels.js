@@ -43,9 +43,11 @@ function verdict(network) {
   const node = s.node ?? {};
   const left = node.lease_expires ? Date.parse(node.lease_expires) - network.time : null;
   const figure = (name, value, bad) => h('div', bad ? { class: bad } : null, h('dt', null, name), h('dd', null, value));
+  const direct = network.sorted.length > 0 && network.sorted.every((p) => p.now.way === 'direct'); // past the daemon
+  const rate = (n) => (direct && n === 0 ? 'not counted' : bits(n));
   show(byId('figures'),
-    figure('Received', bits(network.total('rx'))),
-    figure('Sent', bits(network.total('tx'))),
+    figure('Received', rate(network.total('rx'))),
+    figure('Sent', rate(network.total('tx'))),
     figure('Dropped', perSecond(dropping), dropping > 0 ? 'loss' : ''),
     figure('Store', s.store?.healthy ? 'healthy' : s.state === 'running' ? 'not in order' : 'not watched', s.store?.healthy ? '' : 'loss'),
     figure('Lease', left === null ? (s.state === 'running' ? 'kept' : 'none yet') : left > 0 ? `${short(left)} left` : 'expired', left !== null && left < 600000 ? 'loss' : ''),
