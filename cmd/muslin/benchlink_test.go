@@ -78,7 +78,7 @@ func fakeDaemon(t *testing.T, status *control.Status) (socket string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func(wanted) *control.Status { return status }, func(control.Peers) {}, http.NotFound, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func(selection) *control.Status { return status }, func(control.Peers) {}, http.NotFound, http.NotFound))
 	}()
 	t.Cleanup(func() {
 		cancel()

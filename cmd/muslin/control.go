@@ -91,7 +91,7 @@ func removeDeadControl(path string, reached error) (bool, error) {
 }
 
 // controlHandler answers on the control socket.
-func controlHandler(status func(wanted) *control.Status, watch func(control.Peers), route, replace http.HandlerFunc) http.Handler {
+func controlHandler(status func(selection) *control.Status, watch func(control.Peers), route, replace http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, r *http.Request) { serveStatus(w, r, status, watch) })
 	mux.HandleFunc("GET "+control.RoutePath, route)
@@ -100,7 +100,7 @@ func controlHandler(status func(wanted) *control.Status, watch func(control.Peer
 }
 
 // serveStatus answers with the peers that are asked for, and has those measured more often that somebody looks at.
-func serveStatus(w http.ResponseWriter, r *http.Request, status func(wanted) *control.Status, watch func(control.Peers)) {
+func serveStatus(w http.ResponseWriter, r *http.Request, status func(selection) *control.Status, watch func(control.Peers)) {
 	look, err := control.ParseLook(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)

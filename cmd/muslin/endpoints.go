@@ -315,17 +315,17 @@ func (d *daemon) scrape(choose metrics.Choose) *control.Networks {
 	return d.networksOf(chosenBy(choose, ""))
 }
 
-func (d *daemon) networksOf(wanted wanted) *control.Networks {
-	s := d.statusOf(wanted)
+func (d *daemon) networksOf(which selection) *control.Networks {
+	s := d.statusOf(which)
 	return &control.Networks{Version: s.Version, Kernel: s.Kernel, Networks: []control.NetworkStatus{{State: s.State, Status: s}}}
 }
 
 func (n *networks) scrape(choose metrics.Choose) *control.Networks {
-	return n.statusOf(func(name string) wanted { return chosenBy(choose, name) })
+	return n.statusOf(func(name string) selection { return chosenBy(choose, name) })
 }
 
 // chosenBy has metrics choose among the peers of a network.
-func chosenBy(choose metrics.Choose, network string) wanted {
+func chosenBy(choose metrics.Choose, network string) selection {
 	return func(t *fib.Table, traffic func(*fib.Peer) uint64) []*fib.Peer {
 		peers := t.Peers()
 		all := make([]metrics.Traffic, len(peers))

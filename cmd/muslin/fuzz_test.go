@@ -37,7 +37,7 @@ func FuzzControl(f *testing.F) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	handler := controlHandler(func(wanted) *control.Status { asked.Add(1); return &control.Status{State: control.StateRunning} }, func(control.Peers) {}, new(daemon).serveRoute,
+	handler := controlHandler(func(selection) *control.Status { asked.Add(1); return &control.Status{State: control.StateRunning} }, func(control.Peers) {}, new(daemon).serveRoute,
 		func(w http.ResponseWriter, _ *http.Request) {
 			replaced.Add(1)
 			http.Error(w, "not now", http.StatusConflict)

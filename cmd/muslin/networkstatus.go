@@ -25,11 +25,11 @@ import (
 //	GET /v1/capture?…&net=NAME   a stream of packets (package capture)
 
 // status is the network's, whether it runs or not.
-func (m *member) status(wanted wanted) control.NetworkStatus {
+func (m *member) status(which selection) control.NetworkStatus {
 	d, again, failed := m.now()
 	out := control.NetworkStatus{Name: m.name, Control: m.flags.control}
 	if failed == nil {
-		out.Status = d.statusOf(wanted)
+		out.Status = d.statusOf(which)
 		out.State = out.Status.State
 		return out
 	}
@@ -43,11 +43,11 @@ func (m *member) status(wanted wanted) control.NetworkStatus {
 }
 
 func (n *networks) status() *control.Networks {
-	return n.statusOf(func(string) wanted { return nil })
+	return n.statusOf(func(string) selection { return nil })
 }
 
 // statusOf has the peers of each network, by its name, that are wanted.
-func (n *networks) statusOf(wanted func(name string) wanted) *control.Networks {
+func (n *networks) statusOf(which func(name string) selection) *control.Networks {
 	n.mu.Lock()
 	s := &control.Networks{Version: buildVersion(), Config: n.p.flags.config, Loaded: n.loaded.UTC(), Error: n.refused,
 		Networks: []control.NetworkStatus{}, Privileges: privilegeStatus(n.kept, n.keptErr), Process: processStatus()}
@@ -57,7 +57,7 @@ func (n *networks) statusOf(wanted func(name string) wanted) *control.Networks {
 	}
 	members := n.all()
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		s.Networks = append(s.Networks, members[name].status(wanted(name)))
+		s.Networks = append(s.Networks, members[name].status(which(name)))
 	}
 	return s
 }
@@ -71,11 +71,11 @@ func (n *networks) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		answerJSON(w, n.statusOf(func(string) wanted { return those(look.Peers) }))
+		answerJSON(w, n.statusOf(func(string) selection { return those(look.Peers) }))
 	})
 	mux.HandleFunc("GET "+control.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		if m := n.chosen(w, r, nil); m != nil {
-			serveStatus(w, r, func(wanted wanted) *control.Status { return m.status(wanted).Status }, func(asked control.Peers) {
+			serveStatus(w, r, func(which selection) *control.Status { return m.status(which).Status }, func(asked control.Peers) {
 				if d, _, _ := m.now(); d != nil {
 					d.watch(asked)
 				}

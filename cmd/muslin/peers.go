@@ -17,11 +17,11 @@ import (
 // What status says of the peers, for a daemon that runs. There may be ten thousand, of which few are asked for: the others are
 // counted, which takes a fiftieth of what it does to describe them and to send that.
 
-// wanted picks the peers that a status has, from a table; nil: all. traffic is the bytes exchanged with one.
-type wanted func(t *fib.Table, traffic func(*fib.Peer) uint64) []*fib.Peer
+// selection picks the peers that a status has, from a table; nil: all. traffic is the bytes exchanged with one.
+type selection func(t *fib.Table, traffic func(*fib.Peer) uint64) []*fib.Peer
 
 // those wants peers by name.
-func those(asked control.Peers) wanted {
+func those(asked control.Peers) selection {
 	if asked.All {
 		return nil
 	}
@@ -56,15 +56,15 @@ func up(h pulse.Health) *bool {
 }
 
 // fillPeers adds those that are wanted, in the table's order, and the counts of all.
-func (v *viewState) fillPeers(s *control.Status, wanted wanted) *crowd {
+func (v *viewState) fillPeers(s *control.Status, which selection) *crowd {
 	t := v.table()
 	sessions, err := v.sessions()
 	if err != nil {
 		s.Warn(err.Error())
 	}
 	has := make(map[*fib.Peer]bool)
-	if wanted != nil {
-		for _, p := range wanted(t, sessions.bytes) {
+	if which != nil {
+		for _, p := range which(t, sessions.bytes) {
 			has[p] = true
 		}
 	}
@@ -73,7 +73,7 @@ func (v *viewState) fillPeers(s *control.Status, wanted wanted) *crowd {
 		g := v.glance(p)
 		c.add(g, g.health.State == pulse.Down && v.isOtherUp(t, p))
 		c.addTraffic(p, sessions)
-		if wanted == nil || has[p] {
+		if which == nil || has[p] {
 			s.Peers = append(s.Peers, v.peerStatus(t, g))
 		}
 	}

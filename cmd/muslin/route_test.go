@@ -157,7 +157,7 @@ func TestRouteOverTheControlSocket(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func(wanted) *control.Status { return nil }, func(control.Peers) {}, d.serveRoute, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func(selection) *control.Status { return nil }, func(control.Peers) {}, d.serveRoute, http.NotFound))
 	}()
 	_, err = control.AskRoute(t.Context(), path, "", netip.MustParseAddr("10.244.2.7"))
 	if err == nil || !strings.Contains(err.Error(), "does not carry packets yet (waiting for etcd)") {

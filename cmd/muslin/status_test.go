@@ -220,7 +220,7 @@ func TestStatusOfSome(t *testing.T) {
 	}
 	table := fib.New(peers)
 	var watched []control.Peers
-	h := controlHandler(func(w wanted) *control.Status {
+	h := controlHandler(func(w selection) *control.Status {
 		s := newStatus()
 		all := table.Peers()
 		if w != nil {
@@ -288,7 +288,7 @@ func TestWatching(t *testing.T) {
 		table := fib.New([]*fib.Peer{peer})
 		prober := pulse.New(pulse.Config{Conn: conn, Table: func() *fib.Table { return table }})
 		d.view.set(func(v *viewState) { v.prober = prober })
-		h := controlHandler(func(wanted) *control.Status { return &control.Status{} }, d.watch, http.NotFound, http.NotFound)
+		h := controlHandler(func(selection) *control.Status { return &control.Status{} }, d.watch, http.NotFound, http.NotFound)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		conn.closed = ctx.Done()
@@ -340,7 +340,7 @@ func TestControlSocket(t *testing.T) {
 	want := exampleStatus(time.Now().UTC().Truncate(time.Second))
 	done := make(chan error, 1)
 	go func() {
-		done <- serveHTTP(ctx, l, controlHandler(func(wanted) *control.Status { return want }, func(control.Peers) {}, http.NotFound, http.NotFound))
+		done <- serveHTTP(ctx, l, controlHandler(func(selection) *control.Status { return want }, func(control.Peers) {}, http.NotFound, http.NotFound))
 	}()
 	got, err := control.AskStatus(t.Context(), path)
 	if err != nil {

@@ -71,7 +71,7 @@ func (v *view) ready() bool { return v.get().running }
 func (d *daemon) status() *control.Status { return d.statusOf(nil) }
 
 // statusOf has the peers that are wanted. Their counts are of all.
-func (d *daemon) statusOf(wanted wanted) *control.Status {
+func (d *daemon) statusOf(which selection) *control.Status {
 	v := d.view.get()
 	if d.among != nil {
 		v.kept, v.keptErr = d.among.privileges()
@@ -92,7 +92,7 @@ func (d *daemon) statusOf(wanted wanted) *control.Status {
 		s.Warn("the embedded etcd has stopped: " + v.embedded.Err().Error())
 	}
 	if v.running {
-		v.fillRunning(s, wanted)
+		v.fillRunning(s, which)
 	}
 	if warning := d.warnRescued(); warning != "" {
 		s.Warn(warning)
@@ -147,7 +147,7 @@ func fillNode(n *control.NodeStatus, node *node) {
 }
 
 // fillRunning is what a daemon that runs can tell.
-func (v *viewState) fillRunning(s *control.Status, wanted wanted) {
+func (v *viewState) fillRunning(s *control.Status, which selection) {
 	since := v.since.UTC()
 	s.Since = &since
 	s.Node.Subnet, s.Node.Subnet6, s.Node.MTU = text.Prefix(v.member.subnet), text.Prefix(v.member.subnet6), int(v.mtu)
@@ -161,7 +161,7 @@ func (v *viewState) fillRunning(s *control.Status, wanted wanted) {
 	v.fillLease(s)
 	s.Drops, s.Completed = v.carrier.counts()
 	v.fillQueues(s)
-	crowd := v.fillPeers(s, wanted)
+	crowd := v.fillPeers(s, which)
 	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), crowd.halfDown(), crowd.refused()} {
 		if warning != "" {
 			s.Warnings = append(s.Warnings, warning)

@@ -662,8 +662,8 @@ func TestNothingKnown(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	s = &control.Status{State: "waiting for etcd"}
-	if got := nodeLines(newPicture(nil, sample{at: began, status: s}), began)[1]; !strings.HasPrefix(got, "the network's config is not known yet") {
-		t.Errorf("%q", got)
+	if got, want := strings.Join(nodeLines(newPicture(nil, sample{at: began, status: s}), began), "\n"), "- on -\nthe network's config is not known yet  store not watched yet"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

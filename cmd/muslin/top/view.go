@@ -121,8 +121,8 @@ func nodeLines(p *picture, now time.Time) []string {
 			where = append(where, fmt.Sprintf("%s, subnet %s of %s", text.Dash(half.address), text.Dash(half.subnet), text.Dash(half.network)))
 		}
 	}
-	lines := []string{fmt.Sprintf("%s on %s", strings.Join(where, "; "), text.Dash(n.Iface))}
-	store := p.Store.Kind + " " + p.HealthWord()
+	lines := []string{fmt.Sprintf("%s on %s", text.Dash(strings.Join(where, "; ")), text.Dash(n.Iface))}
+	store := strings.TrimSpace(p.Store.Kind + " " + p.HealthWord())
 	if p.Store.LastError != "" {
 		store += " (" + p.Store.LastError + ")"
 	}
@@ -135,6 +135,9 @@ func nodeLines(p *picture, now time.Time) []string {
 // trafficLine is shorter where it would not fit.
 func trafficLine(p *picture, cells int) string {
 	peers := fmt.Sprintf("%d peers", len(p.peers))
+	if len(p.peers) == 1 {
+		peers = "1 peer"
+	}
 	if p.down > 0 {
 		peers += fmt.Sprintf(", %d DOWN", p.down)
 	}
