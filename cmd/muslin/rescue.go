@@ -67,7 +67,7 @@ up for the peers that there are now. Ctrl-C or SIGTERM gives it back as it was f
 	f.BoolVarP(&r.yes, "yes", "y", false, "do not ask")
 	f.BoolVar(&r.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	f.BoolVar(&r.newMAC, "new-mac", false, "take a VtepMAC of muslin's own and publish it in the lease, instead of keeping flannel's")
-	f.BoolVar(&r.stopFlannel, "stop-flannel", false, "stop flanneld first (systemctl stop, or SIGTERM); --undo starts its service again")
+	f.BoolVar(&r.stopFlannel, "stop-flannel", false, "stop flanneld first (systemctl stop, or SIGTERM and after 3s SIGKILL); --undo starts its service again")
 	r.run.register(f)
 	f.SortFlags = false
 	return cmd
