@@ -138,7 +138,9 @@ func (r remains) cleanUp(log *slog.Logger) ([]string, error) {
 	} else {
 		err = errors.Join(err, socketErr)
 	}
-	if j, _ := rescue.Read(r.stateDir); j != nil && !j.Rebooted() {
+	if j, _ := rescue.Read(r.stateDir); j != nil && !j.Rebooted() && j.Here() == nil {
+		// The routes that drop went with the others: without them what is meant for the overlay takes the default route.
+		err = errors.Join(err, j.Guard())
 		done = append(done, "left what a rescue took from flannel as it is: `muslin rescue --undo` gives it back")
 	}
 	return done, err

@@ -125,6 +125,13 @@ func (r *rescueFlags) rescue(cmd *cobra.Command) error {
 // begin finds out what there is, says what will be done, asks, and prepares the daemon for it.
 func (r *rescueFlags) begin(cmd *cobra.Command, d *daemon, asked rescue.Asked) (goes bool, err error) {
 	set := cmd.Flags()
+	if r.run.peersFile == "" { // what is said of etcd has to make sense; whether it answers is another question
+		store, err := r.run.store.dial(r.run.store.list(), d.log)
+		if err != nil {
+			return false, err
+		}
+		store.Close()
+	}
 	asked.StateDir, asked.Memory, asked.Prefix, asked.TUN = r.run.stateDir, d.memoryPath(), r.run.store.prefix, r.run.tunName
 	asked.Endpoints = r.run.store.endpoints
 	asked.PeersFile, asked.Config, asked.Iface, asked.IPMasq = r.run.peersFile, d.opts.wantConfig, d.opts.iface, set.Changed("ip-masq")

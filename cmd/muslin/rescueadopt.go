@@ -41,8 +41,8 @@ func (r *rescueFlags) adopt(set *pflag.FlagSet, asked *rescue.Asked) error {
 	}
 	for _, name := range alike {
 		values := p.Flag(name)
-		if len(values) == 0 || set.Changed(name) {
-			continue
+		if len(values) == 0 || set.Changed(name) || slices.Contains(credentials, name) && !strings.Contains(r.run.store.endpoints, "https://") {
+			continue // flanneld, too, leaves files for TLS alone where etcd is plain http
 		}
 		for i, v := range values {
 			if slices.Contains(credentials, name) {

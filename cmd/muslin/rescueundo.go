@@ -87,11 +87,17 @@ func (r *rescueFlags) giveBack(cmd *cobra.Command) error {
 		// The daemon undoes its own changes meanwhile; what fails here for that is done again.
 		given = free && j.Give(true, peers, log) == nil
 	}
-	lock, err := r.clearAway(log)
+	lock, err := r.lockState()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	if !given { // before what a daemon that was killed has left goes: its routes keep packets from the default route
+		given = j.Give(true, peers, log) == nil
+	}
+	if err := r.clearAway(log); err != nil {
+		return err
+	}
 	if !given {
 		if err := j.Give(true, peers, log); err != nil {
 			return fmt.Errorf("%w; run this again", err)
@@ -177,9 +183,8 @@ func (r *rescueFlags) peersNow(ctx context.Context, j *rescue.Journal, log *slog
 	return nil, rescue.PeersOf(cfg, m.Leases, j), err
 }
 
-// clearAway waits for the end of the rescue's daemon, and returns with the state directory locked. What one that was killed
-// has left in the host it undoes.
-func (r *rescueFlags) clearAway(log *slog.Logger) (*os.File, error) {
+// lockState waits for the end of the rescue's daemon, and returns with the state directory locked.
+func (r *rescueFlags) lockState() (*os.File, error) {
 	var lock *os.File
 	var err error
 	for late := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -188,18 +193,22 @@ func (r *rescueFlags) clearAway(log *slog.Logger) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w; nothing was given back: end that daemon, and run this again", err)
+		return nil, fmt.Errorf("%w: end that daemon, and run this again", err)
 	}
+	return lock, nil
+}
+
+// clearAway undoes what a daemon that was killed has left in the host.
+func (r *rescueFlags) clearAway(log *slog.Logger) error {
 	own := remains{r.run.stateDir, r.run.control}
 	if host.Journaled(own.stateDir) || host.Journaled(own.stateDir6()) {
 		done, err := own.undo(log)
 		if err != nil {
-			lock.Close()
-			return nil, err
+			return err
 		}
 		log.Info("undid what a daemon that was killed has left", "what", done)
 	}
-	return lock, nil
+	return nil
 }
 
 // askEnd asks the daemon to end, and to leave the rest to us; free: nothing of it has the port any more.
