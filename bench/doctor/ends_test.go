@@ -62,6 +62,21 @@ func TestBothEnds(t *testing.T) {
 	})
 }
 
+// With wireguard nothing of the overlay can be made by hand, and a filter is told all the same.
+//
+//	h1 (etcd) ── br0 ─┬─ h2 (muslin) ── p2a
+//	                  └─ h3 (muslin) ── p3a
+func TestEncryptedFiltered(t *testing.T) {
+	lab.RequireTool(t, "nft")
+	s := newScene(t, 2, `{"Network":"`+labtest.Network+`","Backend":{"Type":"wireguard"}}`)
+	h2, h3 := s.lab.Host(2), s.lab.Host(3)
+	s.wellAgain(t, s.nodes[0])
+	s.faults([]fault{
+		{id: "udp-filtered-at-peer", about: h3.Addr.String(), inject: filter(h3.Node, "input", "udp dport 51820 reject"), mend: unfilter(h3.Node), words: []string{"refuses"}, far: "udp-filtered-here"},
+		{id: "udp-filtered-here", inject: filter(h2.Node, "output", "udp dport 51820 drop"), mend: unfilter(h2.Node), words: []string{"what leaves"}},
+	})
+}
+
 // A node behind a router, which filters, takes less, or translates addresses:
 //
 //	h1 (etcd), h2 (muslin) ── br0 ── sw, 198.18.0.254 | 10.99.0.254 ── br1 ─┬─ h3 (muslin, 10.99.0.3)

@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,7 +36,7 @@ func (e *evidence) judge() *said {
 
 // sent says what was tried, for the evidence.
 func (e *evidence) sent() string {
-	if e.made.Sent == 0 {
+	if e.made.Sent == 0 || e.own.node.Backend == lease.BackendWireGuard {
 		return fmt.Sprintf("echo requests over the overlay to %s are not answered", e.peer.base())
 	}
 	return fmt.Sprintf("%d datagrams to %s, %d of them seen leaving, are not answered", e.made.Sent, e.peer.to(), e.left)
@@ -173,24 +174,23 @@ func (e *evidence) closedPort() *said {
 			fmt.Sprintf("%s: %s; %d datagrams of the overlay came from there meanwhile", e.peer.to(), e.made.Refused, n),
 			fmt.Sprintf("have the router at %s hand UDP %d on to that node; or an underlay without NAT; or on that node, if the address is its own: %s", e.peer.outer, e.port, e.openPort()))
 	}
-	for _, port := range e.otherPorts() {
-		if k := e.knocks[port]; e.closed.Refused.Port() && k.Sent > 0 && k.Refused == nil && k.Err == nil {
-			return e.verdict("port-mismatch", Broken, Likely, fmt.Sprintf("%s does not listen at UDP port %d, which is this network's, but at %d", e.peer.outer, e.port, port),
-				fmt.Sprintf("port %d is refused there, port %d is not", e.port, port),
-				fmt.Sprintf("restart flanneld or muslin on %s, so that it takes the port of the network's config (muslin config get)", e.peer.outer))
-		}
+	if port := e.otherPort(); port != 0 {
+		return e.verdict("port-mismatch", Broken, Likely, fmt.Sprintf("%s does not listen at UDP port %d, which is this network's, but at %d", e.peer.outer, e.port, port),
+			fmt.Sprintf("port %d is refused there, port %d is not", e.port, port),
+			fmt.Sprintf("restart flanneld or muslin on %s, so that it takes the port of the network's config (muslin config get)", e.peer.outer))
 	}
 	return e.verdict("lease-dead-node", Broken, Likely, fmt.Sprintf("%s is up and nobody listens at UDP %d there: its flanneld or muslin does not run, but its lease is still there", e.peer.outer, e.port),
 		fmt.Sprintf("%s: %s", e.peer.to(), e.made.Refused), fmt.Sprintf("start muslin or flanneld on %s; or, if it is to stay without: %s", e.peer.outer, e.release()))
 }
 
-func (e *evidence) otherPorts() []uint16 {
-	var out []uint16
-	for port := range e.knocks {
-		out = append(out, port)
+// otherPort is one that the host does not refuse, while it refuses others; 0: there is none.
+func (e *evidence) otherPort() uint16 {
+	for _, port := range slices.Sorted(maps.Keys(e.knocks)) {
+		if k := e.knocks[port]; e.closed.Refused.Port() && k.Sent > 0 && k.Refused == nil && k.Err == nil {
+			return port
+		}
 	}
-	slices.Sort(out)
-	return out
+	return 0
 }
 
 func (e *evidence) release() string {

@@ -38,7 +38,7 @@ func (e *evidence) open(seen map[wire.Sighting]int, id, number uint16, lets func
 
 // refusedThough reports whether a port is refused whose owner was heard a moment ago.
 func (e *evidence) refusedThough() bool {
-	return e.made.Refused.Port() && e.made.Refused.By == e.peer.outer && e.misshapen == nil && e.recent()
+	return e.made.Refused.Port() && e.made.Refused.By == e.peer.outer && e.misshapen == nil && e.recent() && e.otherPort() == 0
 }
 
 // mayBeNAT reports whether somebody sends who is no peer, and the peer's address is one that is often translated.

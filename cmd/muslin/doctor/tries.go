@@ -46,6 +46,9 @@ func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16, seen 
 			all.Go(func() { e.sendUnchecked(ctx, from, vxlan, id, number) })
 		}
 	} else {
+		if e.port != 0 && p.Local.Backend == lease.BackendWireGuard { // which reads none of it, and answers nothing
+			all.Go(func() { e.made = knock(ctx, from, netip.AddrPortFrom(e.peer.outer, e.port), 3, nil) })
+		}
 		all.Go(func() { e.closed = knock(ctx, netip.Addr{}, netip.AddrPortFrom(e.peer.outer, unlikelyPort()), 1, nil) })
 	}
 	all.Go(func() { e.muslin = p.answersByOther(ctx, e.peer) })
@@ -55,7 +58,10 @@ func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16, seen 
 	e.route = onLink
 	e.route.lookUp(readNeighbours(), e.peer.outer)
 	e.heed(seen())
-	if datagrams != nil {
+	if e.made.Refused.Port() && e.made.Refused.By == e.peer.outer {
+		e.misshapen, _ = wire.Misshapen(ctx, netip.AddrPortFrom(e.own.outer, e.port), netip.AddrPortFrom(e.peer.outer, e.port), whileMisshapen)
+	}
+	if datagrams != nil && e.misshapen == nil {
 		e.knockElsewhere(ctx, from)
 	}
 	for more(e) {
@@ -154,15 +160,12 @@ const (
 	whileMisshapen = 1800 * time.Millisecond
 )
 
-// knockElsewhere sends datagrams, none of the overlay's, to ports that the overlay's may be; where the port is refused, one after the other, and finds out
-// first whether it is a firewall that refuses it.
+// knockElsewhere sends datagrams, none of the overlay's, to ports that the overlay's may be: where the port is refused, one after the
+// other.
 func (e *evidence) knockElsewhere(ctx context.Context, from netip.Addr) {
-	apart := time.Duration(0)
-	if e.made.Refused.Port() && e.made.Refused.By == e.peer.outer {
-		apart = refusedApart
-		if e.misshapen, _ = wire.Misshapen(ctx, netip.AddrPortFrom(e.own.outer, e.port), netip.AddrPortFrom(e.peer.outer, e.port), whileMisshapen); e.misshapen != nil {
-			return
-		}
+	apart, times := time.Duration(0), 1
+	if e.made.Refused.Port() {
+		apart, times = refusedApart, 3
 	}
 	ports := []uint16{unlikelyPort(), 8472, 4789}
 	if e.own.node.Backend == lease.BackendUDP {
@@ -178,7 +181,7 @@ func (e *evidence) knockElsewhere(ctx context.Context, from netip.Addr) {
 			break
 		}
 		all.Go(func() {
-			k := knock(ctx, from, netip.AddrPortFrom(e.peer.outer, port), 1, nil)
+			k := knock(ctx, from, netip.AddrPortFrom(e.peer.outer, port), times, nil)
 			mu.Lock()
 			defer mu.Unlock()
 			if i == 0 {

@@ -142,14 +142,46 @@ func Misshapen(ctx context.Context, from, to netip.AddrPort, within time.Duratio
 	if six {
 		binary.BigEndian.PutUint16(p[4:], uint16(len(p)))
 	}
-	d := &Door{raw: raw}
 	for until := time.Now().Add(within); time.Now().Before(until) && ctx.Err() == nil; time.Sleep(misshapenEvery) {
 		_, _ = conn.Write(p[:]) // an error about an earlier one is reported once
-		if r := d.Result().Refused; r != nil {
+		if r := misshapenRefused(raw, six); r != nil {
 			return r, nil
 		}
 	}
-	return d.Result().Refused, nil
+	return misshapenRefused(raw, six), nil
+}
+
+// misshapenRefused reads the error queue of a raw socket, where the errors about all of the host's datagrams to that address are:
+// ours are those whose quote is misshapen.
+func misshapenRefused(raw syscall.RawConn, six bool) *Refusal {
+	var quote [128]byte
+	var oob [512]byte
+	for {
+		var n, oobn int
+		var failed error
+		if err := raw.Control(func(fd uintptr) {
+			n, oobn, _, _, failed = unix.Recvmsg(int(fd), quote[:], oob[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		}); err != nil || failed != nil {
+			return nil
+		}
+		if r := parseError(oob[:oobn]); r != nil && isMisshapen(quote[:n], six) {
+			return r
+		}
+	}
+}
+
+// isMisshapen reports whether a quote, from the IP header on or from behind it, is of a datagram of Misshapen.
+func isMisshapen(udp []byte, six bool) bool {
+	if !six && len(udp) >= ipv4Len && udp[0] == 4<<4|ipv4Len/4 && udp[9] == protoUDP { // what is behind ours is zeros
+		udp = udp[ipv4Len:]
+	}
+	if len(udp) < udpLen {
+		return false
+	}
+	if six {
+		return binary.BigEndian.Uint16(udp[6:]) == 0
+	}
+	return binary.BigEndian.Uint16(udp[4:]) == 0
 }
 
 // Alive reports whether a host answers a TCP connection, be it with a refusal: then it is there, also if it answers no ICMP.

@@ -122,6 +122,28 @@ func TestUnchecked(t *testing.T) {
 	}
 }
 
+// Of what is quoted, only what Misshapen sends is taken.
+func TestIsMisshapen(t *testing.T) {
+	four, six := netip.MustParseAddrPort("192.0.2.1:8472"), netip.MustParseAddrPort("[2001:db8::1]:8472")
+	good4, good6 := outer(four, four, make([]byte, 32)), outer(six, six, make([]byte, 32))
+	bad4, bad6 := append([]byte(nil), good4...), append([]byte(nil), good6...)
+	clear(bad4[ipv4Len+4 : ipv4Len+6])
+	clear(bad6[ipv6Len+6 : ipv6Len+8])
+	for name, c := range map[string]struct {
+		quote []byte
+		six   bool
+		want  bool
+	}{
+		"of IPv4": {good4, false, false}, "without a length": {bad4, false, true},
+		"of IPv6": {good6[ipv6Len:], true, false}, "without a checksum": {bad6[ipv6Len:], true, true},
+		"cut": {bad4[:ipv4Len+7], false, false}, "nothing": {nil, true, false},
+	} {
+		if got := isMisshapen(c.quote, c.six); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
+		}
+	}
+}
+
 // RFC 826: a request, and who answers.
 func TestARP(t *testing.T) {
 	l := Link{MAC: encap.MAC{2, 0, 0, 0, 0, 1}}
