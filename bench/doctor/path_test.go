@@ -133,6 +133,7 @@ func TestPath(t *testing.T) {
 		{id: "udp-filtered-at-peer", name: "muslin", about: h3.Addr.String(), inject: filter(h3.Node, "input", four+"drop"), mend: unfilter(h3.Node), words: []string{"what it sends arrives"}},
 		{id: "udp-filtered-at-peer", name: "flannel", about: h4.Addr.String(), inject: filter(h4.Node, "input", four+"drop"), mend: unfilter(h4.Node)},
 		{id: "udp-filtered-at-peer", name: "IPv6, refused", about: h4.Addr.String(), inject: filter(h4.Node, "input", "meta nfproto ipv6 udp dport 8472 reject with icmpv6 type admin-prohibited"), mend: unfilter(h4.Node), words: []string{"fd99::4 refuses"}},
+		{id: "udp-filtered-at-peer", name: "IPv6, as if closed", about: h4.Addr.String(), inject: filter(h4.Node, "input", "meta nfproto ipv6 udp dport 8472 reject with icmpv6 type port-unreachable"), mend: unfilter(h4.Node), words: []string{"fd99::4 refuses", "ip6tables"}},
 		{id: "udp-filtered-one-way", about: h4.Addr.String(), inject: filter(h4.Node, "output", four+"drop"), mend: unfilter(h4.Node), words: []string{"OUTPUT"}},
 		{id: "udp-filtered-one-way", name: "muslin", about: h3.Addr.String(), inject: filter(h3.Node, "output", four+"drop"), mend: unfilter(h3.Node), words: []string{"OUTPUT"}},
 		{id: "public-ip-nat", about: h3.Addr.String(), words: []string{"behind NAT", "198.18.0.203"}, mend: onHost(h3, "nft delete table ip fault; ip addr del 198.18.0.203/24 dev eth0"),
