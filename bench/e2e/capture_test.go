@@ -96,6 +96,7 @@ func (c *capture) atLeast(t *testing.T, n int) (all [][]byte) {
 //
 // Checksum offload is off on h1's eth0, so that the checksums are on the wire rather than in a promise.
 func TestOnTheWire(t *testing.T) {
+	t.Parallel()
 	lab.RequireTool(t, "ethtool", "tcpdump")
 	for _, backend := range []string{"vxlan", "udp"} {
 		t.Run(backend, func(t *testing.T) {

@@ -137,6 +137,7 @@ func (d *dockerHost) rules(t *testing.T) (theirs string, ours int) {
 //
 //	p1a ── cni0 ─ h1 (muslin, embedded etcd) ── br0 ── h2 (muslin, Docker) ─ cni0 or docker0 ── p2a
 func TestDocker(t *testing.T) {
+	t.Parallel()
 	for _, variant := range []string{"iptables", "iptables-legacy"} {
 		for _, first := range []bool{true, false} {
 			name := variant + ", Docker after muslin"

@@ -112,6 +112,7 @@ func (f *firewalld) rules(t *testing.T) string {
 //
 //	p1a ── cni0 ─ h1 (muslin, embedded etcd) ── br0 ── h2 (muslin, firewalld) ─ cni0 ── p2a
 func TestFirewalld(t *testing.T) {
+	t.Parallel()
 	for _, first := range []bool{true, false} {
 		name := "firewalld after muslin"
 		if first {

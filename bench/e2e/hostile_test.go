@@ -22,6 +22,7 @@ import (
 //
 // Each datagram must be counted under its own drop reason, as often as it was sent, and under no other.
 func TestHostileDatagrams(t *testing.T) {
+	t.Parallel()
 	lab.RequireTool(t, "etcdctl")
 	for _, backend := range []string{"vxlan", "udp"} {
 		t.Run(backend, func(t *testing.T) {

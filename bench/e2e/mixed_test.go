@@ -45,6 +45,8 @@ func newMixed(t *testing.T) *mixed {
 	eventuallyPings(t, x.a.Node, x.b.Addr)
 	eventuallyPings(t, x.a.Node, x.c.Addr)
 	eventuallyPings(t, x.b.Node, x.c.Addr) // or else h2 does not know yet whether h3 is up
-	eventually(t, 10*time.Second, func() error { return ping6(t, x.a6, x.b6.Addr, 1280) })
+	for _, way := range [][2]*lab.Pod{{x.a6, x.b6}, {x.a6, x.c6}, {x.b6, x.c6}} {
+		eventually(t, 10*time.Second, func() error { return ping6(t, way[0], way[1].Addr, 1280) })
+	}
 	return x
 }

@@ -19,6 +19,7 @@ const maxLost = 0.5
 //	p2a ── cni0 ─ h2 (muslin) ────────────── br0
 //	p3a ── cni0 ─ h3 (muslin) ─────────────────┘
 func TestAllPairs(t *testing.T) {
+	t.Parallel()
 	lab.RequireTool(t, "iperf3")
 	for _, backend := range []string{"vxlan", "udp"} {
 		t.Run(backend, func(t *testing.T) {

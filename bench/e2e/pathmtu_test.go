@@ -31,6 +31,7 @@ import (
 // The routers either answer by ICMP, and fragment what may be fragmented, or drop what is longer without a word, and
 // fragments as well.
 func TestPathMTU(t *testing.T) {
+	t.Parallel()
 	lab.RequireTool(t, "nft", "tcpdump", "etcdctl", "bridge", "ethtool", "ping")
 	for _, answers := range []bool{true, false} {
 		name := "silent"

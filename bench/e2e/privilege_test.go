@@ -87,6 +87,7 @@ var starts = []rights{
 //
 //	p1a ── h1 (muslin, embedded etcd) ── br0 ── h2 (muslin) ── p2a
 func TestPrivileges(t *testing.T) {
+	t.Parallel()
 	for _, r := range starts {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()

@@ -265,6 +265,7 @@ var refusals = []refusal{
 }
 
 func TestRefuses(t *testing.T) {
+	t.Parallel()
 	for _, r := range refusals {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()

@@ -27,6 +27,7 @@ const etcdPassword = "xq7-Vogelbeere"
 //
 //	h1 (etcd with users, muslin at debug level) ── br0
 func TestSecretsStayHidden(t *testing.T) {
+	t.Parallel()
 	for name, way := range map[string]struct{ wrap, flags []string }{
 		"flag":               {flags: []string{"--etcd-password", etcdPassword}},
 		"flag with a sign":   {flags: []string{"--etcd-password=" + etcdPassword}},

@@ -40,6 +40,7 @@ const noForwarding = `bridge fdb show dev flannel.1 | while read mac dst host re
 
 // A node is broken, rescued and given back to flannel, in each of several ways, one after the other and all under traffic.
 func TestRescueAndUndo(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		kind   string
 		breaks []breakage
@@ -65,6 +66,7 @@ func TestRescueAndUndo(t *testing.T) {
 		}},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t, c.kind, flanneld())
 			before := s.snapshot()
 			for _, b := range c.breaks {
@@ -120,6 +122,7 @@ func (s *scene) rescueAndUndo(b breakage, before string) {
 
 // A daemon that is killed leaves a journal: another one goes on, or --undo gives everything back without it.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, flanneld())
 	before, mac := s.snapshot(), s.etcd.Get(t, s.nodes[0].key())
 	traffic := s.traffic()
@@ -156,6 +159,7 @@ func TestKilled(t *testing.T) {
 
 // Whenever it is interrupted, everything is as it was found.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, flanneld())
 	for _, broken := range []breakage{{name: "nothing"}, {name: "no routes", commands: []string{"ip route flush dev flannel.1"}}} {
 		s.breakIt(broken)
@@ -230,6 +234,7 @@ func (s *scene) killAnywhere(before string) {
 
 // While etcd is down, the kernel's tables say who the peers are; when it is back, the lease is still the node's.
 func TestWithoutEtcd(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, flanneld())
 	value := s.etcd.Get(t, s.nodes[0].key())
 	before := s.snapshot()
@@ -255,6 +260,7 @@ func TestWithoutEtcd(t *testing.T) {
 
 // With the device gone as well, what was saved of the leases says all that is needed; and undo needs none of the flags again.
 func TestPeersFile(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, flanneld())
 	before := s.snapshot()
 	h := s.lab.Host(1)
@@ -287,6 +293,7 @@ func TestPeersFile(t *testing.T) {
 
 // A MAC of muslin's own is published, and flannel's comes back.
 func TestNewMAC(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, "")
 	before, value := s.snapshot(), s.etcd.Get(t, s.nodes[0].key())
 	m := s.rescue("--new-mac")
@@ -323,6 +330,7 @@ func TestNewMAC(t *testing.T) {
 
 // Nodes come and go while muslin carries: what is given back is for those that there are.
 func TestPeersChange(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, "")
 	gone := s.etcd // a lease that will be gone
 	gone.Do(t, "put", labtest.Prefix+"/subnets/10.244.9.0-24", `{"PublicIP":"198.18.0.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:09"}}`)
@@ -359,6 +367,7 @@ func TestPeersChange(t *testing.T) {
 
 // After a boot there is nothing to give back, and --undo says so.
 func TestRebooted(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, "")
 	m := s.rescue()
 	m.Kill()
@@ -379,6 +388,7 @@ func TestRebooted(t *testing.T) {
 
 // What is refused leaves the host as it is.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, vxlan, "")
 	h := s.lab.Host(1)
 	before := s.snapshot()
@@ -499,6 +509,7 @@ func TestRefused(t *testing.T) {
 
 // With wireguard there is nothing that a rescue could take over.
 func TestWireGuardRefused(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, wg, "")
 	out, err := s.lab.Host(1).Run(t.Context(), s.command("rescue", "--yes")...)
 	if err == nil {
@@ -509,6 +520,7 @@ func TestWireGuardRefused(t *testing.T) {
 
 // Real flannelds, beside which muslin carries, or which it was told to stop.
 func TestFlanneld(t *testing.T) {
+	t.Parallel()
 	program := flanneld()
 	if program == "" {
 		t.Skip("MUSLIN_FLANNELD names no flanneld: make test-rescue builds one")
@@ -536,6 +548,7 @@ func TestFlanneld(t *testing.T) {
 		}
 	})
 	t.Run("started again meanwhile", func(t *testing.T) {
+		t.Parallel()
 		s := newScene(t, vxlan, program)
 		before, value := s.snapshot(), s.etcd.Get(t, s.nodes[0].key())
 		traffic := s.traffic()
@@ -558,6 +571,7 @@ func TestFlanneld(t *testing.T) {
 		}
 	})
 	t.Run("what it was told is taken over", func(t *testing.T) {
+		t.Parallel()
 		s := newScene(t, vxlan, program)
 		s.flags = nil
 		command := slices.DeleteFunc(s.command("rescue", "--dry-run"), func(a string) bool { return a == "--subnet-file" || a == s.nodes[0].file })
@@ -580,6 +594,7 @@ func TestFlanneld(t *testing.T) {
 		labtest.ExpectWords(t, out, "flannel.2: up, VNI 2", fmt.Sprintf("flanneld (process %d) runs, and is left alone", other.PID()), fmt.Sprintf("flanneld (process %d) runs for another network", s.nodes[0].daemon.PID()))
 	})
 	t.Run("stopped, with udp", func(t *testing.T) {
+		t.Parallel()
 		s := newScene(t, udp, program)
 		out, err := s.lab.Host(1).Run(t.Context(), s.command("rescue", "--yes")...)
 		if err == nil {

@@ -26,6 +26,7 @@ func (s *scene) call() *handover.Successor {
 
 // Whatever a successor does, and whenever, the daemon goes on, nothing is lost, and the next successor works.
 func TestSuccessorFails(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("the stub ends here")
 	// at runs do when the daemon has handed over a part, and reports a failure.
 	at := func(part string, do func(c *handover.Successor)) func(s *scene) {
@@ -70,6 +71,7 @@ func TestSuccessorFails(t *testing.T) {
 		{"dies with the store", true, at(handover.Store, dies)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t, c.embedded)
 			before, pid := s.snapshot(), s.lockHolder()
 			// The stub carries nothing while it has the packets, for as long as the embedded etcd takes to stop: they wait in
@@ -108,6 +110,7 @@ func TestSuccessorFails(t *testing.T) {
 // The new process is killed at any moment of a replacement. Either the old one still carries packets, and none
 // was lost; or the new one had its place, and the next start takes up what it left.
 func TestSuccessorKilled(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, false)
 	kept := 0
 	for i := range 20 {
@@ -151,6 +154,7 @@ func (s *scene) survives(m *lab.Muslin) bool {
 // The old process is killed at any moment of a replacement. The new one has all descriptors from early on, so
 // that packets wait for it rather than get lost: but for the batch that the dead one had in hand.
 func TestPredecessorKilled(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, false)
 	took := 0
 	for i := range 20 {

@@ -83,6 +83,7 @@ func (s *scene) tunIndex() string {
 
 // After kill -9 the same node is back at once, on the same device, whatever else is the matter.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name     string
 		embedded bool
@@ -100,6 +101,7 @@ func TestKilled(t *testing.T) {
 		{"other queues", false, nil, func(*scene) {}, []string{"--queues=2"}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t, c.embedded, c.flags...)
 			before := labtest.Status(t, s.nodes[0])
 			s.waitRemembered()
@@ -142,6 +144,7 @@ func (s *scene) memory() string { return filepath.Join(s.nodes[0].StateDir, "net
 
 // A route that leads to a device without a carrier is not passed over even where the host wants that.
 func TestKilledWhereDeadLinksAreIgnored(t *testing.T) {
+	t.Parallel()
 	l := labtest.NewLab(t, 1)
 	h := l.Host(1)
 	if err := h.Sysctl("net/ipv4/conf/default/ignore_routes_with_linkdown", "1"); err != nil {
@@ -162,6 +165,7 @@ func TestKilledWhereDeadLinksAreIgnored(t *testing.T) {
 
 // What was remembered and is no longer true is dropped as soon as etcd says so.
 func TestKilledAndOutdated(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		change func(s *scene, subnet string)
 		same   bool // the subnet afterwards
@@ -175,6 +179,7 @@ func TestKilledAndOutdated(t *testing.T) {
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t, false)
 			before := labtest.Status(t, s.nodes[0]).Node.Subnet
 			s.waitRemembered()
@@ -198,6 +203,7 @@ func TestKilledAndOutdated(t *testing.T) {
 }
 
 func TestCleanupAfterKill(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, false, "--ip-masq", "--ip-blackhole-route")
 	s.nodes[0].Kill()
 	out := labtest.Must(s.cleanup())(t)
@@ -213,6 +219,7 @@ func (s *scene) cleanup() (string, error) {
 
 // A boot takes everything but the disk: the device, the rules, the switches, and what is in /run.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	for name, away := range map[string]func(s *scene, subnet string){
 		"the lease is there": func(*scene, string) {},
 		"the lease has expired": func(s *scene, subnet string) {
@@ -222,6 +229,7 @@ func TestReboot(t *testing.T) {
 		"etcd is away": func(s *scene, _ string) { s.etcd.Proc.Kill() },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t, false)
 			before := labtest.Status(t, s.nodes[0])
 			s.waitRemembered()
@@ -293,6 +301,7 @@ func (s *scene) edit(path string, change func(map[string]any)) {
 // Whatever is killed, and whenever, the next start carries packets, and cleanup removes all that is left: in the
 // middle of a start, of an end, of a replacement, of a cleanup.
 func TestKilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
 	l := labtest.NewLab(t, 2)
 	h := l.Host(1)
 	labtest.StartEtcd(t, l.Host(2)).Config(t, labtest.VXLANConfig)

@@ -19,6 +19,7 @@ import (
 
 // Replacements in a row lose nothing, double nothing and change no order, whatever the daemon runs with.
 func TestReplace(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name     string
 		embedded bool
@@ -32,6 +33,7 @@ func TestReplace(t *testing.T) {
 		{"embedded etcd", true, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t, c.embedded, c.flags...)
 			before := labtest.Status(t, s.nodes[0])
 			key := leaseOf(t, s)
@@ -77,6 +79,7 @@ func leaseOf(t *testing.T, s *scene) string {
 
 // Without an etcd there is nothing to hand over but the packets.
 func TestReplaceWithPeersFile(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, false)
 	file := filepath.Join(s.lab.Host(1).Dir, "peers.json")
 	list := labtest.Must(s.lab.Host(1).Output(t.Context(), labtest.Bin, "leases", "list", "--output", "peers-file", "--etcd-endpoints", labtest.Endpoint(s.lab.Host(1))))(t)
@@ -188,6 +191,7 @@ func buildVersion(t *testing.T, version string) string {
 
 // An upgrade, and the way back.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	bin := buildVersion(t, "v9.9.9-next")
 	s := newScene(t, false)
 	before := labtest.Status(t, s.nodes[0]).Version
@@ -205,6 +209,7 @@ func TestUpgrade(t *testing.T) {
 }
 
 func TestReplaceNobody(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, false)
 	if err := s.nodes[0].Stop(); err != nil {
 		t.Fatal(err)
@@ -225,6 +230,7 @@ func TestReplaceNobody(t *testing.T) {
 
 // A new daemon that is not like the running one says so and ends; nobody notices.
 func TestReplaceRefused(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, false)
 	config := filepath.Join(s.lab.Host(1).Dir, "other.json")
 	if err := os.WriteFile(config, []byte(`{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}`), 0o600); err != nil {
