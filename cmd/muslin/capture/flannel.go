@@ -123,7 +123,7 @@ func socketOf(tun string) netip.AddrPort {
 	sockets := udpSockets()
 	all, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*") // whose only error is a bad pattern
 	for _, path := range all {
-		// tun_chr_show_fdinfo in drivers/net/tun.c, since 3.18 (93e14b6d3cf4).
+		// By tun_chr_show_fdinfo in drivers/net/tun.c. A kernel that is too old for it leaves the port to say.
 		if info, err := os.ReadFile(path); err != nil || !strings.Contains(string(info), "iff:\t"+tun+"\n") {
 			continue
 		}

@@ -66,7 +66,7 @@ func (s *packetSocket) set(d *device, index int, keep uint32) error {
 	if err := unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(raw)), Filter: &raw[0]}); err != nil {
 		return fmt.Errorf("SO_ATTACH_FILTER: %w", err)
 	}
-	// Of a packet that the filter has cut it says how long it was (since 2.6.21, 8dc419447415).
+	// Of a packet that the filter has cut it says how long it was (packet(7), since 2.6.21).
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
 		return fmt.Errorf("PACKET_AUXDATA: %w", err)
 	}
