@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,9 +83,12 @@ func tshark(t *testing.T, file, filter string, fields ...string) (all [][]string
 func (c *muslinCapture) lines(t *testing.T, filter string) []string {
 	t.Helper()
 	lab.RequireTool(t, "tcpdump")
-	out, err := exec.CommandContext(t.Context(), "tcpdump", "-n", "-r", c.file, filter).Output()
+	cmd := exec.CommandContext(t.Context(), "tcpdump", "-Z", "root", "-n", "-r", c.file, filter)
+	var complaints strings.Builder
+	cmd.Stderr = &complaints
+	out, err := cmd.Output()
 	if err != nil {
-		t.Errorf("tcpdump of %s: %v", c.file, err)
+		t.Errorf("tcpdump of %s: %v: %s", c.file, err, complaints.String())
 	}
 	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
 }
@@ -189,7 +193,7 @@ func TestCaptureCommand(t *testing.T) {
 	})
 
 	t.Run("outer", func(t *testing.T) {
-		all := captureWith(t, m, "outer", "--point", "outer", "vxlan "+fmt.Sprint(own.VNI)+" and icmp")
+		all := captureWith(t, m, "outer", "--point", "outer", "vxlan "+fmt.Sprint(own.VNI)+" and icmp and host "+a.Addr.String())
 		expectPing(t, a.Node, b.Addr, 3)
 		all.interrupt(t)
 		got := all.read(t, "vxlan && icmp && ip.addr == "+a.Addr.String(), "vxlan.vni", "ip.src", "udp.dstport", "udp.checksum.status", "ip.checksum.status", "eth.dst", "icmp.checksum.status")
@@ -272,6 +276,22 @@ func TestCaptureCommand(t *testing.T) {
 		}
 		if _, err := os.Stat(ring.file + "3"); err == nil {
 			t.Error("a fourth file")
+		}
+	})
+
+	// In a mount namespace of its own: a file system that soon is full.
+	t.Run("full disk", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "full")
+		p := must(m.Host.Start("full", nil, "sh", "-c", `mount -t tmpfs -o size=200k none /mnt && "$0" capture --control "$1" -w /mnt/full icmp; status=$?; cp /mnt/full "$2" && exit $status`, labtest.Bin, m.Control, file))(t)
+		if err := p.WaitOutput(t.Context(), "Ctrl-C ends it"); err != nil {
+			t.Fatal(err)
+		}
+		for range 12 {
+			expectPings(t, a.Node, b.Addr, lab.PingOptions{Count: 10, Size: 1400})
+		}
+		expectWords(t, labtest.ExpectExit(t, p, 1), "no space left on device", "what is in the file is whole", "--ring-size")
+		if got := tshark(t, file, "icmp", "ip.len"); len(got) < 90 || got[len(got)-1][0] != "1400" {
+			t.Errorf("%d packets, %v", len(got), got)
 		}
 	})
 
@@ -370,9 +390,20 @@ func TestCaptureOfKernel(t *testing.T) {
 	t.Parallel()
 	t.Run("host-gw", func(t *testing.T) {
 		l := newLab(t, 2)
-		m := join(t, l, "host-gw")[0]
-		a, b := l.Host(1).Pods()[0], l.Host(2).Pods()[0]
+		m := startMuslin(t, l.Host(1), "--embedded-etcd", "--network", network, "--backend", "host-gw")
+		a := addPod(t, m, "a")
+		early := captureWith(t, m, "", "--count", "2", "icmp") // before there is a peer
+		b := addPod(t, startMuslin(t, l.Host(2), "--etcd-endpoints", endpoint(l.Host(1))), "a")
+		waitPeers(t, m, 1)
 		eventuallyPings(t, a.Node, b.Addr)
+		eventually(t, lab.Patience(10*time.Second), func() error {
+			expectPing(t, a.Node, b.Addr, 1)
+			if early.Running() {
+				return fmt.Errorf("packets of a peer that came later are not captured")
+			}
+			return nil
+		})
+		expectWords(t, labtest.ExpectExit(t, early.Proc, 0), "[peer "+l.Host(2).Addr.String()+"]", "2 packets captured")
 		inner := captureWith(t, m, "inner", "--peer", b.Addr.String(), "icmp and outbound and host "+a.Addr.String())
 		flows := captureWith(t, m, "flows", "--flows", "icmp and host "+a.Addr.String())
 		expectPing(t, a.Node, b.Addr, 3)
@@ -415,6 +446,36 @@ func TestCaptureOfKernel(t *testing.T) {
 			t.Error("drops of flannel: status 0")
 		}
 		expectWords(t, out, "no daemon behind", "does not say what it drops")
+		one := captureWith(t, h1.Muslin(labtest.Bin), "", "--peer", s2.String())
+		expectPing(t, h1.Node, s2.Addr(), 2)
+		expectWords(t, one.interrupt(t), s1.Addr().String()+" > "+s2.Addr().String()+": icmp echo request", "[peer "+h2.Addr.String()+"]", "4 packets captured")
+	})
+	// A node of flannel's udp backend as it looks to others: a TUN device, and a process with that and a UDP socket. bench/rescue has
+	// a real one.
+	t.Run("flannel's udp", func(t *testing.T) {
+		l := newLab(t, 2)
+		daemons := join(t, l, `{"Type":"udp","Port":8299}`, "--tun-name", "flannel0", "--queues", "1")
+		a, b := l.Host(1).Pods()[0], l.Host(2).Pods()[0]
+		eventuallyPings(t, a.Node, b.Addr)
+		unasked := *daemons[0]
+		unasked.Control += ".none"
+		both := captureWith(t, &unasked, "both", "--point", "inner,outer", "icmp or udp")
+		text := captureWith(t, &unasked, "", "--point", "outer")
+		expectPing(t, a.Node, b.Addr, 3)
+		both.interrupt(t)
+		h1, h2 := l.Host(1).Addr.String(), l.Host(2).Addr.String()
+		expectWords(t, text.interrupt(t), "capturing outer on eth0", h2+".8299: udp: "+a.Addr.String()+" > "+b.Addr.String()+": icmp echo request", "> "+h1+".8299: udp: "+b.Addr.String()+" > "+a.Addr.String()+": icmp echo reply")
+		if got := both.lines(t, "icmp and host "+b.Addr.String()); len(got) != 6 {
+			t.Errorf("inner: %q", got)
+		}
+		if got := both.lines(t, "udp dst port 8299 and host "+h2); len(got) < 6 {
+			t.Errorf("outer: %q", got)
+		}
+		out, err := unasked.Command(t.Context(), "capture", "--peer", h2)
+		if err == nil {
+			t.Error("--peer of flannel's udp: status 0")
+		}
+		expectWords(t, out, "say host ADDRESS instead")
 	})
 }
 
@@ -440,8 +501,16 @@ func TestWireGuardIsSeen(t *testing.T) {
 		if got := both.lines(t, "icmp and host "+b.Addr.String()); len(got) != 6 {
 			t.Errorf("inner: %q", got)
 		}
-		if got := both.lines(t, "udp src port 51820 and udp dst port 51820 and udp[8] == 4 and host "+h2.Addr.String()); len(got) < 6 { // WireGuard's data
-			t.Errorf("outer: %q", got)
+		const each = 16 + 96 + 16 // WireGuard's data message around 84 bytes, padded to 16
+		bytes := 0                // as a superpacket may be several
+		outer := both.lines(t, "udp src port 51820 and udp dst port 51820 and udp[8] == 4 and host "+h2.Addr.String())
+		for _, line := range outer {
+			_, length, _ := strings.Cut(line, "length ")
+			n, _ := strconv.Atoi(length)
+			bytes += n
+		}
+		if bytes < 6*each {
+			t.Errorf("outer: %q", outer)
 		}
 		if all := readFlows(t, flows.file); len(all) != 1 || all[0].Packets != 3 || all[0].ReplyPackets != 3 || all[0].Peer != h2.Addr.String() {
 			t.Errorf("flows: %+v", all)

@@ -234,9 +234,11 @@ func TestDirectRoutingBesideFlannel(t *testing.T) {
 				waitWay(t, m, "encapsulated", "gateway")
 			}
 			before := status(t, m).Peers[0]
+			seen := captureWith(t, m, "", "icmp and host "+a.Addr.String()) // whichever way they go and come
 			whole := lab.PingOptions{Count: 3, Size: v.MTU, DontFragment: true}
 			expectPings(t, a.Node, b.Addr, whole)
 			expectPings(t, b.Node, a.Addr, whole)
+			expectWords(t, seen.interrupt(t), "12 packets captured, 0 lost", "[peer "+h2.Addr.String()+"]")
 			expectPing(t, h1.Node, b.Addr, 3)
 			expectPing(t, a.Node, subnet.Addr(), 3) // flannel.1's own address
 			copyTCP(t, a, b, bigFile())

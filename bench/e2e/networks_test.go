@@ -210,6 +210,7 @@ func TestSeveralNetworks(t *testing.T) {
 	expectApart6(t, one, two)
 	expectNetworkHostile(t, one, two)
 	expectCommands(t, one)
+	expectCaptured(t, one, two)
 	expectReloads(t, one, two, networks)
 
 	// One leaves everything in its place, and the other is killed; both start again on that.
@@ -402,6 +403,30 @@ func expectCommands(t *testing.T, s *several) {
 		if status := new(lab.ExitError); !errors.As(err, &status) || status.Status != 1 {
 			t.Errorf("%v: %v, %s; want it refused", args, err, out)
 		}
+	}
+}
+
+// expectCaptured wants a capture of one network, in both families, to have that network's packets alone; and a trace to find the
+// network by its addresses.
+func expectCaptured(t *testing.T, one, two *several) {
+	t.Helper()
+	seen := captureWith(t, one.Muslin, "", "--net", "green", "--point", "inner,outer", "icmp or icmp6 or udp")
+	for _, name := range []string{"green", "blue", "red"} {
+		expectPing(t, one.pods[name].Node, two.pods[name].Addr, 2)
+	}
+	text := seen.interrupt(t)
+	from, to := one.pods["green"].Addr.String(), two.pods["green"].Addr.String()
+	expectWords(t, text, "capturing inner, outer on mu-green", from+" > "+to+": icmp echo request", ".8473: vxlan 2: "+from+" > "+to+": icmp echo request")
+	for _, other := range []string{"blue", "red"} {
+		if strings.Contains(text, one.pods[other].Addr.String()+" ") {
+			t.Errorf("a capture of green has packets of %s:\n%s", other, text)
+		}
+	}
+	if out, err := one.Command(t.Context(), "capture", "--count", "1"); err == nil || !strings.Contains(out, "choose one with --net: blue, green, red") {
+		t.Errorf("a capture of no network: %v, %s", err, out)
+	}
+	if r, err := muslinTrace(t, one.Muslin, from, to); err != nil || r.Answer != "echo reply" {
+		t.Errorf("trace: %+v, %v", r, err)
 	}
 }
 

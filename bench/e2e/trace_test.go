@@ -114,6 +114,7 @@ func TestTrace(t *testing.T) {
 		}
 	}
 	expectTraced(t, wire, a.Addr, base1)
+	expectCaptured6(t, m1, v, a6, b6)
 	text := must(m1.Command(t.Context(), "trace", a.Addr.String(), b.Addr.String()))(t)
 	t.Log("\n" + text)
 	expectWords(t, text, "on this node", "on the destination's node", "VXLAN, VNI 1", "there and back: echo reply")
@@ -151,6 +152,9 @@ func TestTrace(t *testing.T) {
 		{"VtepMAC", nft(h2.Node, "prerouting priority -300", "udp dport 8472 ip saddr "+h1.Addr.String()+" @th,128,48 set 0x0a0000000009"), mend(h2.Node), []string{to}, "check", "vxlan-mac"},
 		{"FORWARD there", nft(h2.Node, "forward priority 0 ; policy drop", "ip saddr 192.0.2.1 accept"), mend(h2.Node), []string{to}, "forward-peer", "fault"},
 		{"FORWARD there, of some packets", nft(h2.Node, "forward priority 0", "icmp type echo-request ip daddr "+to+" drop"), mend(h2.Node), []string{to}, "forward-peer", "FORWARD"},
+		{"rejected there with a TCP reset", nft(h2.Node, "forward priority 0", "ip daddr "+to+" tcp dport 9 reject with tcp reset"), mend(h2.Node), []string{to, "tcp", "9"}, "forward-peer", "in the destination's name"},
+		{"rejected here with a TCP reset", nft(h1.Node, "forward priority 0", "ip daddr "+to+" tcp dport 9 reject with tcp reset"), mend(h1.Node), []string{to, "tcp", "9"}, "forward", "in the destination's name"},
+		{"rejected on the flannel node", nft(h3.Node, "forward priority 0", "ip daddr "+c.Addr.String()+" icmp type echo-request reject with icmp type admin-prohibited"), mend(h3.Node), []string{c.Addr.String()}, "receive", v.Subnet.Addr().String() + " has sent an ICMP error about it: prohibited"},
 		{"no such pod there", nothing, nothing, []string{n2.Subnet.Addr().Next().Next().Next().Next().String()}, "deliver", "nobody on cni0"},
 		{"no bridge there", run(h2.Node, "ip link set cni0 down"), func() { runIn(t, h2.Node, "ip", "link", "set", "cni0", "up"); eventuallyPings(t, a.Node, b.Addr) }, []string{to}, "forward-peer", "bridge is missing"},
 		{"the pod does not answer", nft(b.Node, "input priority 0", "icmp type echo-request drop"), mend(b.Node), []string{to}, "deliver", "does not answer"},
@@ -207,6 +211,35 @@ func TestTrace(t *testing.T) {
 			t.Errorf("trace %s has status 0", words)
 		}
 		expectWords(t, out, says)
+	}
+}
+
+// expectCaptured6 wants IPv6 in IPv6 in a capture of one peer by that peer's IPv6 address, and in one on a node of flannel's, which
+// has no daemon.
+func expectCaptured6(t *testing.T, m *lab.Muslin, flannel *kernel6, from, to *lab.Pod) {
+	t.Helper()
+	here := captureWith(t, m, "six", "--point", "inner,outer", "--peer", hostAddr6(m.Host.Lab().Host(2)).String(), "ip6")
+	there := captureWith(t, m.Host.Lab().Host(3).Muslin(m.Bin), "six", "--point", "inner,outer", "ip6")
+	base := flannel.subnet6.Addr()
+	if err := errors.Join(ping6(t, from, to.Addr, 1000), ping6(t, from, base, 1000)); err != nil { // three times each
+		t.Error(err)
+	}
+	here.interrupt(t)
+	there.interrupt(t)
+	for c, want := range map[*muslinCapture]string{here: to.Addr.String(), there: base.String()} {
+		inner := c.read(t, "icmpv6 && frame.interface_name == inner && ipv6.addr == "+from.Addr.String()+" && ipv6.addr == "+want, "ipv6.plen")
+		outer := c.read(t, "vxlan && frame.interface_name == outer && ipv6.addr == "+from.Addr.String()+" && ipv6.addr == "+want, "udp.checksum.status", "udp.dstport")
+		if len(inner) != 6 || len(outer) != 6 || outer[0][1] != "8472" {
+			t.Errorf("to %s: inner %v, outer %v", want, inner, outer)
+		} else if c == here && outer[0][0] != "1" { // on the kernel's device it is not finished
+			t.Errorf("to %s: the outer checksum's state is %s", want, outer[0][0])
+		}
+		if got := c.read(t, "ip", "ip.src"); len(got) != 0 {
+			t.Errorf("to %s: IPv4 as well: %v", want, got)
+		}
+	}
+	if got := here.read(t, "ipv6.addr == "+base.String(), "ipv6.src"); len(got) != 0 {
+		t.Errorf("another peer's: %v", got)
 	}
 }
 
