@@ -90,7 +90,7 @@ func (c *muslinCapture) lines(t *testing.T, filter string) []string {
 	if err != nil {
 		t.Errorf("tcpdump of %s: %v: %s", c.file, err, complaints.String())
 	}
-	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	return strings.FieldsFunc(string(out), func(c rune) bool { return c == '\n' })
 }
 
 // flowLine is a line of `muslin capture --flows`, declared a second time on purpose.
