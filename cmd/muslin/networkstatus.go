@@ -37,7 +37,7 @@ func (m *member) status(which selection) control.NetworkStatus {
 	out.State, out.Error, out.Again = control.StateFailed, failed.Error(), &again
 	out.Status = newStatus()
 	out.Status.State = control.StateFailed
-	out.Status.Warn(fmt.Sprintf("the network does not run, and starts again at %s: %v", again.Format(time.TimeOnly), failed))
+	out.Status.Warn(control.AboutNetwork, fmt.Sprintf("the network does not run, and starts again at %s: %v", again.Format(time.TimeOnly), failed))
 	out.Status.Privileges = privilegeStatus(d.among.privileges())
 	return out
 }

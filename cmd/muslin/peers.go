@@ -60,7 +60,7 @@ func (v *viewState) fillPeers(s *control.Status, which selection) *crowd {
 	t := v.table()
 	sessions, err := v.sessions()
 	if err != nil {
-		s.Warn(err.Error())
+		s.Warn(control.AboutSessions, err.Error())
 	}
 	has := make(map[*fib.Peer]bool)
 	if which != nil {
@@ -152,6 +152,7 @@ type crowd struct {
 	half  some // that answer by the other family only
 	away  some // whose direct routes the kernel does not take
 	stays string
+	about control.About
 }
 
 // some are so many, and what is said of the first.
@@ -188,9 +189,9 @@ func (c *crowd) add(g glance, otherUp bool) {
 	}
 	switch {
 	case g.choice.Way == way.None:
-		c.stays = "is left out"
+		c.about, c.stays = control.AboutLeftOut, "is left out"
 	case g.choice.Rule == way.RuleRefused:
-		c.stays = "stays encapsulated"
+		c.about, c.stays = control.AboutEncapsulate, "stays encapsulated"
 	default:
 		return
 	}

@@ -51,6 +51,7 @@ func exampleStatus(now time.Time) *control.Status {
 			{Direction: "inbound", Family: "ipv4", BatchSizes: exampleHistogram(0, 0), ReadSegments: exampleHistogram(0, 0), WriteSegments: exampleHistogram(0, 0)}},
 		Features: []kernel.Feature{{Name: "recvmmsg", On: true, Reason: "up to 64 datagrams a call"}},
 		Warnings: []string{"something is odd"},
+		About:    []control.About{control.AboutConfig},
 
 		Privileges: control.PrivilegeStatus{UID: 65534, NoNewPrivs: true, Capabilities: []control.CapabilityStatus{
 			{Name: "CAP_NET_ADMIN", Reason: "routes"}, {Name: "CAP_NET_RAW", Reason: "iptables"}}},
@@ -78,7 +79,7 @@ func TestStatusShape(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"":      "checksums_completed drops features kernel node peer_counts peers privileges process queues since skipped state store version warnings",
+				"":      "checksums_completed drops features kernel node peer_counts peers privileges process queues since skipped state store version warnings warnings_about",
 				"node":  "backend iface lease_expires mtu network network_ipv6 port port_ipv6 public_ip public_ipv6 public_key subnet subnet_ipv6 tun tun_ipv6 vni vtep_mac vtep_mac_ipv6",
 				"store": "endpoints healthy kind last_error revision",
 
@@ -96,7 +97,7 @@ func TestStatusShape(t *testing.T) {
 					t.Errorf("%q has %s, want %s", field, have, names)
 				}
 			}
-			for _, list := range []string{"peers", "queues", "features", "warnings"} {
+			for _, list := range []string{"peers", "queues", "features", "warnings", "warnings_about"} {
 				if _, ok := got[list].([]any); !ok {
 					t.Errorf("%s is %T, want a list, also when empty", list, got[list])
 				}

@@ -174,6 +174,6 @@ func (d *daemon) explore(v *viewState, p sight.Packet, g *sight.Ground) {
 		g.RPFilter = host.StrictReversePath(g.TUN)
 	}
 	for _, s := range v.host {
-		g.Warnings = append(g.Warnings, s.Warnings()...)
+		g.Warnings = append(append(g.Warnings, s.Warnings()...), s.ObstacleWarnings()...)
 	}
 }

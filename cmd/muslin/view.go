@@ -79,23 +79,25 @@ func (d *daemon) statusOf(which selection) *control.Status {
 	s := newStatus()
 	s.State = v.state
 	s.Store = control.StoreStatus{Kind: v.kind, Endpoints: append([]string{}, v.endpoints...)}
-	s.Warnings = append(s.Warnings, v.warnings...)
+	for _, warning := range v.warnings {
+		s.Mention(control.AboutConfig, warning)
+	}
 	s.Privileges = privilegeStatus(v.kept, v.keptErr)
 	if v.keptErr != nil {
-		s.Warn("the daemon keeps rights that it does not need: " + v.keptErr.Error())
+		s.Warn(control.AboutRights, "the daemon keeps rights that it does not need: "+v.keptErr.Error())
 	}
 	s.Node.PublicIP, s.Node.Iface = text.Addr(v.iface.PublicIP), v.iface.Name
 	if v.node != nil {
 		fillNode(&s.Node, v.node)
 	}
 	if v.embedded != nil && v.embedded.Err() != nil {
-		s.Warn("the embedded etcd has stopped: " + v.embedded.Err().Error())
+		s.Warn(control.AboutStore, "the embedded etcd has stopped: "+v.embedded.Err().Error())
 	}
 	if v.running {
 		v.fillRunning(s, which)
 	}
 	if warning := d.warnRescued(); warning != "" {
-		s.Warn(warning)
+		s.Warn(control.AboutRescue, warning)
 	}
 	return s
 }
@@ -112,6 +114,7 @@ func newStatus() *control.Status {
 		Queues:   []control.QueueStatus{},
 		Features: []kernel.Feature{},
 		Warnings: []string{},
+		About:    []control.About{},
 		Process:  processStatus(),
 	}
 	if u, err := kernel.Uname(); err == nil {
@@ -162,14 +165,21 @@ func (v *viewState) fillRunning(s *control.Status, which selection) {
 	s.Drops, s.Completed = v.carrier.counts()
 	v.fillQueues(s)
 	crowd := v.fillPeers(s, which)
-	for _, warning := range []string{v.carrier.shared(), v.node.warnStrict(), crowd.halfDown(), crowd.refused()} {
+	mention := func(about control.About, warning string) {
 		if warning != "" {
-			s.Warnings = append(s.Warnings, warning)
+			s.Mention(about, warning)
 		}
 	}
+	mention(control.AboutSharedKey, v.carrier.shared())
+	mention(control.AboutReversePath, v.node.warnStrict())
+	mention(control.AboutHalfDown, crowd.halfDown())
+	mention(crowd.about, crowd.refused())
 	for _, host := range v.host {
 		for _, warning := range host.Warnings() {
-			s.Warn(warning)
+			s.Warn(control.AboutFirewall, warning)
+		}
+		for _, warning := range host.ObstacleWarnings() {
+			s.Warn(control.AboutObstacle, warning)
 		}
 	}
 	s.Features = append(s.Features, v.carrier.features()...)
@@ -185,19 +195,19 @@ func (v *viewState) fillLease(s *control.Status) {
 			s.Node.LeaseExpires = &expires
 		}
 		if warning := v.member.config.Warning(); warning != "" {
-			s.Warn(warning)
+			s.Warn(control.AboutNewConfig, warning)
 		}
 		if k.LastError != "" {
-			s.Warn("own lease: " + k.LastError)
+			s.Warn(control.AboutLease, "own lease: "+k.LastError)
 		}
 		if k.Conflict != "" {
-			s.Warn(k.Conflict)
+			s.Warn(control.AboutConflict, k.Conflict)
 		}
 	}
 	w := v.member.peers.Status()
 	s.Store.Healthy, s.Store.Revision, s.Store.LastError = w.Healthy, w.Revision, w.LastError
 	if w.Held > 0 {
-		s.Warn(fmt.Sprintf("%d leases have vanished from the store, perhaps by mistake: their peers stay until %s at the latest; nodes that are alive take their leases again, and flanneld when it is started again", w.Held, w.HeldUntil.UTC().Format(time.TimeOnly)))
+		s.Warn(control.AboutVanished, fmt.Sprintf("%d leases have vanished from the store, perhaps by mistake: their peers stay until %s at the latest; nodes that are alive take their leases again, and flanneld when it is started again", w.Held, w.HeldUntil.UTC().Format(time.TimeOnly)))
 	}
 	if w.Skipped != nil {
 		s.Skipped = w.Skipped
@@ -216,7 +226,7 @@ func (v *viewState) fillQueues(s *control.Status) {
 				q.StuckSince = &since
 			}
 		}
-		s.Warn(stuck.Describe(time.Now()))
+		s.Warn(control.AboutWorker, stuck.Describe(time.Now()))
 	}
 }
 

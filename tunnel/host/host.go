@@ -54,7 +54,8 @@ type SetupConfig struct {
 	// The same of IPv6; Address6 is a /128. The three of one family may be zero: the overlay does not carry it.
 	Address6, Network6, Subnet6 netip.Prefix
 
-	Outer Outer // what carries the overlay
+	Outer Outer  // what carries the overlay
+	Pods  string // the bridge that this node's containers are behind; empty: it is not known, or there are several
 
 	DirectRoutes    bool // routes to peers come and go in Network (package direct): Undo and Cleanup remove them
 	BlackholeRoute  bool // a route of last resort for Subnet, so that packets for absent pods do not loop

@@ -4,6 +4,7 @@ package host
 
 import (
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -27,8 +28,8 @@ func (o obstacle) program() string {
 			return name + "-legacy"
 		}
 		return name
-	case o.table.Family == nftables.TableFamilyINet || o.chain != "FORWARD" && o.chain != "INPUT" ||
-		!slices.Contains([]string{"filter", "mangle", "security"}, o.table.Name):
+	case o.table.Family == nftables.TableFamilyINet || !slices.Contains([]string{"FORWARD", "INPUT", "PREROUTING", "POSTROUTING"}, o.chain) ||
+		!slices.Contains([]string{"filter", "mangle", "security", "raw"}, o.table.Name):
 		return ""
 	case has(name+"-nft") && (&ipTables{name: name}).isLegacy():
 		return name + "-nft"
@@ -45,29 +46,37 @@ func (o obstacle) place(program string) string {
 	if o.legacy {
 		return fmt.Sprintf("%s table %s, chain %s", program, o.table.Name, at)
 	}
-	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}
-	return fmt.Sprintf("nftables table %s %s, chain %s", family[o.table.Family], o.table.Name, at)
+	return fmt.Sprintf("nftables table %s %s, chain %s", nftFamilies[o.table.Family], o.table.Name, at)
+}
+
+var nftFamilies = map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}
+
+// nftChain names the chain as nft(8) takes it.
+func (o obstacle) nftChain() string {
+	return fmt.Sprintf("%s %s %s", nftFamilies[o.table.Family], o.table.Name, o.chain)
 }
 
 // Obstacle is a firewall chain of another owner that drops what the overlay has to get through, for certain.
 type Obstacle struct {
-	Firewalld bool   // it is firewalld's
-	Input     bool   // it drops the datagrams of the underlay; else what is forwarded
-	IPv6      bool   // it drops packets of IPv6
-	Summary   string // table, chain, what it does, to what
-	Fix       string // a command where there is one, else what to do
+	Firewalld bool         // it is firewalld's
+	Input     bool         // it drops the datagrams of the underlay; else what is forwarded
+	IPv6      bool         // it drops packets of IPv6
+	Peer      netip.Prefix // only those to and from a peer with this subnet; invalid: all
+	Summary   string       // table, chain, what it does, to what
+	Fix       string       // the command
 }
 
-// Obstacles looks for them. It takes the networks, the subnets, the TUN device's name and Outer of the config.
-func (c SetupConfig) Obstacles() ([]Obstacle, error) {
-	found, err := c.obstacles()
+// Obstacles looks for them, and for those that concern single peers only, by their subnets. It takes the networks, the
+// subnets, the TUN device's name, Outer and Pods of the config.
+func (c SetupConfig) Obstacles(peers ...netip.Prefix) ([]Obstacle, error) {
+	found, err := c.obstacles(peers...)
 	if err != nil {
 		return nil, err
 	}
 	var out []Obstacle
 	for _, o := range found {
 		summary, fix := o.explain(c)
-		out = append(out, Obstacle{Firewalld: o.table.Name == firewalld, Input: o.input, IPv6: o.six, Summary: summary, Fix: fix})
+		out = append(out, Obstacle{Firewalld: o.table.Name == firewalld, Input: o.input, IPv6: o.six, Peer: o.peer, Summary: summary, Fix: fix})
 	}
 	return out, nil
 }
@@ -75,13 +84,10 @@ func (c SetupConfig) Obstacles() ([]Obstacle, error) {
 // sentence is both.
 func (o obstacle) sentence(c SetupConfig) string {
 	summary, fix := o.explain(c)
-	if o.mendable() {
-		fix = fmt.Sprintf("run \"%s\"", fix)
-	}
-	return summary + ": " + fix
+	return fmt.Sprintf("%s: run \"%s\"", summary, fix)
 }
 
-// explain names the chain and what it does, and the command that mends it, or what to do if there is none.
+// explain names the chain and what it does, and the command that mends it until that owner puts its rules in anew.
 func (o obstacle) explain(c SetupConfig) (summary, fix string) {
 	program := o.program()
 	does := "drops"
@@ -92,7 +98,13 @@ func (o obstacle) explain(c SetupConfig) (summary, fix string) {
 	if o.table.Name == firewalld {
 		owner = firewalld
 	}
-	what := fmt.Sprintf("packets %s, and no rule of ours can overrule it", o.what)
+	if o.peer.IsValid() {
+		c.Network, c.Network6 = o.peer, o.peer
+	}
+	what := o.what + ", and no rule of ours can overrule it"
+	if o.peer.IsValid() {
+		what = fmt.Sprintf("%s, of %s, and no rule of ours can overrule it", o.what, o.peer)
+	}
 	mend := o.mendForward(c, program)
 	if o.input {
 		what = fmt.Sprintf("the other nodes' datagrams to UDP port %d", c.Outer.Port)
@@ -100,9 +112,6 @@ func (o obstacle) explain(c SetupConfig) (summary, fix string) {
 	}
 	return fmt.Sprintf("%s (%s) %s %s", owner, o.place(program), does, what), mend
 }
-
-// mendable reports whether there is a command.
-func (o obstacle) mendable() bool { return o.table.Name == firewalld || o.program() != "" }
 
 const firewalld = "firewalld" // its table, and the program
 
@@ -115,7 +124,11 @@ func (o obstacle) mendForward(c SetupConfig, program string) string {
 		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", network)
 	}
 	if program == "" {
-		return fmt.Sprintf("accept %s there, as source and as destination", network)
+		ip := "ip"
+		if o.six {
+			ip = "ip6"
+		}
+		return fmt.Sprintf("nft insert rule %[1]s %[2]s saddr %[3]s accept && nft insert rule %[1]s %[2]s daddr %[3]s accept", o.nftChain(), ip, network)
 	}
 	chain := o.chain
 	if o.docker {
@@ -134,7 +147,7 @@ func (o obstacle) mendInput(c SetupConfig, program string) string {
 		}
 		return fmt.Sprintf("firewall-cmd --permanent %s--add-port=%d/udp && firewall-cmd --reload", zone, c.Outer.Port)
 	case program == "":
-		return fmt.Sprintf("accept UDP port %d there", c.Outer.Port)
+		return fmt.Sprintf("nft insert rule %s udp dport %d accept", o.nftChain(), c.Outer.Port)
 	}
 	return fmt.Sprintf("%s %s-I %s -p udp --dport %d -j ACCEPT", program, o.option(), o.chain, c.Outer.Port)
 }
@@ -147,7 +160,7 @@ func (o obstacle) option() string {
 	return "-t " + o.table.Name + " "
 }
 
-// lookForObstacles logs what is new among the chains that drop our packets, and keeps it for Warnings.
+// lookForObstacles logs what is new among the chains that drop our packets, and keeps it for ObstacleWarnings.
 func (s *State) lookForObstacles() {
 	s.mu.Lock()
 	c := s.config
@@ -177,12 +190,13 @@ func (s *State) lookForObstacles() {
 	s.obstacles.Store(&now)
 }
 
-// Warnings are sentences about firewall rules: ours that this host refuses, and other owners' that drop what the overlay
-// has to get through.
-func (s *State) Warnings() []string {
-	all := slices.Clone(s.firewallWarnings)
+// Warnings are sentences about firewall rules of ours that this host refuses.
+func (s *State) Warnings() []string { return slices.Clone(s.firewallWarnings) }
+
+// ObstacleWarnings are sentences about other owners' rules that drop what the overlay has to get through.
+func (s *State) ObstacleWarnings() []string {
 	if p := s.obstacles.Load(); p != nil {
-		all = append(all, *p...)
+		return slices.Clone(*p)
 	}
-	return all
+	return nil
 }

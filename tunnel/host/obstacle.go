@@ -5,6 +5,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -23,18 +24,24 @@ import (
 // obstacle is a base chain of another owner that drops what the overlay has to get through.
 type obstacle struct {
 	table  *nftables.Table
-	legacy bool   // the table is iptables-legacy's
-	docker bool   // it has a chain DOCKER-USER
-	chain  string // the base chain
-	at     string // the chain in which the verdict fell
-	reject bool   // with an answer to the sender
-	input  bool   // the datagrams of the underlay; else what is forwarded
-	six    bool   // packets of IPv6
-	what   string // the packets, where they are forwarded
+	legacy bool         // the table is iptables-legacy's
+	docker bool         // it asks the chain DOCKER-USER before all else
+	chain  string       // the base chain
+	at     string       // the chain in which the verdict fell
+	reject bool         // with an answer to the sender
+	input  bool         // the datagrams of the underlay; else what is forwarded
+	six    bool         // packets of IPv6
+	what   string       // the packets, where they are forwarded
+	peer   netip.Prefix // only what goes to or comes from that one; invalid: all
 }
 
-// obstacles are those of this moment.
-func (c SetupConfig) obstacles() ([]obstacle, error) {
+// direction is the place and the packets, without the peer.
+func (o *obstacle) direction() string {
+	return fmt.Sprint(o.legacy, " ", chainKey(o.table, o.chain), " ", o.input, o.six, " ", o.what)
+}
+
+// obstacles are those of this moment; and those for single peers, where there are none for all.
+func (c SetupConfig) obstacles(peers ...netip.Prefix) ([]obstacle, error) {
 	chains, w, err := readNFTables()
 	if err != nil && !isWithoutNFTables(err) { // which has no obstacles there
 		return nil, err
@@ -42,12 +49,12 @@ func (c SetupConfig) obstacles() ([]obstacle, error) {
 	var found []obstacle
 	if w != nil {
 		defer w.conn.CloseLasting()
-		if found, err = c.among(chains, w); err != nil {
+		if found, err = c.among(chains, w, peers); err != nil {
 			return nil, err
 		}
 	}
 	for _, h := range c.halves() {
-		more, err := c.legacyObstacles(h.network.Addr().Is6())
+		more, err := c.legacyObstacles(h.network.Addr().Is6(), peers)
 		if err != nil {
 			return nil, err
 		}
@@ -56,21 +63,21 @@ func (c SetupConfig) obstacles() ([]obstacle, error) {
 	return found, nil
 }
 
-func (c SetupConfig) legacyObstacles(six bool) ([]obstacle, error) {
+func (c SetupConfig) legacyObstacles(six bool, peers []netip.Prefix) ([]obstacle, error) {
 	tables, err := legacyTables(six)
 	if err != nil {
 		return nil, nil // no ip_tables in this kernel; or it is not ours to see
 	}
 	var found []obstacle
 	for _, name := range tables {
-		if name == "nat" || name == "raw" {
-			continue // no place to drop what is forwarded
+		if name == "nat" {
+			continue // no place to drop
 		}
 		chains, w, err := readLegacy(six, name)
 		if err != nil {
 			return nil, err
 		}
-		more, err := c.among(chains, w)
+		more, err := c.among(chains, w, peers)
 		if err != nil {
 			return nil, err
 		}
@@ -100,41 +107,86 @@ func readNFTables() ([]*nftables.Chain, *walk, error) {
 }
 
 // among are the obstacles among some chains, which the walk can read.
-func (c SetupConfig) among(chains []*nftables.Chain, w *walk) ([]obstacle, error) {
+func (c SetupConfig) among(chains []*nftables.Chain, w *walk, peers []netip.Prefix) ([]obstacle, error) {
 	forward, input := c.specimens()
+	found, err := amongFor(chains, w, forward, input)
+	if err != nil {
+		return nil, err
+	}
+	said := make(map[string]bool)
+	for i := range found {
+		said[found[i].direction()] = true
+	}
+	for _, peer := range peers {
+		one := c
+		one.Network, one.Network6 = netip.Prefix{}, netip.Prefix{}
+		if peer.Addr().Is4() {
+			one.Network = peer
+		} else {
+			one.Network6 = peer
+		}
+		forward, _ := one.specimens()
+		more, err := amongFor(chains, w, forward, nil)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range more {
+			if !said[o.direction()] {
+				o.peer = peer
+				found = append(found, o)
+			}
+		}
+	}
+	return found, nil
+}
+
+func amongFor(chains []*nftables.Chain, w *walk, forward, input []specimen) ([]obstacle, error) {
 	var found []obstacle
 	for _, chain := range chains {
 		if chain.Hooknum == nil || chain.Type != nftables.ChainTypeFilter {
 			continue
 		}
-		packets := forward
-		switch *chain.Hooknum {
-		case *nftables.ChainHookForward:
-		case *nftables.ChainHookInput:
-			packets = input
-		default:
-			continue
-		}
-		for i := range packets {
-			if !packets[i].meets(chain.Table.Family) {
+		for _, s := range passing(chain, forward, input) {
+			if !s.meets(chain.Table.Family) {
 				continue
 			}
-			o, drops, err := w.base(chain, &packets[i])
+			o, drops, err := w.base(chain, &s)
+			if err == nil && !drops && !s.outer {
+				s = s.ofTCP()
+				o, drops, err = w.base(chain, &s)
+			}
 			if err != nil {
 				return nil, err
 			}
 			if !drops {
 				continue
 			}
-			o.input, o.six, o.what = *chain.Hooknum == *nftables.ChainHookInput, packets[i].six, packets[i].what
+			o.input, o.six, o.what = s.outer, s.six, s.what
 			o.legacy = w.conn == nil
-			o.docker = slices.ContainsFunc(chains, func(other *nftables.Chain) bool {
-				return other.Name == dockerUser && other.Table.Name == chain.Table.Name && other.Table.Family == chain.Table.Family
-			})
+			o.docker = w.leadsTo(chain, dockerUser)
 			found = append(found, o)
 		}
 	}
 	return found, nil
+}
+
+// passing are the packets that a base chain sees, as it sees them.
+func passing(chain *nftables.Chain, forward, input []specimen) []specimen {
+	switch *chain.Hooknum {
+	case *nftables.ChainHookForward:
+		return forward
+	case *nftables.ChainHookInput:
+		return input
+	case *nftables.ChainHookPrerouting:
+		early := chain.Table.Name == "raw"
+		if chain.Priority != nil {
+			early = *chain.Priority <= *nftables.ChainPriorityConntrack
+		}
+		return arriving(slices.Concat(forward, input), early)
+	case *nftables.ChainHookPostrouting:
+		return leaving(forward)
+	}
+	return nil
 }
 
 // meets reports whether a table's chains see the packet.
@@ -223,6 +275,15 @@ func (w *walk) follow(o *obstacle, chain string, s *specimen, depth int) (ways, 
 		}
 	}
 	return out | through, nil
+}
+
+// leadsTo reports whether a chain, which was read before, begins with a jump to another one.
+func (w *walk) leadsTo(chain *nftables.Chain, to string) bool {
+	rules := w.rules[chainKey(chain.Table, chain.Name)]
+	return len(rules) > 0 && slices.ContainsFunc(rules[0].Exprs, func(e expr.Any) bool {
+		v, ok := e.(*expr.Verdict)
+		return ok && v.Kind == expr.VerdictJump && v.Chain == to
+	})
 }
 
 func chainKey(table *nftables.Table, chain string) string {

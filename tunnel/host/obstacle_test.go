@@ -4,6 +4,7 @@ package host
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -30,6 +31,8 @@ func TestObstacles(t *testing.T) {
 		nft   string
 		sh    string   // in place of it
 		six   bool     // the overlay is of IPv6
+		pods  string   // SetupConfig.Pods
+		peers []string // that are asked for one by one
 		words []string // of each sentence, in any order; parted by | within one
 	}{
 		{name: "nothing"},
@@ -54,6 +57,15 @@ func TestObstacles(t *testing.T) {
 		{name: "perhaps by a mark", nft: forward("policy drop; meta mark & 0xff == 0x1 accept")},
 		{name: "perhaps by a protocol", nft: forward("policy drop; meta l4proto tcp accept")},
 		{name: "perhaps by a rate", nft: forward("limit rate 10/second accept; drop")},
+		{name: "ICMP passes, TCP not", nft: forward("policy drop; icmp type echo-request accept; udp dport 53 accept"), words: []string{"drops TCP packets " + out, "drops TCP packets " + in}},
+		{name: "perhaps TCP", nft: forward("policy drop; tcp dport 80 accept; tcp sport 80 accept")},
+		{name: "before the route is known", nft: "table ip theirs { chain early { type filter hook prerouting priority -300; ip saddr 10.244.5.0/24 drop; udp dport 8472 drop; }; }", words: []string{"chain early|drops|" + out, "chain early|drops|" + port}},
+		{name: "by connection tracking before it is there", nft: "table ip theirs { chain early { type filter hook prerouting priority -300; ct state new drop; }; chain late { type filter hook prerouting priority -150; ct state invalid drop; }; }"},
+		{name: "at the end", nft: `table inet theirs { chain leaving { type filter hook postrouting priority 0; oifname "muslin0" drop; }; }`, words: []string{"chain leaving|drops|" + out + "|nft insert rule inet theirs leaving ip saddr 10.244.0.0/16 accept"}},
+		{name: "from the pods' bridge", pods: "cni0", nft: forward(`iifname "cni0" drop`), words: []string{out}},
+		{name: "to the pods' bridge", pods: "cni0", sh: "iptables -A FORWARD -o cni0 -j DROP", words: []string{in}},
+		{name: "of one peer", peers: []string{"10.244.7.0/24", "10.244.8.0/24"}, nft: forward("ip daddr 10.244.7.0/24 drop"), words: []string{out + ", of 10.244.7.0/24,|nft insert rule inet theirs passing ip saddr 10.244.7.0/24 accept"}},
+		{name: "of all, and so of one", peers: []string{"10.244.7.0/24"}, nft: forward("policy drop"), words: []string{out, in}},
 		{name: "not IPv4", nft: forward("policy drop; meta nfproto ipv6 accept"), words: []string{out, in}},
 		{name: "IPv6 only", nft: "table ip6 theirs { chain passing { type filter hook forward priority 0; policy drop; }; }"},
 		{name: "another hook", nft: "table ip theirs { chain leaving { type filter hook output priority 0; policy drop; }; }"},
@@ -79,11 +91,12 @@ func TestObstacles(t *testing.T) {
 		{name: "Docker, allowed by its owner", sh: "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; iptables -A FORWARD -j DOCKER-USER; iptables -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT; iptables -I DOCKER-USER -d 10.244.0.0/16 -j ACCEPT"},
 		{name: "iptables, its command", sh: "iptables -P FORWARD DROP", words: []string{
 			`run "iptables -I FORWARD -s 10.244.0.0/16 -j ACCEPT && iptables -I FORWARD -d 10.244.0.0/16 -j ACCEPT"|` + in, out}},
+		{name: "Docker's chain, that nobody asks", sh: "iptables -P FORWARD DROP; iptables -N DOCKER-USER", words: []string{`run "iptables -I FORWARD -s |` + in, out}},
 		{name: "Docker, its command", sh: "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -I FORWARD -j DOCKER-USER", words: []string{
 			`run "iptables -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT && |` + in, out}},
 		{name: "iptables, another table", sh: "iptables -t mangle -A FORWARD -j DROP", words: []string{`"iptables -t mangle -I FORWARD -s |` + in, out}},
 
-		{name: "IPv6, policy drop", six: true, nft: forward("policy drop"), words: []string{fwd + "|drops|accept 2001:db8:42::/56 there|" + out, fwd + "|drops|" + in}},
+		{name: "IPv6, policy drop", six: true, nft: forward("policy drop"), words: []string{fwd + "|drops|nft insert rule inet theirs passing ip6 saddr 2001:db8:42::/56 accept|" + out, fwd + "|drops|" + in}},
 		{name: "IPv6, ip6 table", six: true, nft: "table ip6 theirs { chain passing { type filter hook forward priority 0; policy drop; }; }", words: []string{"table ip6 theirs|" + out, "table ip6 theirs|" + in}},
 		{name: "IPv6, only IPv4 dropped", six: true, nft: "table ip theirs { chain passing { type filter hook forward priority 0; policy drop; }; }"},
 		{name: "IPv6, by family", six: true, nft: forward("meta nfproto ipv6 accept; drop")},
@@ -137,7 +150,12 @@ func TestObstacles(t *testing.T) {
 				c = only6(config6(t.TempDir()))
 			}
 			c.Outer = Outer{Iface: "eth0", Port: 8472, IPv6: w.six}
-			found, err := c.obstacles()
+			c.Pods = w.pods
+			var peers []netip.Prefix
+			for _, peer := range w.peers {
+				peers = append(peers, netip.MustParsePrefix(peer))
+			}
+			found, err := c.obstacles(peers...)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -22,7 +22,17 @@ type KernelRoute struct {
 
 // RouteTo asks the kernel for the way to an address. An error says why there is none.
 func RouteTo(to netip.Addr) (KernelRoute, error) {
-	found, err := netlink.RouteGet(net.IP(to.AsSlice()))
+	return routeTo(to, nil)
+}
+
+// RouteForwarded asks the same of a packet that comes in by a device from a container's address, which must not be this
+// host's. Rules of routing may make a difference.
+func RouteForwarded(to, from netip.Addr, in string) (KernelRoute, error) {
+	return routeTo(to, &netlink.RouteGetOptions{Iif: in, SrcAddr: net.IP(from.AsSlice())})
+}
+
+func routeTo(to netip.Addr, how *netlink.RouteGetOptions) (KernelRoute, error) {
+	found, err := netlink.RouteGetWithOptions(net.IP(to.AsSlice()), how)
 	if err != nil {
 		return KernelRoute{}, fmt.Errorf("route to %s: %w", to, err)
 	}

@@ -24,9 +24,9 @@ func TestRunHearsOfTheFirewall(t *testing.T) {
 			}
 			warned := func(want int) {
 				t.Helper()
-				for end := deadline(); len(s.Warnings()) != want; time.Sleep(20 * time.Millisecond) {
+				for end := deadline(); len(s.ObstacleWarnings()) != want; time.Sleep(20 * time.Millisecond) {
 					if time.Now().After(end) {
-						t.Errorf("warnings %q, want %d", s.Warnings(), want)
+						t.Errorf("warnings %q, want %d", s.ObstacleWarnings(), want)
 						return
 					}
 				}
@@ -68,9 +68,9 @@ func TestRunLooksAtLegacy(t *testing.T) {
 	}
 	warned := func(want int) {
 		t.Helper()
-		for end := deadline(); len(s.Warnings()) != want; time.Sleep(20 * time.Millisecond) {
+		for end := deadline(); len(s.ObstacleWarnings()) != want; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(end) {
-				t.Errorf("warnings %q, want %d", s.Warnings(), want)
+				t.Errorf("warnings %q, want %d", s.ObstacleWarnings(), want)
 				return
 			}
 		}

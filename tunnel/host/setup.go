@@ -226,16 +226,22 @@ func (s *State) Needs() Needs {
 	return all
 }
 
+// Masquerade is the feature of our masquerade rules, and NotAskedFor the reason of one that is off by its flag.
+const (
+	Masquerade  = "masquerade"
+	NotAskedFor = "not asked for"
+)
+
 // Features says what became of the firewall rules, for status.
 func (s *State) Features() []kernel.Feature {
 	say := func(name string, wanted bool, why error) kernel.Feature {
 		switch {
 		case !wanted:
-			return kernel.Feature{Name: name, Reason: "not asked for"}
+			return kernel.Feature{Name: name, Reason: NotAskedFor}
 		case why != nil:
 			return kernel.Feature{Name: name, Reason: oneLine(why)}
 		}
 		return kernel.Feature{Name: name, On: true, Reason: s.journal.tools()}
 	}
-	return []kernel.Feature{say("forward-rules", s.config.ForwardRules, s.noForward), say("masquerade", s.config.IPMasq, s.noMasquerade)}
+	return []kernel.Feature{say("forward-rules", s.config.ForwardRules, s.noForward), say(Masquerade, s.config.IPMasq, s.noMasquerade)}
 }

@@ -126,6 +126,8 @@ func (v value) masked(mask, xor []byte) value {
 type specimen struct {
 	what    string // for a sentence
 	six     bool   // of IPv6
+	outer   bool   // a datagram of the underlay
+	early   bool   // connection tracking has not seen it yet
 	header  value  // the IP header, without options
 	ports   value  // what follows it, as far as it is known
 	in, out device
@@ -216,27 +218,59 @@ func (c SetupConfig) specimens() (forward, input []specimen) {
 			outside.others = append(outside.others, name)
 		}
 	}
+	if c.Pods != "" {
+		outside = device{name: c.Pods}
+	}
 	if c.TUN == "" {
 		overlay = device{name: c.Outer.Iface}
 	}
 	for _, h := range c.halves() {
 		six := h.network.Addr().Is6()
 		out, in := ipPacket(six, h.subnet, h.network), ipPacket(six, h.network, h.subnet)
-		out.what, out.in, out.out = "from this node's containers to other nodes'", outside, overlay
-		in.what, in.in, in.out = "from other nodes to this one's containers", overlay, outside
+		out.what, out.in, out.out = "packets from this node's containers to other nodes'", outside, overlay
+		in.what, in.in, in.out = "packets from other nodes to this one's containers", overlay, outside
 		forward = append(forward, out, in)
 	}
 	if c.Outer.Port == 0 {
 		return forward, nil
 	}
 	datagram := ipPacket(c.Outer.IPv6, netip.Prefix{}, netip.Prefix{})
-	datagram.in = device{name: c.Outer.Iface}
+	datagram.in, datagram.outer = device{name: c.Outer.Iface}, true
 	protocol := datagram.fields().protocol
 	datagram.header.bits[protocol], datagram.header.mask[protocol] = unix.IPPROTO_UDP, 0xff
 	port := known(binary.BigEndian.AppendUint16(nil, c.Outer.Port))
 	copy(datagram.ports.bits[2:], port.bits)
 	copy(datagram.ports.mask[2:], port.mask)
 	return forward, []specimen{datagram}
+}
+
+// ofTCP is the packet as one of TCP, which a host may drop that lets others pass.
+func (s specimen) ofTCP() specimen {
+	protocol := s.fields().protocol
+	s.header = value{bits: bytes.Clone(s.header.bits), mask: bytes.Clone(s.header.mask)}
+	s.header.bits[protocol], s.header.mask[protocol] = unix.IPPROTO_TCP, 0xff
+	s.what = "TCP " + s.what
+	return s
+}
+
+// arriving are the packets as they are before it is known where they go.
+func arriving(all []specimen, early bool) []specimen {
+	var out []specimen
+	for _, s := range all {
+		s.out, s.early = device{}, early
+		out = append(out, s)
+	}
+	return out
+}
+
+// leaving are the packets as they are when it does not matter any more where they came from.
+func leaving(all []specimen) []specimen {
+	var out []specimen
+	for _, s := range all {
+		s.in = device{}
+		out = append(out, s)
+	}
+	return out
 }
 
 // part is what is known of some bytes of the packet.
@@ -288,6 +322,9 @@ const (
 )
 
 func (s *specimen) conntrack(key expr.CtKey) value {
+	if s.early {
+		return unknown(unix.IFNAMSIZ)
+	}
 	switch key {
 	case expr.CtKeySTATE:
 		return knownU32(ctStateNew)

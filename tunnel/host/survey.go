@@ -91,6 +91,8 @@ type Rule struct {
 	Priority int
 	Table    int
 	Src, Dst netip.Prefix // invalid: any
+	In       string       // of packets that come in by this device; empty: any
+	Not      bool         // of all but those
 	Six      bool
 }
 
@@ -177,7 +179,7 @@ func (s *Survey) addFamily(family int, name map[int]string) error {
 		if slices.Contains([]int{unix.RT_TABLE_LOCAL, unix.RT_TABLE_MAIN, unix.RT_TABLE_DEFAULT}, r.Table) && r.Src == nil && r.Dst == nil {
 			continue
 		}
-		o := Rule{Priority: r.Priority, Table: r.Table, Six: family == unix.AF_INET6}
+		o := Rule{Priority: r.Priority, Table: r.Table, In: r.IifName, Not: r.Invert, Six: family == unix.AF_INET6}
 		if r.Src != nil {
 			o.Src = prefixOf(r.Src)
 		}

@@ -28,6 +28,7 @@ type Status struct {
 	Queues    []QueueStatus     `json:"queues"`              // outbound and inbound of each queue; none where the kernel carries
 	Features  []kernel.Feature  `json:"features"`            // in the order of the packet's way
 	Warnings  []string          `json:"warnings"`            // sentences for the operator, the worst first
+	About     []About           `json:"warnings_about"`      // what each of them is about
 
 	Privileges PrivilegeStatus `json:"privileges"`
 	Process    ProcessStatus   `json:"process"`
@@ -157,7 +158,38 @@ type ProcessStatus struct {
 	Resident    int64     `json:"resident_bytes"` // memory
 }
 
+// About is what a warning is about, for programs.
+type About string
+
+// What there is to warn about.
+const (
+	AboutConfig      About = "config"       // what is legal in the network's config, and hardly meant
+	AboutNewConfig   About = "new-config"   // the config in the store is not the one any more that the daemon runs with
+	AboutNetwork     About = "network"      // it does not run
+	AboutRights      About = "rights"       // the daemon keeps more than it needs
+	AboutStore       About = "store"        // the embedded etcd has stopped
+	AboutLease       About = "lease"        // this node's cannot be renewed
+	AboutConflict    About = "conflict"     // somebody else writes it, or has one for the same addresses
+	AboutVanished    About = "vanished"     // leases of other nodes have
+	AboutWorker      About = "worker"       // one of the daemon's hangs
+	AboutSessions    About = "sessions"     // the kernel does not tell those of WireGuard
+	AboutSharedKey   About = "shared-key"   // peers have one WireGuard key
+	AboutReversePath About = "reverse-path" // strict rp_filter
+	AboutHalfDown    About = "half-down"    // nodes answer by one address family
+	AboutEncapsulate About = "encapsulated" // the kernel takes no direct route, and packets are encapsulated
+	AboutLeftOut     About = "left-out"     // nor that: peers are not reached
+	AboutFirewall    About = "firewall"     // rules of ours that are refused
+	AboutObstacle    About = "obstacle"     // rules of others that drop
+	AboutRescue      About = "rescue"       // it carries in flannel's place
+)
+
 // Warn puts a sentence before the milder ones.
-func (s *Status) Warn(sentence string) {
+func (s *Status) Warn(about About, sentence string) {
 	s.Warnings = append([]string{sentence}, s.Warnings...)
+	s.About = append([]About{about}, s.About...)
+}
+
+// Mention puts a sentence behind the worse ones.
+func (s *Status) Mention(about About, sentence string) {
+	s.Warnings, s.About = append(s.Warnings, sentence), append(s.About, about)
 }
