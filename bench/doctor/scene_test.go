@@ -139,23 +139,25 @@ func here(m *lab.Muslin, etcd *labtest.Etcd) []string {
 	return []string{"--state-dir", m.StateDir, "--subnet-file", m.SubnetFile, "--iface", "eth0", "--etcd-endpoints", labtest.Endpoint(etcd.Host)}
 }
 
-// first wants the first finding to be this one, about this node (empty: any), with the words in what is said of it.
-func (r *report) first(t *testing.T, id, node string, words ...string) {
+// first wants the first finding to be this one, about this node (empty: any), with the words in what is said of it. It returns
+// the finding's fix.
+func (r *report) first(t *testing.T, id, node string, words ...string) (fix string) {
 	t.Helper()
 	if len(r.Findings) == 0 {
 		t.Errorf("nothing was found, want %s first: %s", id, r.raw)
-		return
+		return ""
 	}
 	f := r.Findings[0]
 	if f.ID != id || node != "" && f.Node != node {
 		t.Errorf("the first finding is %s of %s, want %s of %s: %s", f.ID, f.Node, id, node, r.raw)
-		return
+		return ""
 	}
 	if f.Summary == "" || f.Evidence == "" || f.Fix == "" || f.Confidence == "" || f.Node == "" {
 		t.Errorf("%s says too little: %+v", id, f)
 	}
 	labtest.ExpectWords(t, strings.Join([]string{f.Summary, f.Evidence, f.Fix}, "\n"), words...)
 	t.Logf("%s [%s, %s]: %s | %s | %s (%d findings, %d ms)", f.ID, f.Severity, f.Confidence, f.Summary, f.Evidence, f.Fix, len(r.Findings), r.TookMS)
+	return f.Fix
 }
 
 // well wants nothing found, and all checked that matters.
@@ -171,11 +173,11 @@ type fault struct {
 	id     string // of the first finding
 	name   string // beside it; empty: none
 	inject func(t *testing.T, s *scene)
-	mend   func(t *testing.T, s *scene)
-	node   int      // of the scene, on which the doctor is asked
-	about  string   // address of the node that the finding is about; empty: the one on which the doctor is asked
-	words  []string // of the finding
-	flags  []string // of the doctor
+	mend   func(t *testing.T, s *scene) // nil: the finding's fix, in a shell there
+	node   int                          // of the scene, on which the doctor is asked
+	about  string                       // address of the node that the finding is about; empty: the one on which the doctor is asked
+	words  []string                     // of the finding
+	flags  []string                     // of the doctor
 
 	far      string // of the first finding at the scene's second node, asked at the same time; empty: it is not asked
 	farAbout string // whom that is about; empty: the second node
@@ -196,9 +198,13 @@ func (s *scene) faults(all []fault) {
 				other := s.nodes[1]
 				far.Go(func() { examine(t, other).first(t, f.far, cmp.Or(f.farAbout, other.Host.Addr.String())) })
 			}
-			examine(t, m, f.flags...).first(t, f.id, about, f.words...)
+			fix := examine(t, m, f.flags...).first(t, f.id, about, f.words...)
 			far.Wait()
-			f.mend(t, s)
+			if f.mend == nil {
+				sh(t, m.Host.Node, fix)
+			} else {
+				f.mend(t, s)
+			}
 			s.wellAgain(t, m)
 		})
 	}

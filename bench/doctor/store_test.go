@@ -147,7 +147,7 @@ func TestStoreRights(t *testing.T) {
 	}
 	examine(t, m, flags...).first(t, "etcd-permission", node, "--etcd-username")
 	examine(t, m, as("reader", "wrong")...).first(t, "etcd-permission", node, "password", "reader")
-	examine(t, m, as("nobody", "secret")...).first(t, "etcd-permission", node, "nobody", "etcdctl role grant-permission", labtest.Prefix)
+	examine(t, m, as("nobody", "secret")...).first(t, "etcd-permission", node, "nobody", "role grant-permission", labtest.Prefix)
 	examine(t, m, as("reader", "secret")...).first(t, "etcd-permission", node, "read, but not write", "readwrite", "reader")
 	examine(t, m, as("root", "secret")...).first(t, "daemon-stopped", node)
 }

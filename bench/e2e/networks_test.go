@@ -64,6 +64,7 @@ func (s *several) launch(t *testing.T) {
 	h := s.Host
 	s.Proc = must(h.Start("muslin", nil, labtest.Bin, "run", "--config", s.file, "--iface", "eth0", "--etcd-endpoints", endpoint(h.Lab().Host(1)),
 		"--state-dir", s.StateDir, "--control", s.Control, "--healthz-port", "8081"))(t)
+	s.Enlist()
 }
 
 func (s *several) write(t *testing.T, networks map[string]string) {

@@ -50,10 +50,18 @@ func (h *Host) LaunchMuslinUnder(wrap []string, bin string, flags ...string) (*M
 		return nil, err
 	}
 	m.Proc = p
-	h.lab.mu.Lock()
-	defer h.lab.mu.Unlock()
-	h.lab.daemons = append(h.lab.daemons, m)
+	m.Enlist()
 	return m, nil
+}
+
+// Enlist has a daemon that was started otherwise than by LaunchMuslin among the lab's Daemons.
+func (m *Muslin) Enlist() {
+	l := m.Host.lab
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Contains(l.daemons, m) {
+		l.daemons = append(l.daemons, m)
+	}
 }
 
 // Daemons are those that were launched in the lab, in order, the ones that have ended too.

@@ -46,6 +46,9 @@ func DefaultEndpoints() []string { return []string{"http://127.0.0.1:4001", "htt
 // ErrTLS says that a server is there, but TLS with it does not work as configured.
 var ErrTLS = errors.New("TLS failed")
 
+// ErrFull says that a server's database has reached its quota: it can be read, and not written.
+var ErrFull = errors.New("its database has reached its quota")
+
 // Config says which etcd, and as whom.
 type Config struct {
 	Endpoints []string // URLs, or host:port; none means DefaultEndpoints

@@ -49,7 +49,7 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	case rpctypes.ErrCompacted:
 		return fmt.Errorf("etcd: %w", lease.ErrCompacted)
 	case rpctypes.ErrNoSpace:
-		return fmt.Errorf("etcd: its database has reached its quota: %w: compact and defragment it, then disarm the alarm (etcdctl compact, defrag, alarm disarm)", lease.ErrUnavailable)
+		return fmt.Errorf("etcd: %w: %w: compact and defragment it, then disarm the alarm (etcdctl compact, defrag, alarm disarm)", ErrFull, lease.ErrUnavailable)
 	case rpctypes.ErrNoLeader:
 		return fmt.Errorf("etcd: the cluster has no leader: %w", lease.ErrUnavailable)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/rescue"
 )
 
 var daemonChecks = []Check{
@@ -25,13 +26,19 @@ func (p *Patient) muslinHere() bool {
 	return err == nil
 }
 
-// flannelServes reports whether this is a node of flannel's: its vxlan device is there, no daemon of muslin's is, and
-// none is meant to be. Where one has run, the lease says whose the node is now.
+// flannelServes reports whether this is a node of flannel's: its vxlan device is there or a flanneld runs, no daemon of
+// muslin's does, and none is meant to. Where one has run, the lease says whose the node is now.
 func (p *Patient) flannelServes() bool {
-	if !p.flannelCarries() {
+	if p.Status != nil || p.Daemon.Silent || p.Flannel == nil {
 		return false
 	}
-	return !p.muslinHere() || p.Local.Lease != nil && p.Local.Lease.Attrs.MAC.String() == p.Flannel.Device.MAC
+	if _, taken := p.rescued(); taken {
+		return false
+	}
+	if !p.muslinHere() {
+		return p.Flannel.Device != nil || p.Flannel.Daemon
+	}
+	return p.flannelCarries() && p.Local.Lease != nil && p.Local.Lease.Attrs.MAC.String() == p.Flannel.Device.MAC
 }
 
 // checkDaemon is about a daemon that is not there, or does not answer.
@@ -56,13 +63,26 @@ func checkDaemon(ctx context.Context, p *Patient) []Finding {
 		return nil
 	}
 	f := broken("daemon-stopped", "no muslin daemon runs on this node: nothing is carried", p.StatusErr.Error(),
-		"systemctl start muslin, or muslin run with the flags that it had; why it ended: journalctl -u muslin -n 50")
-	if p.Flannel != nil && (p.Flannel.File.Subnet.IsValid() || p.Flannel.File.Subnet6.IsValid()) && !p.muslinHere() {
+		"systemctl start muslin # or muslin run with the flags that it had; why it ended: journalctl -u muslin -n 50")
+	if since, ok := p.rescued(); ok {
+		f.Summary = "no muslin daemon runs on this node, which it took over from flannel: nothing is carried"
+		f.Evidence += fmt.Sprintf("; a rescue is under way since %s", stamp(since))
+		f.Fix = "muslin rescue --undo # which gives flannel its data path back; to go on in its place: muslin rescue"
+	} else if p.Flannel != nil && (p.Flannel.File.Subnet.IsValid() || p.Flannel.File.Subnet6.IsValid()) && !p.muslinHere() {
 		f.Summary = "nothing carries this node's packets: it is flannel's, whose vxlan device is not there, and no muslin daemon runs"
-		f.Fix = "muslin rescue, which carries them in flannel's place; or restart flanneld, if the kernel's vxlan works"
+		f.Fix = "muslin rescue # which carries them in flannel's place; or restart flanneld, if the kernel's vxlan works"
 	}
 	f.Explains = stopped
 	return []Finding{f}
+}
+
+// rescued reports whether a daemon of muslin's is to carry in flannel's place here, and since when ("muslin rescue").
+func (p *Patient) rescued() (since time.Time, ok bool) {
+	j, err := rescue.Read(p.Options.StateDir)
+	if err != nil || j == nil || j.Rebooted() || j.Here() != nil {
+		return time.Time{}, false
+	}
+	return j.Since, true
 }
 
 // stopped are what follows from a daemon that does not carry packets.
@@ -71,10 +91,11 @@ var stopped = []string{"ip-forward", "forward-drop", "firewalld-reject", "route-
 // wedged is about a daemon that has taken a connection and does not answer. One that is merely slow gets more time.
 func (p *Patient) wedged(ctx context.Context) []Finding {
 	state, name := processState(p.Daemon.PID)
-	f := broken("daemon-wedged", "the daemon does not answer", "", fmt.Sprintf("kill -QUIT %d (which logs where it hangs), and systemctl restart muslin", p.Daemon.PID))
+	f := broken("daemon-wedged", "the daemon does not answer", "", fmt.Sprintf("kill -QUIT %d; systemctl restart muslin # the log says then where it hung", p.Daemon.PID))
 	f.Confidence, f.Explains = Likely, append([]string{"socket-buffer"}, stopped...)
 	began := time.Now()
-	if state != "T" && state != "Z" {
+	frozen := frozenGroup(p.Daemon.PID)
+	if state != "T" && state != "Z" && frozen == "" {
 		ctx, cancel := context.WithTimeout(ctx, 2*StatusTime)
 		defer cancel()
 		if _, err := control.AskNetwork(ctx, p.Options.Control, p.Options.Net); err == nil {
@@ -84,15 +105,51 @@ func (p *Patient) wedged(ctx context.Context) []Finding {
 	}
 	waited := (StatusTime + time.Since(began)).Round(time.Second / 10)
 	f.Evidence = fmt.Sprintf("%s takes a connection, and nothing comes for %v; process %d (%s) is in state %s", p.Options.Control, waited, p.Daemon.PID, name, state)
-	switch state {
-	case "T", "t":
+	switch {
+	case frozen != "":
+		f.Summary, f.Confidence = "the daemon's cgroup is frozen, as by docker pause or systemctl freeze: it carries nothing", Certain
+		f.Evidence = fmt.Sprintf("%s/cgroup.events says that it is frozen; process %d (%s) is in it", frozen, p.Daemon.PID, name)
+		f.Fix = fmt.Sprintf("echo 0 > %s/cgroup.freeze # or: systemctl thaw muslin, docker unpause", thawAt(frozen))
+	case state == "T", state == "t":
 		f.Summary, f.Fix, f.Confidence = "the daemon is stopped by a signal or a debugger: it carries nothing", fmt.Sprintf("kill -CONT %d", p.Daemon.PID), Certain
-	case "D":
+	case state == "D":
 		f.Summary, f.Fix = "the daemon hangs in the kernel", fmt.Sprintf("cat /proc/%d/stack; dmesg | tail", p.Daemon.PID)
-	case "":
+	case state == "":
 		f.Evidence, f.Fix = fmt.Sprintf("%s takes a connection, and nothing comes for %v", p.Options.Control, waited), "systemctl restart muslin"
 	}
 	return []Finding{f}
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// frozenGroup is the directory of a process's cgroup, of version 2, where that is frozen; empty: it is not. The processes
+// of such a group sleep, by their state.
+func frozenGroup(pid int) string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(data)) {
+		group, unified := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !unified {
+			continue
+		}
+		dir := filepath.Join(cgroupRoot, group)
+		if events, err := os.ReadFile(filepath.Join(dir, "cgroup.events")); err == nil && strings.Contains(string(events), "frozen 1") {
+			return dir
+		}
+	}
+	return ""
+}
+
+// thawAt is the group that was frozen, of which this one is a part or which it is.
+func thawAt(dir string) string {
+	for ; len(dir) > len(cgroupRoot); dir = filepath.Dir(dir) {
+		if value, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze")); err == nil && strings.TrimSpace(string(value)) == "1" {
+			break
+		}
+	}
+	return dir
 }
 
 // processState is the letter and the name in /proc/PID/stat; empty: there is no such process, or it cannot be seen.
@@ -118,6 +175,6 @@ func checkVersion(_ context.Context, p *Patient) []Finding {
 		ID: "version-skew", Severity: Warning, Confidence: Certain,
 		Summary:  "the daemon is of another version than this command",
 		Evidence: fmt.Sprintf("the daemon is %s, this command %s", p.Status.Version, p.Options.Version),
-		Fix:      "muslin run --replace with the daemon's flags, or systemctl restart muslin",
+		Fix:      "systemctl restart muslin # or, without a lost packet: muslin run --replace with the daemon's flags",
 	}}
 }

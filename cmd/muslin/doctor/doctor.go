@@ -40,7 +40,7 @@ type Finding struct {
 	Severity   Severity `json:"severity"`
 	Summary    string   `json:"summary"`    // what is wrong, one sentence, names the cause
 	Evidence   string   `json:"evidence"`   // what was seen
-	Fix        string   `json:"fix"`        // the command that fixes it
+	Fix        string   `json:"fix"`        // the command that fixes it, for a shell; what is to be said beside it stands behind a #
 	Confidence string   `json:"confidence"` // Certain, Likely or Possible
 	Node       string   `json:"node"`       // PublicIP of the node that it is about, this one's or a peer's
 	Net        string   `json:"net"`        // of several networks, the one that it is about; empty: there is but one
@@ -48,6 +48,8 @@ type Finding struct {
 	// Explains are the IDs of findings that are but consequences of this one, and are put behind it: of the same node, or
 	// with a "*" behind the ID of any node. "lease-*" is all whose IDs begin so, of any node, and "*" alone every other finding.
 	Explains []string `json:"-"`
+	// unless are IDs, written as in Explains, of findings that say the same and better: with one of them this is left out.
+	unless []string
 	// Repair is what --fix may do about it; nil: nothing that is safe.
 	Repair *Repair `json:"-"`
 
@@ -184,9 +186,11 @@ func (p *Patient) examine(ctx context.Context, all []Check) *Report {
 		}
 		for _, f := range found {
 			f.layer, f.Node, f.Net = i, cmp.Or(f.Node, r.Node), p.Options.Net
+			f.Fix = p.withFlags(f.Fix)
 			r.Findings = append(r.Findings, f)
 		}
 	}
+	r.Findings = withoutDoubles(r.Findings)
 	inOrder(r.Findings)
 	return r
 }

@@ -30,9 +30,9 @@ func checkFirewall(_ context.Context, p *Patient) []Finding {
 		what, place, _ := strings.Cut(o.Summary, " (")
 		place, does, _ := strings.Cut(place, ") ")
 		f := broken(id, what+" "+does, place, o.Fix)
-		f.Explains = []string{"udp-filtered-here"}
-		if !o.Firewalld {
-			f.Explains = nil
+		f.Explains = []string{"peer-silent*"}
+		if o.Firewalld {
+			f.Explains = []string{"udp-filtered-here", "peer-silent*"}
 		}
 		found = append(found, f)
 	}

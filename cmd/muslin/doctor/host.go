@@ -50,7 +50,7 @@ func forwardingOff(paths []string, family string) []Finding {
 		}
 		name := dotted(path)
 		f := broken("ip-forward", "this host does not forward "+family+": its containers reach no other node, and none reaches them",
-			name+" = "+value, "sysctl -w "+name+"=1, and for good in /etc/sysctl.d")
+			name+" = "+value, "sysctl -w "+name+"=1 # and for good in /etc/sysctl.d")
 		f.Repair = &Repair{What: "set " + name + " to 1", Do: func(context.Context) error { return host.SetSysctl(path, "1") }}
 		return []Finding{f}
 	}
@@ -92,7 +92,7 @@ func checkReversePath(_ context.Context, p *Patient) []Finding {
 		ID: "rp-filter", Severity: Warning, Confidence: Likely,
 		Summary:  fmt.Sprintf("rp_filter of %s is strict: what a peer sends directly is dropped while this node encapsulates to it, as happens while a path changes", p.Local.Iface),
 		Evidence: name + " is 1, by itself or by net/ipv4/conf/all/rp_filter; the network has DirectRouting",
-		Fix:      fmt.Sprintf("sysctl -w %s=2, and for good in /etc/sysctl.d", name), Repair: loosen(name),
+		Fix:      fmt.Sprintf("sysctl -w %s=2 # and for good in /etc/sysctl.d", name), Repair: loosen(name),
 	}}
 }
 
@@ -116,7 +116,7 @@ func (p *Patient) strictFor(device string, from func(n *Node) (netip.Addr, strin
 		}
 		f := broken("rp-filter", fmt.Sprintf("rp_filter of %s is strict, and drops %s, which come in there and would be answered by %s", device, what, way.Device),
 			fmt.Sprintf("%s is 1, by itself or by net/ipv4/conf/all/rp_filter; ip route get %s: dev %s", name, a, way.Device),
-			fmt.Sprintf("sysctl -w %s=2, and for good in /etc/sysctl.d", name))
+			fmt.Sprintf("sysctl -w %s=2 # and for good in /etc/sysctl.d", name))
 		f.Repair, f.Explains = loosen(name), []string{"udp-*", "public-ip-*", "peer-*"}
 		return &f
 	}

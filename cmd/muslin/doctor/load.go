@@ -34,13 +34,13 @@ func checkSocketBuffer(_ context.Context, p *Patient) []Finding {
 		ID: "socket-buffer", Severity: Warning, Confidence: Likely,
 		Summary:  "the daemon loses datagrams as it does not get enough CPU: its receive buffer runs over",
 		Evidence: fmt.Sprintf("%d datagrams found the buffer full since the daemon started, of %d received and lost", lost, received),
-		Fix:      fmt.Sprintf("top -H -p %d; give the daemon more CPU (its cgroup's cpu.max, Nice= of the service), or --queues", p.Daemon.PID),
+		Fix:      fmt.Sprintf("top -H -p %d # and give the daemon more CPU (its cgroup's cpu.max, Nice= of the service), or --queues", p.Daemon.PID),
 	}
 	i := slices.IndexFunc(p.Status.Features, func(f kernel.Feature) bool { return f.Name == "receive-buffer" })
 	if i >= 0 && !p.Status.Features[i].On {
 		f.Confidence, f.Summary = Certain, "the receive buffer of the daemon's sockets is too small: datagrams are lost"
 		f.Evidence += "; receive-buffer is " + p.Status.Features[i].Reason
-		f.Fix = "sysctl -w net.core.rmem_max=16777216, and for good in /etc/sysctl.d; or give the service CAP_NET_ADMIN in the host's namespace; then systemctl restart muslin"
+		f.Fix = "sysctl -w net.core.rmem_max=16777216; systemctl restart muslin # and for good in /etc/sysctl.d; or give the service CAP_NET_ADMIN in the host's namespace"
 	}
 	return []Finding{f}
 }
@@ -53,7 +53,7 @@ func checkConntrack(_ context.Context, p *Patient) []Finding {
 	}
 	f := broken("conntrack-full", "the table of connections is full: the kernel drops packets of new ones",
 		fmt.Sprintf("nf_conntrack_count %d, nf_conntrack_max %d; %d packets dropped for it so far (\"nf_conntrack: table full\" in dmesg)", c.Count, c.Max, c.Refused),
-		fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d, and for good in /etc/sysctl.d; conntrack -L shows whose they are", max(2*c.Max, 262144)))
+		fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d # and for good in /etc/sysctl.d; conntrack -L shows whose they are", max(2*c.Max, 262144)))
 	f.Explains = acrossUnderlay
 	if c.Count*100 < c.Max*95 {
 		f.Severity, f.Summary = Warning, "the table of connections is nearly full: the kernel will drop packets of new ones"

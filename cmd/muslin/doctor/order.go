@@ -55,8 +55,11 @@ func compare(a, b Finding) int {
 func rank[T comparable](v T, order ...T) int { return slices.Index(order, v) }
 
 // explains reports whether the other one is but a consequence.
-func (f *Finding) explains(other *Finding) bool {
-	return slices.ContainsFunc(f.Explains, func(id string) bool {
+func (f *Finding) explains(other *Finding) bool { return f.names(f.Explains, other) }
+
+// names reports whether one of some IDs, as Explains has them, is the other one's.
+func (f *Finding) names(ids []string, other *Finding) bool {
+	return slices.ContainsFunc(ids, func(id string) bool {
 		if id == "*" {
 			return f.ID != other.ID
 		}
@@ -65,5 +68,12 @@ func (f *Finding) explains(other *Finding) bool {
 		}
 		id, anywhere := strings.CutSuffix(id, "*")
 		return id == other.ID && (anywhere || f.Node == other.Node)
+	})
+}
+
+// withoutDoubles leaves out what another finding says better.
+func withoutDoubles(all []Finding) []Finding {
+	return slices.DeleteFunc(slices.Clone(all), func(f Finding) bool {
+		return slices.ContainsFunc(all, func(other Finding) bool { return f.ID != other.ID && f.names(f.unless, &other) })
 	})
 }

@@ -77,10 +77,13 @@ func (p *Patient) overlap(network netip.Prefix, r host.OverlappingRoute) *Findin
 		return nil
 	}
 	f := broken("subnet-overlap-route", fmt.Sprintf("%s lies in the overlay %s, and takes its packets", r, network), "ip route show; ip addr show: "+r.String(),
-		mendRoute(r.Prefix, r.Device, r.Address || !static)+"; or choose another Network for the overlay (muslin config set)")
+		p.mendRoute(r.Prefix, r.Device, r.Address || !static)+" # or choose another Network for the overlay (muslin config set)")
 	if dockerBridge.MatchString(r.Device) {
 		f.ID, f.Summary = "subnet-overlap-docker", fmt.Sprintf("Docker's network on %s, %s, lies in the overlay %s, and takes its packets", r.Device, r.Prefix.Masked(), network)
-		f.Fix = `give Docker other addresses: "bip" or "default-address-pools" in /etc/docker/daemon.json, docker network rm for networks of its own; with FLANNEL_SUBNET as bip it is the overlay's own`
+		f.Fix = `"${EDITOR:-vi}" /etc/docker/daemon.json && systemctl restart docker # give Docker other addresses by "bip" or "default-address-pools"; with FLANNEL_SUBNET as bip docker0 is the overlay's own`
+		if id, made := strings.CutPrefix(r.Device, "br-"); made {
+			f.Fix = "docker network rm " + id + ` # and make it anew with another --subnet, or after "default-address-pools" in /etc/docker/daemon.json was changed`
+		}
 	}
 	switch {
 	case !carried:
@@ -96,13 +99,16 @@ func (p *Patient) overlap(network netip.Prefix, r host.OverlappingRoute) *Findin
 }
 
 // mendRoute is the command that removes a route, or the address that it comes from.
-func mendRoute(prefix netip.Prefix, device string, address bool) string {
-	ip := "ip"
-	if prefix.Addr().Is6() {
-		ip = "ip -6"
-	}
+func (p *Patient) mendRoute(prefix netip.Prefix, device string, address bool) string {
+	ip := "ip" + option6(prefix.Addr())
 	if address {
-		return fmt.Sprintf("%s addr show dev %s, and ip addr del the one in %s", ip, device, prefix.Masked())
+		for _, a := range p.Host.Addresses {
+			if a.Link == device && prefix.Contains(a.Prefix.Addr()) {
+				prefix = a.Prefix
+				break
+			}
+		}
+		return fmt.Sprintf("%s addr del %s dev %s", ip, prefix, device)
 	}
 	if device == "" {
 		return fmt.Sprintf("%s route del %s", ip, prefix)
@@ -163,7 +169,7 @@ func (p *Patient) leaseOverlap(a, b *Node, subnetA, subnetB netip.Prefix) Findin
 		key = wrong.Lease.Key
 	}
 	f := broken("subnet-overlap-lease", fmt.Sprintf("two nodes have leases for the same addresses, %s of %s and %s of %s: the packets of some go to the other", subnetA, a.Name(), subnetB, b.Name()),
-		fmt.Sprintf("leases %s and %s", keyOf(a), keyOf(b)), fmt.Sprintf("muslin leases release '%s', and start the node %s again, which takes another subnet", key, wrong.Name()))
+		fmt.Sprintf("leases %s and %s", keyOf(a), keyOf(b)), fmt.Sprintf("muslin leases release '%s' # and start the node %s again, which takes another subnet", key, wrong.Name()))
 	f.Node = wrong.Name()
 	if local := p.Local.Name(); local == other.Name() || local == wrong.Name() {
 		f.Node = local

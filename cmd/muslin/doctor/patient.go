@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/rescue"
 	"muslin/encap"
 	"muslin/lease"
 	"muslin/lease/etcd"
@@ -79,6 +80,7 @@ type Daemon struct {
 type Flannel struct {
 	File   lease.SubnetFile // zero: there is none
 	Device *host.Link       // a vxlan device; nil: there is none
+	Daemon bool             // a flanneld runs
 }
 
 // Store is the store as this command sees it.
@@ -158,7 +160,7 @@ func Gather(ctx context.Context, o Options) *Patient {
 	all.Wait()
 	p.lookForFlannel()
 	p.findNodes()
-	p.Host.Obstacles, p.Host.Firewall = p.setup().Obstacles()
+	p.Host.Obstacles, p.Host.Firewall = p.setup().Obstacles(p.somePeers()...)
 	return p
 }
 
@@ -299,7 +301,8 @@ func (p *Patient) lookForFlannel() {
 			f.Device = &p.Host.Links[i]
 		}
 	}
-	if f.Device != nil || f.File.Subnet.IsValid() || f.File.Subnet6.IsValid() {
+	f.Daemon = len(rescue.FindFlanneld()) > 0
+	if f.Device != nil || f.Daemon || f.File.Subnet.IsValid() || f.File.Subnet6.IsValid() {
 		p.Flannel = f
 	}
 }
@@ -399,7 +402,25 @@ func (p *Patient) setup() host.SetupConfig {
 		c.Network6 = netip.Prefix{}
 	}
 	c.Outer.IPv6 = !c.Network.IsValid() && c.Network6.IsValid()
+	if pods := p.podLinks(); len(pods) == 1 {
+		c.Pods = pods[0]
+	}
 	return c
+}
+
+// somePeers are subnets of peers that packets are to be forwarded to.
+func (p *Patient) somePeers() []netip.Prefix {
+	const most = 32
+	var all []netip.Prefix
+	for i := range p.Peers {
+		n := &p.Peers[i]
+		for _, subnet := range []netip.Prefix{n.Subnet, n.Subnet6} {
+			if subnet.IsValid() && !p.gone(n) && len(all) < most && !subnet.Overlaps(p.Local.Subnet) && !subnet.Overlaps(p.Local.Subnet6) {
+				all = append(all, subnet)
+			}
+		}
+	}
+	return all
 }
 
 func prefix(s string) netip.Prefix {

@@ -24,7 +24,7 @@ var rightsChecks = []Check{
 func checkCapabilities(_ context.Context, p *Patient) []Finding {
 	f := Finding{
 		ID: "capability-missing", Severity: Broken, Confidence: Certain, Explains: append([]string{"tun-device-missing"}, unstarted...),
-		Fix: "give the service AmbientCapabilities=CAP_NET_ADMIN, or the container --cap-add=NET_ADMIN, and start it again",
+		Fix: "systemctl edit muslin # [Service] AmbientCapabilities=CAP_NET_ADMIN, and start it again; of a container: --cap-add=NET_ADMIN",
 	}
 	if p.Status != nil {
 		if has, ok := netAdminOf(p.Daemon.PID); ok && !has {
@@ -78,7 +78,7 @@ func checkTUN(_ context.Context, p *Patient) []Finding {
 	if probe.Answer != kernel.No || os.Geteuid() != 0 {
 		return nil
 	}
-	f := broken("tun-device-missing", "no TUN device can be made: no daemon can start", probe.Reason, "modprobe tun; or give the container --device="+kernel.TUNPath)
+	f := broken("tun-device-missing", "no TUN device can be made: no daemon can start", probe.Reason, "modprobe tun # or give the container --device="+kernel.TUNPath)
 	f.Explains = unstarted
 	if p.Running() {
 		f.Severity, f.Summary = Warning, "no TUN device can be made: the daemon that runs has its own, and the next start will fail"

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"muslin/lease"
 	"muslin/tunnel/host"
 	"muslin/tunnel/way"
 )
@@ -64,6 +66,9 @@ func (p *Patient) expects(n *Node, six bool) (expected, bool) {
 		return expected{}, false
 	}
 	if p.flannelServes() {
+		if p.Local.Backend == lease.BackendHostGW {
+			return expected{p.Local.Iface, public}, n.Backend == p.Local.Backend
+		}
 		for _, r := range p.Host.Routes {
 			if r.Prefix == subnet && r.Gateway.IsValid() && r.Gateway == public {
 				return expected{r.Device, public}, true // flannel's DirectRouting
@@ -90,27 +95,29 @@ func (p *Patient) compareRoute(subnet netip.Prefix, want expected, missing, wron
 	got, err := host.RouteTo(to)
 	switch {
 	case err == nil && got.Device == want.device && (!want.gateway.IsValid() || got.Gateway == want.gateway):
-		if part := p.partRoute(subnet, want.device); part != nil {
-			wrong.add(subnet, fmt.Sprintf("%s takes a part of it", part), mendRoute(part.Prefix, part.Device, part.Protocol == unix.RTPROT_KERNEL))
+		if seen, fix := p.forwardedWrong(to, want); seen != "" {
+			wrong.add(subnet, seen, fix)
+		} else if part := p.partRoute(subnet, want.device); part != nil {
+			wrong.add(subnet, fmt.Sprintf("%s takes a part of it", part), p.mendRoute(part.Prefix, part.Device, part.Protocol == unix.RTPROT_KERNEL))
 		}
 	case longest == nil || longest.Prefix.Bits() == 0 || !inside(longest.Prefix, p.networkOf(to)) && longest.Kind == unix.RTN_UNICAST:
 		seen := fmt.Sprintf("ip route get %s: %s", to, describeWay(got, err))
-		fix := "systemctl restart muslin; the log says what removed it"
+		fix := "systemctl restart muslin"
 		if p.flannelServes() {
-			fix = fmt.Sprintf("ip route replace %s via %s dev %s onlink, or: systemctl restart flanneld", subnet, subnet.Addr(), want.device)
+			fix = fmt.Sprintf("ip%s route replace %s via %s dev %s onlink # or: systemctl restart flanneld", option6(subnet.Addr()), subnet, subnet.Addr(), want.device)
 		}
 		missing.add(subnet, seen, fix)
 	case longest.Device == want.device:
-		fix := "ip rule show, and remove the rule that sends it to another table"
+		fix := "ip rule show # and remove the rule that sends it to another table"
 		if to.Is6() {
-			fix = "ip -6 rule show, and remove the rule that sends it to another table"
+			fix = "ip -6 rule show # and remove the rule that sends it to another table"
 		}
-		if r := p.ruleFor(to); r != nil {
+		if r := p.ruleFor(to, netip.Addr{}, ""); r != nil {
 			fix = fmt.Sprintf("ip%s rule del pref %d", option6(to), r.Priority)
 		}
 		wrong.add(subnet, fmt.Sprintf("ip route get %s: %s, though the main table has %s", to, describeWay(got, err), longest), fix)
 	default:
-		wrong.add(subnet, fmt.Sprintf("%s; ip route get %s: %s", longest, to, describeWay(got, err)), mendRoute(longest.Prefix, longest.Device, longest.Protocol == unix.RTPROT_KERNEL))
+		wrong.add(subnet, fmt.Sprintf("%s; ip route get %s: %s", longest, to, describeWay(got, err)), p.mendRoute(longest.Prefix, longest.Device, longest.Protocol == unix.RTPROT_KERNEL))
 	}
 }
 
@@ -166,15 +173,62 @@ func (p *Patient) partRoute(subnet netip.Prefix, device string) *host.Route {
 	return nil
 }
 
-// ruleFor is a routing rule that an address may meet before the main table; nil: there is none.
-func (p *Patient) ruleFor(to netip.Addr) *host.Rule {
+// ruleFor is a routing rule that a packet to an address may meet before the main table; nil: there is none. Without a sender
+// it is one of this host's own.
+func (p *Patient) ruleFor(to, from netip.Addr, in string) *host.Rule {
 	for i := range p.Host.Rules {
 		r := &p.Host.Rules[i]
-		if r.Six == to.Is6() && r.Priority < 32766 && (!r.Dst.IsValid() || r.Dst.Contains(to)) && !r.Src.IsValid() { // 32766: the main table's
+		if r.Six != to.Is6() || r.Priority >= 32766 { // the main table's
+			continue
+		}
+		meets := (!r.Dst.IsValid() || r.Dst.Contains(to)) && (!r.Src.IsValid() || from.IsValid() && r.Src.Contains(from)) && (r.In == "" || r.In == in)
+		if meets != r.Not {
 			return r
 		}
 	}
 	return nil
+}
+
+// forwardedWrong looks whether packets of containers go another way than this host's own, as rules can have it; empty: they
+// do not.
+func (p *Patient) forwardedWrong(to netip.Addr, want expected) (seen, fix string) {
+	if !slices.ContainsFunc(p.Host.Rules, func(r host.Rule) bool { return r.Six == to.Is6() && r.Priority < 32766 }) {
+		return "", ""
+	}
+	from := p.container(to.Is6())
+	for _, in := range p.podLinks() {
+		if l := p.Host.Link(in); !from.IsValid() || !l.Up {
+			continue
+		}
+		got, err := host.RouteForwarded(to, from, in)
+		if err != nil && p.ruleFor(to, from, in) == nil || err == nil && got.Device == want.device && (!want.gateway.IsValid() || got.Gateway == want.gateway) {
+			continue // an error without a rule is another check's: forwarding is off, or rp_filter strict
+		}
+		seen = fmt.Sprintf("ip route get %s from %s iif %s: %s, and this host's own packets go the right way", to, from, in, describeWay(got, err))
+		if r := p.ruleFor(to, from, in); r != nil {
+			return seen, fmt.Sprintf("ip%s rule del pref %d", option6(to), r.Priority)
+		}
+		return seen, fmt.Sprintf("ip%s rule show # and remove the rule that sends it to another table", option6(to))
+	}
+	return "", ""
+}
+
+// container is an address that a container of this node may have, and this host has not; invalid: none.
+func (p *Patient) container(six bool) netip.Addr {
+	subnet := p.Local.Subnet
+	if six {
+		subnet = p.Local.Subnet6
+	}
+	if !subnet.IsValid() {
+		return netip.Addr{}
+	}
+	a := subnet.Addr()
+	for range 16 {
+		if a = a.Next(); subnet.Contains(a) && !p.ownAddress(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // lostRoutes are subnets of the same trouble.

@@ -15,31 +15,40 @@ func (f *said) explainByRules(ctx context.Context, port uint16) {
 	if f.rules == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	var rules []string
 	hook, chain := "input", "INPUT"
 	if f.rules == ruleOut {
 		hook, chain = "output", "OUTPUT"
 	}
+	if rules := rulesNaming(ctx, hook, chain, port); rules != nil {
+		f.Confidence = Certain
+		f.blame(rules)
+	}
+}
+
+// rulesNaming are those of a hook that drop or reject, and name a port, and policies to drop.
+func rulesNaming(ctx context.Context, hook, chain string, port uint16) []string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var rules []string
 	if out, err := exec.CommandContext(ctx, "nft", "-n", "-a", "list", "ruleset").Output(); err == nil {
 		rules = nftRules(string(out), hook, port)
 	}
 	if rules == nil {
-		for _, save := range []string{"iptables-save", "ip6tables-save"} {
+		for _, save := range []string{"iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
 			if out, err := exec.CommandContext(ctx, save, "-c").Output(); err == nil {
 				rules = append(rules, iptablesRules(save, string(out), chain, port)...)
 			}
 		}
 	}
-	if rules == nil {
-		return
-	}
+	return rules
+}
+
+// blame adds rules that may be the cause.
+func (f *Finding) blame(rules []string) {
 	const most = 3
-	f.Confidence = Certain
 	f.Evidence += "; rules that may be it: " + strings.Join(rules[:min(len(rules), most)], "; ")
 	if i := strings.Index(rules[0], "(nft delete"); i >= 0 {
-		f.Fix = strings.Trim(rules[0][i:], "()") + ", or " + f.Fix
+		f.Fix = strings.Trim(rules[0][i:], "()") + " # or: " + f.Fix
 	}
 }
 

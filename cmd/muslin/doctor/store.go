@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,11 +38,13 @@ func checkStore(ctx context.Context, p *Patient) []Finding {
 	case p.Status != nil && p.Status.Store.Healthy && p.Daemon.Blind != "":
 		p.CannotTell("store", fmt.Errorf("the daemon reaches it, and this command does not know how: %s", p.Daemon.Blind))
 		return nil
+	case p.Running() && p.Daemon.Blind != "" && p.Status.Store.LastError != "":
+		return p.byItsWord()
 	case p.Options.Guessed && errors.Is(err, lease.ErrUnavailable):
 		p.CannotTell("store", fmt.Errorf("it is not known where etcd is: give --etcd-endpoints, as for the daemon; %w", err))
 		return nil
 	case p.Store.Kind == "peers-file":
-		f := broken("peers-file-unreadable", "the peers file cannot be read: peers stay as they were, and the daemon cannot start again", err.Error(), "mend "+p.Options.PeersFile+", or save it anew with \"muslin leases list --output peers-file\"")
+		f := broken("peers-file-unreadable", "the peers file cannot be read: peers stay as they were, and the daemon cannot start again", err.Error(), "muslin leases list --output peers-file > "+plain(p.Options.PeersFile)+" # or mend the file")
 		f.Explains = unstarted
 		return []Finding{f}
 	}
@@ -53,6 +56,7 @@ func checkStore(ctx context.Context, p *Patient) []Finding {
 		f = broken("etcd-permission", "etcd refuses this node's user: no lease can be taken or renewed", err.Error(), p.mendDenied(err))
 	case errors.Is(err, lease.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		f = broken("etcd-unreachable", "etcd does not answer: nobody hears of new nodes, and no lease is renewed or taken", err.Error(), p.mendUnreachable(err))
+		p.blameOwnRules(ctx, &f)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
 		f = broken("etcd-certificate", "a file for TLS with etcd cannot be read", err.Error(), "ls -l "+strings.Join(p.tlsFiles(), " "))
 	default: // of the flags
@@ -60,6 +64,40 @@ func checkStore(ctx context.Context, p *Patient) []Finding {
 	}
 	f.Explains = append([]string{"lease-*"}, unstarted...)
 	return []Finding{f}
+}
+
+// byItsWord is about a store of which only the daemon knows how it is reached, and what it says of that, which is text.
+func (p *Patient) byItsWord() []Finding {
+	text := p.Status.Store.LastError
+	f := broken("etcd-unreachable", "the daemon does not get at etcd: nobody hears of new nodes, and no lease is renewed or taken", text, "muslin doctor --etcd-password-file FILE # with the daemon's, which cannot be seen from here, to learn more")
+	switch {
+	case strings.Contains(text, lease.ErrDenied.Error()):
+		f.ID, f.Summary, f.Fix = "etcd-permission", "etcd refuses this node's user: no lease can be taken or renewed", p.mendDenied(errors.New(text))
+	case strings.Contains(text, etcd.ErrTLS.Error()):
+		f.ID, f.Summary = "etcd-certificate", "TLS with etcd fails: nobody hears of new nodes, and no lease is renewed or taken"
+	}
+	f.Confidence, f.Explains = Likely, append([]string{"lease-*"}, unstarted...)
+	return []Finding{f}
+}
+
+// blameOwnRules looks for rules of this host's own firewall that may keep it from etcd.
+func (p *Patient) blameOwnRules(ctx context.Context, f *Finding) {
+	for _, e := range p.Store.Endpoints {
+		u, err := url.Parse(e)
+		if err != nil {
+			continue
+		}
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil {
+			continue
+		}
+		if rules := rulesNaming(ctx, "output", "OUTPUT", uint16(port)); len(rules) > 0 {
+			f.Summary = "a firewall rule of this host keeps it from etcd: nobody hears of new nodes, and no lease is renewed or taken"
+			f.Confidence = Likely
+			f.blame(rules)
+			return
+		}
+	}
 }
 
 // tlsFiles are those that are given.
@@ -91,15 +129,24 @@ func (p *Patient) mendUnreachable(err error) string {
 	case len(hosts) == 0:
 		return "give --etcd-endpoints"
 	case strings.Contains(text, "has reached its quota"), strings.Contains(text, "no leader"):
-		return fmt.Sprintf("etcdctl --endpoints=%s endpoint status --cluster", strings.Join(p.Store.Endpoints, ","))
+		return p.etcdctl() + " endpoint status --cluster -w table"
 	case own && p.Options.Embedded:
-		return "systemctl restart muslin (its etcd is embedded)"
+		return "systemctl restart muslin # its etcd is embedded"
 	case own:
-		return "systemctl start etcd, or give the right --etcd-endpoints"
+		return "systemctl start etcd # or give the right --etcd-endpoints"
 	case strings.Contains(text, "refused"):
-		return fmt.Sprintf("start etcd on %s (ssh %s systemctl start etcd), or give the right --etcd-endpoints", strings.Join(hosts, ", "), hosts[0])
+		return fmt.Sprintf("ssh %s systemctl start etcd # start etcd on %s, or give the right --etcd-endpoints", hosts[0], strings.Join(hosts, ", "))
 	}
-	return fmt.Sprintf("nc -vz %s %s, and open that way; or give the right --etcd-endpoints", hosts[0], ports[0])
+	if strings.Contains(text, "lookup ") {
+		return fmt.Sprintf("getent hosts %s # and mend the name's resolution (/etc/resolv.conf, /etc/hosts), or give the right --etcd-endpoints", hosts[0])
+	}
+	if strings.Contains(text, "the store does not answer") { // but takes a connection
+		return p.etcdctl() + " endpoint health # it takes connections and does not answer: it hangs, is overloaded or without a quorum, or is no etcd"
+	}
+	if strings.Contains(text, "network is unreachable") || strings.Contains(text, "no route to host") {
+		return fmt.Sprintf("ip route get %s # and add the route that is missing, or give the right --etcd-endpoints", hosts[0])
+	}
+	return fmt.Sprintf("nc -vz %s %s # and open that way, or give the right --etcd-endpoints", hosts[0], ports[0])
 }
 
 func (p *Patient) mendDenied(err error) string {
@@ -108,15 +155,32 @@ func (p *Patient) mendDenied(err error) string {
 	case user == "":
 		return "give --etcd-username and --etcd-password-file"
 	case strings.Contains(err.Error(), "wrong user name or password"):
-		return "give the right --etcd-username and --etcd-password-file, or: etcdctl user passwd " + user
+		return p.etcdctl() + " --user=root user passwd " + user + " # or give the right --etcd-username and --etcd-password-file"
 	}
 	return p.mendRights()
 }
 
 // mendRights grants what docs/etcd.md says.
 func (p *Patient) mendRights() string {
-	return fmt.Sprintf("etcdctl role add muslin; etcdctl role grant-permission muslin read %s/config; etcdctl role grant-permission muslin readwrite --prefix=true %[1]s/subnets; etcdctl user grant-role %[2]s muslin",
-		p.prefix(), p.Options.Store.Username)
+	return fmt.Sprintf("c=\"%s --user=root\"; $c role add muslin; $c role grant-permission muslin read %s/config; $c role grant-permission muslin readwrite --prefix=true %[2]s/subnets; $c user grant-role %[3]s muslin",
+		p.etcdctl(), p.prefix(), p.Options.Store.Username)
+}
+
+// etcdctl is the command, told where etcd is.
+func (p *Patient) etcdctl() string {
+	command := "etcdctl --endpoints=" + plain(strings.Join(p.Store.Endpoints, ","))
+	c := &p.Options.Store
+	for _, f := range [][2]string{{"cacert", c.CAFile}, {"cert", c.CertFile}, {"key", c.KeyFile}} {
+		if f[1] != "" {
+			command += fmt.Sprintf(" --%s=%s", f[0], plain(f[1]))
+		}
+	}
+	return command
+}
+
+// mendFull makes room, as etcd's documentation has it.
+func (p *Patient) mendFull() string {
+	return fmt.Sprintf(`c="%s"; $c compact $($c endpoint status -w fields | sed -n 's/^"Revision" : //p' | head -n 1); $c defrag --cluster; $c alarm disarm # and see what fills it, or raise its --quota-backend-bytes`, p.etcdctl())
 }
 
 // prefix is etcd's for the network.
@@ -160,7 +224,7 @@ func (p *Patient) explainTLS(ctx context.Context, err error) Finding {
 	return f
 }
 
-const mendClock = "chronyc makestep, or: systemctl restart systemd-timesyncd; then compare date on both hosts"
+const mendClock = "chronyc makestep || systemctl restart systemd-timesyncd # then compare date on both hosts"
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 
@@ -187,7 +251,7 @@ func (p *Patient) mendTLS(err error) (what, fix string) {
 	if strings.Contains(text, "use a name that its certificate has") {
 		what = "etcd's certificate is for another name or address than it is asked under"
 	}
-	return what, fmt.Sprintf("openssl s_client -connect %s </dev/null | openssl x509 -noout -text; then give --etcd-endpoints a name that it has", host)
+	return what, fmt.Sprintf("openssl s_client -connect %s </dev/null | openssl x509 -noout -text # then give --etcd-endpoints a name that it has", host)
 }
 
 // lookAtServer is the certificate that the first server shows, whatever it is worth, and what its clock says, by the
@@ -258,10 +322,10 @@ func checkClock(ctx context.Context, p *Patient) []Finding {
 	}}
 }
 
-// checkStoreRights is about a user that may read and not write. A transaction is refused for what it might write, and
-// this one writes nothing.
+// checkStoreRights is about a user that may read and not write, and an etcd that is full. A transaction is refused for
+// what it might write, and this one writes nothing.
 func checkStoreRights(ctx context.Context, p *Patient) []Finding {
-	if p.Store.Kind != "etcd" || p.Options.Store.Username == "" {
+	if p.Store.Kind != "etcd" {
 		return nil
 	}
 	key := p.ownKey()
@@ -282,6 +346,10 @@ func checkStoreRights(ctx context.Context, p *Patient) []Finding {
 		f := broken("etcd-permission", "etcd lets this node's user read, but not write: no lease can be taken or renewed", err.Error(), p.mendRights())
 		f.Explains = append([]string{"lease-*"}, unstarted...)
 		return []Finding{f}
+	case errors.Is(err, etcd.ErrFull):
+		f := broken("etcd-full", "etcd's database is full: it can be read and not written, so that no lease can be taken or renewed", err.Error(), p.mendFull())
+		f.Explains = append([]string{"lease-*", "embedded-etcd"}, unstarted...)
+		return []Finding{f}
 	}
 	p.CannotTell("store-rights", err)
 	return nil
@@ -294,15 +362,15 @@ func checkNetworkConfig(_ context.Context, p *Patient) []Finding {
 		return nil
 	}
 	key := p.prefix() + "/config"
-	f := broken("network-config", "the network's config in etcd is wrong: no daemon can start", fmt.Sprintf("%s: %v", key, s.ConfigErr), "muslin config set, after: muslin config validate FILE")
+	f := broken("network-config", "the network's config in etcd is wrong: no daemon can start", fmt.Sprintf("%s: %v", key, s.ConfigErr), "muslin config set FILE # with one that muslin config validate takes")
 	if errors.Is(s.ConfigErr, lease.ErrNoConfig) {
 		f.Summary = "there is no network config in etcd: no daemon can start"
-		f.Fix = `muslin config set '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}', with the network's own; or another --etcd-prefix than ` + p.prefix()
+		f.Fix = `muslin config set '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}' # with the network's own; or give another --etcd-prefix than ` + p.prefix()
 	}
 	if p.Running() {
 		f.Summary = strings.Replace(f.Summary, "no daemon can start", "what runs goes on, and no daemon can start", 1)
 		f.Severity = Warning
 	}
-	f.Explains = unstarted
+	f.Explains = append([]string{"lease-*"}, unstarted...)
 	return []Finding{f}
 }

@@ -73,7 +73,7 @@ func (p *Patient) vxlanOrUDP() bool {
 }
 
 // carries reports whether anything here carries the overlay's packets.
-func (p *Patient) carries() bool { return p.Running() || p.flannelCarries() }
+func (p *Patient) carries() bool { return p.Running() || p.flannelCarries() || p.flannelServes() }
 
 // newestAt is the newest lease's revision at each PublicIP of the peers.
 func (p *Patient) newestAt() map[netip.Addr]int64 {
