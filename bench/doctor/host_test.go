@@ -40,6 +40,33 @@ func TestHost(t *testing.T) {
 			words: []string{"chain FORWARD", "rejects", "iptables -I FORWARD -s " + labtest.Network + " -j ACCEPT"},
 		},
 		{
+			id: "forward-drop", name: "from the pods' bridge", inject: on(0, "iptables -I FORWARD -i cni0 -j DROP"), words: []string{"chain FORWARD", "from this node's containers"},
+		},
+		{
+			id: "forward-drop", name: "of one peer, before the route", inject: on(0, fmt.Sprintf("iptables -F FORWARD; iptables -t raw -I PREROUTING -d %s -j DROP", peer)),
+			mend: on(0, "iptables -t raw -F"), words: []string{"chain PREROUTING", "of " + peer.String()},
+		},
+		{
+			id: "forward-drop", name: "all but ICMP", inject: on(0, "iptables -N theirs; iptables -I FORWARD -j theirs; iptables -A theirs -p icmp -j ACCEPT; iptables -A theirs -j REJECT"),
+			mend: on(0, "iptables -D FORWARD -j theirs; iptables -F theirs; iptables -X theirs"), words: []string{"chain FORWARD, by theirs", "TCP packets"},
+		},
+		{
+			id: "route-wrong", name: "for containers alone", inject: on(0, fmt.Sprintf("ip route add default via %s table 78; ip rule add iif cni0 lookup 78 pref 100", s.lab.Host(1).Addr)),
+			words: []string{"iif cni0", "ip rule del pref 100"},
+		},
+		{
+			id: "foreign-key", inject: func(t *testing.T, s *scene) { s.etcd.Do(t, "put", labtest.Prefix+"/subnets/junk", "1") },
+			mend:  func(t *testing.T, s *scene) { s.etcd.Do(t, "del", labtest.Prefix+"/subnets/junk") },
+			words: []string{"muslin leases release --etcd-endpoints=" + labtest.Endpoint(s.lab.Host(1)) + " 'junk'"},
+		},
+		{
+			id: "underlay-renamed", inject: on(0, "ip link set eth0 name lan0 || { ip link set eth0 down; ip link set eth0 name lan0; ip link set lan0 up; }"), words: []string{"lan0", "ip link set lan0 name eth0"},
+		},
+		{
+			id: "underlay-route-missing", inject: on(0, fmt.Sprintf("ip addr del %s/24 dev eth0; ip addr add %[1]s/32 dev eth0", h2.Addr)),
+			mend: on(0, fmt.Sprintf("ip addr del %s/32 dev eth0; ip addr add %[1]s/24 dev eth0", h2.Addr)), words: []string{"no route to any", h2.Addr.String() + "/32"},
+		},
+		{
 			id: "route-wrong", name: "blackhole", inject: on(0, fmt.Sprintf("ip route add blackhole %s", peer)),
 			words: []string{"blackhole route " + peer.String(), "ip route del " + peer.String()},
 		},
@@ -71,6 +98,10 @@ func TestHost(t *testing.T) {
 			id: "rp-filter", name: "on the underlay", inject: on(0, fmt.Sprintf("ip link add dummy7 type veth peer name dummy8; ip link set dummy8 up; ip link set dummy7 up; ip addr add 198.18.7.1/24 dev dummy7; ip route add %s dev dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=1", h3.Addr)),
 			mend:  on(0, "ip link del dummy7; sysctl -w net.ipv4.conf.eth0.rp_filter=0"),
 			words: []string{"eth0", h3.Addr.String(), "sysctl -w net/ipv4/conf/eth0/rp_filter=2"},
+		},
+		{
+			id: "etcd-unreachable", name: "by a rule of its own", inject: on(0, "nft 'table inet alsotheirs { chain leaving { type filter hook output priority 0; tcp dport 2379 drop; }; }'"),
+			words: []string{"a firewall rule of this host", "nft delete rule inet alsotheirs leaving handle"},
 		},
 		{
 			id: "underlay-down", inject: on(0, "ip link set eth0 down"), words: []string{"eth0", "ip link set eth0 up"},

@@ -94,7 +94,7 @@ func (p *Patient) wedged(ctx context.Context) []Finding {
 	f := broken("daemon-wedged", "the daemon does not answer", "", fmt.Sprintf("kill -QUIT %d; systemctl restart muslin # the log says then where it hung", p.Daemon.PID))
 	f.Confidence, f.Explains = Likely, append([]string{"socket-buffer"}, stopped...)
 	began := time.Now()
-	frozen := frozenGroup(p.Daemon.PID)
+	frozen, thaw := frozenGroup(p.Daemon.PID)
 	if state != "T" && state != "Z" && frozen == "" {
 		ctx, cancel := context.WithTimeout(ctx, 2*StatusTime)
 		defer cancel()
@@ -108,8 +108,8 @@ func (p *Patient) wedged(ctx context.Context) []Finding {
 	switch {
 	case frozen != "":
 		f.Summary, f.Confidence = "the daemon's cgroup is frozen, as by docker pause or systemctl freeze: it carries nothing", Certain
-		f.Evidence = fmt.Sprintf("%s/cgroup.events says that it is frozen; process %d (%s) is in it", frozen, p.Daemon.PID, name)
-		f.Fix = fmt.Sprintf("echo 0 > %s/cgroup.freeze # or: systemctl thaw muslin, docker unpause", thawAt(frozen))
+		f.Evidence = fmt.Sprintf("%s says that it is frozen; process %d (%s) is in it", frozen, p.Daemon.PID, name)
+		f.Fix = thaw + " # or: systemctl thaw muslin, docker unpause"
 	case state == "T", state == "t":
 		f.Summary, f.Fix, f.Confidence = "the daemon is stopped by a signal or a debugger: it carries nothing", fmt.Sprintf("kill -CONT %d", p.Daemon.PID), Certain
 	case state == "D":
@@ -122,34 +122,44 @@ func (p *Patient) wedged(ctx context.Context) []Finding {
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// frozenGroup is the directory of a process's cgroup, of version 2, where that is frozen; empty: it is not. The processes
-// of such a group sleep, by their state.
-func frozenGroup(pid int) string {
+// frozenGroup is the file that says that a process's cgroup is frozen, and the command that thaws it; empty: it is not. Of
+// version 2 the processes of such a group sleep, by their state; of version 1 they hang in the kernel (D).
+func frozenGroup(pid int) (file, thaw string) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
-		return ""
+		return "", ""
+	}
+	says := func(file, word string) bool {
+		content, err := os.ReadFile(file)
+		return err == nil && strings.Contains(string(content), word)
 	}
 	for line := range strings.Lines(string(data)) {
-		group, unified := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !unified {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) < 3 {
 			continue
 		}
-		dir := filepath.Join(cgroupRoot, group)
-		if events, err := os.ReadFile(filepath.Join(dir, "cgroup.events")); err == nil && strings.Contains(string(events), "frozen 1") {
-			return dir
+		switch group := fields[2]; fields[1] {
+		case "":
+			root := cgroupRoot
+			if _, err := os.Stat(root + "/unified"); err == nil { // beside those of version 1
+				root += "/unified"
+			}
+			file = filepath.Join(root, group, "cgroup.events")
+			for up := group; says(file, "frozen 1") && len(up) > 1; up = filepath.Dir(up) { // that one, or one that it is in
+				if switched := filepath.Join(root, up, "cgroup.freeze"); says(switched, "1") {
+					return file, "echo 0 > " + switched
+				}
+			}
+		case "freezer":
+			file = filepath.Join(cgroupRoot, "freezer", group, "freezer.state")
+			for up := group; says(file, "FROZEN") && len(up) > 1; up = filepath.Dir(up) {
+				if dir := filepath.Join(cgroupRoot, "freezer", up); says(dir+"/freezer.self_freezing", "1") {
+					return file, "echo THAWED > " + dir + "/freezer.state"
+				}
+			}
 		}
 	}
-	return ""
-}
-
-// thawAt is the group that was frozen, of which this one is a part or which it is.
-func thawAt(dir string) string {
-	for ; len(dir) > len(cgroupRoot); dir = filepath.Dir(dir) {
-		if value, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze")); err == nil && strings.TrimSpace(string(value)) == "1" {
-			break
-		}
-	}
-	return dir
+	return "", ""
 }
 
 // processState is the letter and the name in /proc/PID/stat; empty: there is no such process, or it cannot be seen.

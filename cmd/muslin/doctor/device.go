@@ -164,9 +164,10 @@ func checkPort(_ context.Context, p *Patient) []Finding {
 	if p.Running() || p.Daemon.Silent || port == 0 || p.flannelServes() {
 		return nil
 	}
+	_, rescued := p.rescued()
 	for _, l := range p.Host.Links {
-		if l.VXLAN == nil || l.VXLAN.Port != port {
-			continue
+		if l.VXLAN == nil || l.VXLAN.Port != port || rescued && !l.Up {
+			continue // or it was set down by a rescue, and stays there
 		}
 		ours := p.Local.Backend == lease.BackendVXLAN && !l.VXLAN.ForAll && p.configuredVNI() == l.VXLAN.VNI
 		if !l.Up && !ours { // whose socket is not open

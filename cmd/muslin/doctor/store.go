@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,6 +60,9 @@ func checkStore(ctx context.Context, p *Patient) []Finding {
 		p.blameOwnRules(ctx, &f)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
 		f = broken("etcd-certificate", "a file for TLS with etcd cannot be read", err.Error(), "ls -l "+strings.Join(p.tlsFiles(), " "))
+	case slices.ContainsFunc(p.tlsFiles(), func(file string) bool { return strings.Contains(err.Error(), file) }):
+		f = broken("etcd-certificate", "the files for TLS with etcd are of no use", err.Error(), fmt.Sprintf("openssl x509 -in %s -noout -subject -dates -pubkey; openssl pkey -in %s -pubout # which must be the same key",
+			plain(p.Options.Store.CertFile), plain(p.Options.Store.KeyFile)))
 	default: // of the flags
 		f = broken("etcd-settings", "this node's settings for etcd are wrong", err.Error(), "muslin run --help")
 	}
