@@ -200,9 +200,13 @@ func TestCaptureCommand(t *testing.T) {
 		if len(got) != 6 {
 			t.Errorf("%d datagrams, want 6: %v", len(got), got)
 		}
+		requests := h1.Addr.String() + "," + a.Addr.String()
+		slices.SortStableFunc(got, func(p, q []string) int { // see above
+			return strings.Compare(fmt.Sprint(p[1] != requests), fmt.Sprint(q[1] != requests))
+		})
 		for i, p := range got {
-			src, dst, mac, udp := h1.Addr.String()+","+a.Addr.String(), "8472", "", "1"
-			if i%2 == 1 {
+			src, dst, mac, udp := requests, "8472", "", "1"
+			if i >= 3 {
 				src, mac, udp = h2.Addr.String()+","+b.Addr.String(), own.VtepMAC, "3" // whether it had a checksum is not known
 			}
 			if len(p) != 7 || p[0] != fmt.Sprint(own.VNI) || p[1] != src || p[2] != dst || p[3] != udp || p[4] != "1,1" || mac != "" && p[5] != mac || p[6] != "1" {

@@ -100,7 +100,7 @@ func TestReplaceWithPeersFile(t *testing.T) {
 
 // A TCP stream does not notice. At its full rate the lab itself reorders segments now and then, with or without
 // replacements; a slower one has nothing to recover from. (A tail loss probe, which Linux sends after a pause of
-// some milliseconds, is no recovery.)
+// some milliseconds, is no recovery.) Not beside other tests, as it takes all of the machine.
 func TestReplaceUnderTCP(t *testing.T) {
 	lab.RequireTool(t, "iperf3")
 	for name, flags := range map[string][]string{
