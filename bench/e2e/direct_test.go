@@ -373,6 +373,10 @@ func TestDirectRoutesStay(t *testing.T) {
 			t.Errorf("still there: %s", got)
 		}
 		expectPing(t, h1.Node, peer.Subnet.Addr(), 3)
+		if got := firstFinding(t, other); got != "config-changed" {
+			t.Errorf("the doctor on the node that has the old config finds %q first", got)
+		}
+		leaveIll(l, "the other node goes on with the config as it was")
 	})
 }
 
