@@ -210,7 +210,7 @@ func TestLeases(t *testing.T) {
 	}
 	mac3 := labtest.Status(t, m.nodes[1]).Node.VtepMAC
 	m.faults([]fault{
-		{id: "vni-mismatch", name: "lease", about: about4, inject: as(`"VNI":1`, `"VNI":2`), mend: asItIs, words: []string{"VNI 2", "restart flanneld"}},
+		{id: "vni-mismatch", name: "lease", about: about4, inject: as(`"VNI":1`, `"VNI":2`), mend: asItIs, words: []string{"VNI 2", "muslin config get"}},
 		{id: "vni-mismatch", name: "wire", about: about4, inject: both(onHost(h4, device(2, 8472)), entries, pingOut(h4)), mend: both(onHost(h4, device(1, 8472)), entries), words: []string{"VNI 2"}},
 		{id: "port-mismatch", about: about4, inject: both(onHost(h4, "ip link del flannel-v6.1; "+device(1, 4789)), entries), mend: both(onHost(h4, device(1, 8472)), entries, m.sixAgain), words: []string{"4789"}},
 		{id: "backend-mismatch", about: about4, inject: as(`"vxlan"`, `"host-gw"`), mend: asItIs, words: []string{"host-gw"}},

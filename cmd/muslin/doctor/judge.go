@@ -177,10 +177,10 @@ func (e *evidence) closedPort() *said {
 	if port := e.otherPort(); port != 0 {
 		return e.verdict("port-mismatch", Broken, Likely, fmt.Sprintf("%s does not listen at UDP port %d, which is this network's, but at %d", e.peer.outer, e.port, port),
 			fmt.Sprintf("port %d is refused there, port %d is not", e.port, port),
-			fmt.Sprintf("restart flanneld or muslin on %s, so that it takes the port of the network's config (muslin config get)", e.peer.outer))
+			restartOn(e.peer.outer, takesConfig))
 	}
 	return e.verdict("lease-dead-node", Broken, Likely, fmt.Sprintf("%s is up and nobody listens at UDP %d there: its flanneld or muslin does not run, but its lease is still there", e.peer.outer, e.port),
-		fmt.Sprintf("%s: %s", e.peer.to(), e.made.Refused), fmt.Sprintf("start muslin or flanneld on %s; or, if it is to stay without: %s", e.peer.outer, e.release()))
+		fmt.Sprintf("%s: %s", e.peer.to(), e.made.Refused), fmt.Sprintf("ssh %s systemctl start muslin # or flanneld; if it is to stay without: %s", e.peer.outer, e.release()))
 }
 
 // otherPort is one that the host does not refuse, while it refuses others; 0: there is none.
@@ -289,7 +289,7 @@ func (e *evidence) silent() *said {
 	switch {
 	case e.anyMAC:
 		return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, which is not its VTEP's: it drops what is sent to it", e.peer.outer, e.peer.mac),
-			"a datagram to any MAC is answered, one to that MAC is not", fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
+			"a datagram to any MAC is answered, one to that MAC is not", restartOn(e.peer.outer, writesAgain))
 	case e.bare, e.muslin && e.came() == 0 && e.counted.rx == 0 && e.silentFor() > mustAsk:
 		f := e.verdict("udp-filtered-one-way", Broken, Likely, fmt.Sprintf("what %s sends to %s is dropped, and what is sent there arrives: its firewall for output, or one on the way here", e.peer.outer, here),
 			e.oneWay(),

@@ -40,7 +40,7 @@ func checkOwnLease(_ context.Context, p *Patient) []Finding {
 	own := lease.LeaseKey(n.Subnet, n.Subnet6)
 	restart := "systemctl restart muslin"
 	if p.flannelCarries() {
-		restart = "restart flanneld; or muslin rescue, if it does not come up"
+		restart = restartFlannel
 	}
 	switch {
 	case l == nil && p.carries():
@@ -50,7 +50,7 @@ func checkOwnLease(_ context.Context, p *Patient) []Finding {
 		found = append(found, f)
 	case l == nil && (p.Flannel != nil && p.Flannel.File.Subnet.IsValid()):
 		f := broken("lease-expired", fmt.Sprintf("this node had %s, and has no lease for it any more", own),
-			fmt.Sprintf("%s names it; no such key among the %d leases of revision %d", p.Options.SubnetFile, len(p.Store.Leases), p.Store.Revision), "start muslin (or flanneld); it asks for the same subnet again")
+			fmt.Sprintf("%s names it; no such key among the %d leases of revision %d", p.Options.SubnetFile, len(p.Store.Leases), p.Store.Revision), "systemctl start muslin # or flanneld: it asks for the same subnet again")
 		f.Severity, f.Confidence = Warning, Likely
 		found = append(found, f)
 	case l != nil && p.carries() && n.Backend == lease.BackendVXLAN && l.Attrs.BackendType == lease.BackendVXLAN:
@@ -133,7 +133,7 @@ func (p *Patient) vanished() []said {
 		}
 		f := broken("lease-expired", fmt.Sprintf("%s lives and has no lease (any more): flannel's nodes send it nothing, muslin's do for five minutes", n.Name()),
 			fmt.Sprintf("the daemon hears it as %s; no such key among the %d leases of revision %d", lease.LeaseKey(n.Subnet, n.Subnet6), len(p.Store.Leases), p.Store.Revision),
-			fmt.Sprintf("restart flanneld or muslin on %s, and see whether it reaches etcd", n.Name()))
+			restartOn(n.Name(), reachesEtcd))
 		f.Node, f.Explains = n.Name(), ofPeer
 		found = append(found, said{Finding: f})
 	}
@@ -149,10 +149,10 @@ func (p *Patient) otherKind(n *Node) []said {
 	}
 	odd := func(id, what string, ours, theirs any, wrong bool) []said {
 		f := broken(id, fmt.Sprintf("%s has %s %v, and this node %v: the two cannot talk", n.Name(), what, theirs, ours), fmt.Sprintf("lease %s: %s", n.Lease.Key, n.Lease.Attrs),
-			fmt.Sprintf("restart flanneld or muslin on %s: the network's config (muslin config get) is with this node", n.Name()))
+			restartOn(n.Name(), takesConfig+", as this node has it"))
 		f.Node, f.Explains = n.Name(), ofPeer
 		if wrong {
-			f.Fix = "restart muslin (or flanneld) here: the network's config (muslin config get) is with the other one"
+			f.Fix = "systemctl restart muslin # or flanneld, here: the network's config (muslin config get) is with the other one"
 		}
 		return []said{{Finding: f, kind: fmt.Sprint(theirs)}}
 	}
@@ -191,7 +191,7 @@ func (p *Patient) runsOut(n *Node) []said {
 	f := Finding{ID: "lease-stale", Severity: Warning, Confidence: Possible, Node: n.Name(),
 		Summary:  fmt.Sprintf("nobody renews the lease of %s: it runs out in %v, and then no node sends there", n.Name(), left.Round(time.Second)),
 		Evidence: fmt.Sprintf("lease %s has %v left; it is renewed an hour before its end, if that node was not told otherwise", n.Lease.Key, left.Round(time.Second)),
-		Fix:      fmt.Sprintf("see on %s whether flanneld or muslin runs and reaches etcd (muslin doctor)", n.Name())}
+		Fix:      fmt.Sprintf("ssh %s muslin doctor # does muslin or flanneld run there, and reach etcd?", n.Name())}
 	if left < time.Minute {
 		f.Confidence = Likely
 	}
@@ -309,7 +309,7 @@ func checkDevice(_ context.Context, p *Patient) []Finding {
 	}
 	const most = 3
 	f := broken("lease-stale", fmt.Sprintf("flannel's device here works from old leases, of %d of %d peers: flanneld does not run, or has lost its watch on etcd", len(wrong), looked),
-		strings.Join(wrong[:min(len(wrong), most)], "; "), "restart flanneld; or muslin rescue, if it does not come up")
+		strings.Join(wrong[:min(len(wrong), most)], "; "), restartFlannel)
 	f.Explains = consequences
 	return []Finding{f}
 }

@@ -93,7 +93,7 @@ func (p *Patient) strangers(seen map[wire.Sighting]int, suspects []*evidence) []
 		out = append(out, said{Finding: Finding{ID: "lease-expired", Severity: Broken, Confidence: Certain, Node: s.Src.String(),
 			Summary:  fmt.Sprintf("%s sends into this overlay and has no lease (any more): what it sends is dropped, and nobody sends to it", s.Src),
 			Evidence: fmt.Sprintf("%d datagrams of VNI %d from there, of %s, whose subnet nobody leases", n, s.VNI, s.From),
-			Fix:      fmt.Sprintf("restart flanneld or muslin on %s, and see whether it reaches etcd", s.Src)}})
+			Fix:      restartOn(s.Src, reachesEtcd)}})
 	}
 	return out
 }

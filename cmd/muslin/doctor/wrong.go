@@ -32,7 +32,7 @@ func (e *evidence) wrongDatagram() *said {
 			}
 			return e.verdict("vni-mismatch", Broken, Certain, fmt.Sprintf("%s sends with VNI %d, and this node is in VNI %s", e.peer.outer, s.VNI, e.own.node.VNI),
 				fmt.Sprintf("%d datagrams of VNI %d to port %d; its lease says %s", s.n, s.VNI, s.DstPort, e.peer.node.VNI),
-				"restart flanneld or muslin on the node whose VNI is not that of the network's config (muslin config get)")
+				restartWhoHasAnother("VNI"))
 		},
 		func(s sighting) *said {
 			if s.DstPort == e.port || vxlan && !s.VXLAN || !vxlan && !e.peer.subnet.Contains(s.From) {
@@ -40,7 +40,7 @@ func (e *evidence) wrongDatagram() *said {
 			}
 			return e.verdict("port-mismatch", Broken, Certain, fmt.Sprintf("%s sends to UDP port %d, and this node has port %d", e.peer.outer, s.DstPort, e.port),
 				fmt.Sprintf("%d datagrams of the overlay to port %d", s.n, s.DstPort),
-				"restart flanneld or muslin on the node whose port is not that of the network's config (muslin config get)")
+				restartWhoHasAnother("port"))
 		},
 		func(s sighting) *said {
 			if !vxlan || !s.VXLAN || s.InnerSrc != e.own.mac {
@@ -54,14 +54,14 @@ func (e *evidence) wrongDatagram() *said {
 				return nil
 			}
 			return e.verdict("vtep-mac-wrong", Broken, Certain, fmt.Sprintf("the lease of %s names VTEP MAC %s, and its VTEP has %s: it drops what is sent to it", e.peer.outer, e.peer.mac, s.InnerSrc),
-				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), fmt.Sprintf("restart flanneld or muslin on %s, so that it writes its lease again", e.peer.outer))
+				fmt.Sprintf("%d datagrams from there with the inner source %s", s.n, s.InnerSrc), restartOn(e.peer.outer, writesAgain))
 		},
 		func(s sighting) *said {
 			if !vxlan || !s.VXLAN || s.InnerDst == e.own.mac || s.InnerDst == everybody {
 				return nil
 			}
 			return e.verdict("lease-stale", Broken, Certain, fmt.Sprintf("%s works from an old lease of this node: it sends to VTEP MAC %s, and this node's is %s", e.peer.outer, s.InnerDst, e.own.mac),
-				fmt.Sprintf("%d datagrams from there with the inner destination %s", s.n, s.InnerDst), fmt.Sprintf("restart flanneld or muslin on %s: it has lost its watch on etcd", e.peer.outer))
+				fmt.Sprintf("%d datagrams from there with the inner destination %s", s.n, s.InnerDst), restartOn(e.peer.outer, watchesAgain))
 		},
 	} {
 		for _, s := range e.seen {
