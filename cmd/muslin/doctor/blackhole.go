@@ -33,7 +33,7 @@ func (p *Patient) blackHole(ctx context.Context, h half, size int) []said {
 	if over := p.overhead(h); over > 0 && !h.direct() {
 		outer = fmt.Sprintf(", or Backend.MTU to %d with muslin config set", passes+over)
 	}
-	fix := fmt.Sprintf("mend the hop that takes less, or let its ICMP errors through; until then on both nodes: muslin run --path-mtu-interval 10m, which finds it%s", outer)
+	fix := fmt.Sprintf("mend the hop that takes less, or let its ICMP errors through; between two muslins it is found within minutes, where --path-mtu-interval is not 0%s", outer)
 	return []said{{Finding: Finding{ID: "mtu-black-hole", Severity: Broken, Confidence: Certain, Node: h.node.Name(),
 		Summary:  fmt.Sprintf("large packets between here and %s vanish: a hop takes less than the interfaces say, and says nothing", h.outer),
 		Evidence: fmt.Sprintf("of the overlay's packets those of up to %d bytes are answered, those of %d and more are not; its MTU is %d", passes, fails, size),
