@@ -84,7 +84,7 @@ func TestDirectAndFix(t *testing.T) {
 
 	sh(t, h.Node, "sysctl -w net.ipv4.ip_forward=0")
 	out, err := h.Run(t.Context(), "sh", "-c", `echo n | "$@"`, "sh", m.Bin, "doctor", "--control", m.Control, "--fix")
-	labtest.ExpectWords(t, out, "BROKEN   ip-forward", "WARNING  rp-filter", "seen  net.ipv4.ip_forward = 0", "fix  sysctl -w net.ipv4.ip_forward=1", "Set net.ipv4.ip_forward to 1? [y/N]")
+	labtest.ExpectWords(t, out, "BROKEN   ip-forward", "WARNING  rp-filter", "; seen: net.ipv4.ip_forward = 0", "; fix: sysctl -w net.ipv4.ip_forward=1", "Set net.ipv4.ip_forward to 1? [y/N]")
 	if exit, ok := err.(*lab.ExitError); !ok || exit.Status != 2 {
 		t.Errorf("a declined --fix: %v, want exit status 2", err)
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -37,7 +36,7 @@ type benchLink struct {
 	yes     bool
 	output  string
 
-	terminal func(io.Reader) bool // is a person there to answer?
+	terminal func(stream any) bool // is a person there to answer?
 }
 
 // The flags that one side alone has.
@@ -47,7 +46,7 @@ var (
 )
 
 func newBenchLinkCommand() *cobra.Command {
-	b := &benchLink{terminal: isTerminal}
+	b := &benchLink{terminal: text.IsTerminal}
 	cmd := &cobra.Command{
 		Use:   "link [PEER]",
 		Short: "Measure between two real nodes, over the overlay and beside it over the bare underlay",
@@ -279,15 +278,6 @@ else uses these links has to share them. Go on?`, t.overlay, t.underlay, all.Rou
 		return errors.New("nothing was measured")
 	}
 	return err
-}
-
-func isTerminal(r io.Reader) bool {
-	f, ok := r.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 func (b *benchLink) print(out io.Writer, r *link.Result) error {

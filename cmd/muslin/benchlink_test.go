@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -178,7 +177,7 @@ func TestBenchLinkAsks(t *testing.T) {
 			port := freePort(t)
 			cmd := newBenchLinkCommand()
 			b := &benchLink{overlayAddr: "127.0.0.1", underlayAddr: "127.0.0.2", token: "x", seconds: 3, streams: 4, rate: "100M", output: "text",
-				terminal: func(io.Reader) bool { return c.terminal }}
+				terminal: func(any) bool { return c.terminal }}
 			n, err := strconv.ParseUint(port, 10, 16)
 			if err != nil {
 				t.Fatal(err)
@@ -201,25 +200,6 @@ func TestBenchLinkAsks(t *testing.T) {
 				t.Errorf("reached for the peer: %v", reached)
 			}
 		})
-	}
-}
-
-func TestIsTerminal(t *testing.T) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	for name, r := range map[string]io.Reader{"no file": strings.NewReader(""), "/dev/null": null} {
-		if isTerminal(r) {
-			t.Errorf("%s is a terminal", name)
-		}
-	}
-	if pty, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0); err == nil {
-		defer pty.Close()
-		if !isTerminal(pty) {
-			t.Error("a pseudoterminal is none")
-		}
 	}
 }
 

@@ -103,7 +103,7 @@ func (d *doctorFlags) examine(cmd *cobra.Command) (int, error) {
 	}
 	if d.fix {
 		if d.output == "text" && len(r.Findings) > 0 {
-			if err := r.Print(cmd.OutOrStdout()); err != nil {
+			if err := r.Print(cmd.OutOrStdout(), text.IsTerminal(cmd.OutOrStdout())); err != nil {
 				return 0, err
 			}
 		}
@@ -123,7 +123,7 @@ func (d *doctorFlags) examine(cmd *cobra.Command) (int, error) {
 	if d.output == "json" {
 		return r.Exit(), text.JSON(cmd.OutOrStdout(), r)
 	}
-	return r.Exit(), r.Print(cmd.OutOrStdout())
+	return r.Exit(), r.Print(cmd.OutOrStdout(), text.IsTerminal(cmd.OutOrStdout()))
 }
 
 // diagnose examines the network, or each of several.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"muslin/cmd/muslin/rescue"
+	"muslin/cmd/muslin/text"
 	"muslin/encap"
 	"muslin/tunnel/kernel"
 )
@@ -171,7 +172,7 @@ func (r *rescueFlags) begin(cmd *cobra.Command, d *daemon, asked rescue.Asked) (
 
 // confirm asks at a terminal only: what is piped in is no answer to a plan that nobody has seen.
 func (r *rescueFlags) confirm(cmd *cobra.Command, question string) error {
-	if !r.yes && !isTerminal(cmd.InOrStdin()) {
+	if !r.yes && !text.IsTerminal(cmd.InOrStdin()) {
 		return fmt.Errorf("%w: there is no terminal to ask on: --yes does it without asking", errDeclined)
 	}
 	return confirm(cmd, r.yes, question)

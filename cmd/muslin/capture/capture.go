@@ -23,6 +23,7 @@ import (
 
 	"muslin/cmd/muslin/capture/filter"
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/text"
 )
 
 // Command is `muslin capture`, as its flags say.
@@ -53,19 +54,10 @@ func (c *Command) check() error {
 	if c.Duration < 0 {
 		return fmt.Errorf("--duration %v: want how long to capture", c.Duration)
 	}
-	if c.File == "-" && !c.Wanted.Flows && isTerminal(c.Stdout) {
+	if c.File == "-" && !c.Wanted.Flows && text.IsTerminal(c.Stdout) {
 		return errors.New("-w - would write binary to this terminal: pipe it (muslin capture -w - | wireshark -k -i -), give a FILE, or leave -w out for lines of text")
 	}
 	return c.files().check()
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 func (c *Command) files() *files {

@@ -12,12 +12,17 @@ import (
 	"time"
 )
 
-// Print writes the report for a person: one line for each finding, with what was seen and what mends it below.
-func (r *Report) Print(w io.Writer) error {
+// Print writes the report for a person: one line for each finding, with what was seen and the command that mends it last in it.
+// Laid out, as for a terminal, these two stand below it.
+func (r *Report) Print(w io.Writer, laidOut bool) error {
 	var b strings.Builder
+	seen, fix, between := "; seen: ", "; fix: ", ""
+	if laidOut {
+		seen, fix, between = "\n   seen  ", "\n    fix  ", "\n"
+	}
 	for i, f := range r.Findings {
 		if i > 0 {
-			b.WriteString("\n")
+			b.WriteString(between)
 		}
 		where := ""
 		if f.Node != "" && f.Node != r.Node {
@@ -26,17 +31,18 @@ func (r *Report) Print(w io.Writer) error {
 		if f.Net != "" {
 			where += " [network " + f.Net + "]"
 		}
-		fmt.Fprintf(&b, "%-7s  %s%s: %s (%s)\n", strings.ToUpper(string(f.Severity)), f.ID, where, f.Summary, f.Confidence)
+		fmt.Fprintf(&b, "%-7s  %s%s: %s (%s)", strings.ToUpper(string(f.Severity)), f.ID, where, f.Summary, f.Confidence)
 		if f.Evidence != "" {
-			fmt.Fprintf(&b, "   seen  %s\n", f.Evidence)
+			b.WriteString(seen + f.Evidence)
 		}
 		if f.Fix != "" {
-			fmt.Fprintf(&b, "    fix  %s\n", f.Fix)
+			b.WriteString(fix + f.Fix)
 		}
+		b.WriteString("\n")
 	}
 	took := (time.Duration(r.TookMS) * time.Millisecond).Round(100 * time.Millisecond)
 	if len(r.Findings) > 0 {
-		b.WriteString("\n")
+		b.WriteString(between)
 	}
 	switch {
 	case len(r.Findings) > 0:

@@ -74,9 +74,10 @@ func TestExamine(t *testing.T) {
 }
 
 func TestReportText(t *testing.T) {
+	laidOut := true
 	text := func(r *Report) string {
 		var b bytes.Buffer
-		if err := r.Print(&b); err != nil {
+		if err := r.Print(&b, laidOut); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()
@@ -101,6 +102,14 @@ WARNING  two [192.0.2.2] [network blue]: It may be (possible)
    seen  such
     fix  so
 
+2 findings; mend the first, and look again. Checked in 0s, 1 peer: a
+`
+	if got := text(ill); got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	laidOut = false
+	want = `BROKEN   one: It is (certain); seen: this; fix: that
+WARNING  two [192.0.2.2] [network blue]: It may be (possible); seen: such; fix: so
 2 findings; mend the first, and look again. Checked in 0s, 1 peer: a
 `
 	if got := text(ill); got != want {

@@ -6,9 +6,22 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// IsTerminal reports whether a stream that a command reads or writes is a terminal.
+func IsTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
 
 // CheckOutput refuses a value of --output that is neither text nor json.
 func CheckOutput(output string) error {

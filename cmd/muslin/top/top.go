@@ -14,9 +14,9 @@ import (
 	"time"
 
 	tea "charm.land/bubbletea/v2"
-	"golang.org/x/sys/unix"
 
 	"muslin/cmd/muslin/control"
+	"muslin/cmd/muslin/text"
 )
 
 // Source is a daemon that is asked.
@@ -102,7 +102,7 @@ func Run(ctx context.Context, source Source, o Options, in, out *os.File) error 
 		return fmt.Errorf("TERM=%s cannot move its cursor, and is %w", term, ErrNoTerminal)
 	}
 	for _, f := range []*os.File{in, out} {
-		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+		if !text.IsTerminal(f) {
 			return fmt.Errorf("%s is %w", f.Name(), ErrNoTerminal)
 		}
 	}
