@@ -176,7 +176,7 @@ func (d *daemon) carry(ctx context.Context, src *source, node *node, previous pr
 	mtu := &mtuFollower{d: d, node: node, families: families, file: file}
 	r := &running{d: d, src: src, node: node, member: member, carrier: c, state: state, routers: routers, prober: prober, answers: answers, workers: watch}
 	err = runTasks(ctx, r.tasks(mtu))
-	d.part(c, takeBack)
+	d.part(c, takeBack, err)
 	return err
 }
 

@@ -123,9 +123,10 @@ func (d *daemon) takeDirect() error {
 }
 
 // part lets go of the port, and gives flannel everything back or leaves that to who asked for it (endRescue), while what this
-// daemon changed in the host is still there: so little is lost while the port changes hands.
-func (d *daemon) part(c carrier, takeBack func()) {
-	if d.rescue == nil || d.departure != nil || d.left || !d.isAlone() {
+// daemon changed in the host is still there: so little is lost while the port changes hands. why is what ended the tasks: one that
+// is outdated starts anew (serve), and keeps what it has taken.
+func (d *daemon) part(c carrier, takeBack func(), why error) {
+	if d.rescue == nil || d.departure != nil || d.left || !d.isAlone() || errors.Is(why, lease.ErrOutdated) {
 		return
 	}
 	takeBack()
@@ -147,7 +148,6 @@ func (d *daemon) giveBack() {
 		d.log.Warn("flannel's data path stays with the rescue, which is not over: start this again, or run `muslin rescue --undo`")
 		return
 	}
-	d.given = true
 	err := d.rescue.Give(false, nil, d.log)
 	if d.rescue.NewMAC && err == nil {
 		err = d.restoreLease()
@@ -157,8 +157,9 @@ func (d *daemon) giveBack() {
 	}
 	if err != nil {
 		d.log.Error("could not give everything back to flannel; run `muslin rescue --undo`", "err", err)
-		return
+		return // run tries once more, when this daemon's own changes are undone
 	}
+	d.given = true
 	d.log.Info("everything is with flannel again as it was found")
 	for _, p := range d.rescue.Stopped {
 		d.log.Warn("flanneld was stopped for the rescue, and is not started again", "command", p.Args, "unit", p.Unit)

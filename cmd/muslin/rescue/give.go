@@ -333,7 +333,8 @@ func lead(l netlink.Link, want *Device, six, prune bool, network netip.Prefix) e
 	return nil
 }
 
-// giveDirect puts flannel's direct routes back. Ours are gone by now.
+// giveDirect puts flannel's direct routes back, in the place of ours where those are still there: who removes ours leaves them alone,
+// by their protocol.
 func (j *Journal) giveDirect(whole bool, peers Peers) error {
 	var failed []error
 	for _, r := range j.Direct {

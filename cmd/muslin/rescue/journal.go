@@ -85,7 +85,7 @@ func NewJournal(stateDir string) *Journal {
 		path: filepath.Join(stateDir, journalName)}
 }
 
-// Read returns nil when there is no rescue that had this state directory. Check whether it is still true (Gone).
+// Read returns nil when there is no rescue that had this state directory. Check whether it is still true (Rebooted, Here).
 func Read(stateDir string) (*Journal, error) {
 	path := filepath.Join(stateDir, journalName)
 	data, err := os.ReadFile(path)
