@@ -10,6 +10,7 @@ import (
 
 	"muslin/cmd/muslin/control"
 	"muslin/cmd/muslin/rescue"
+	"muslin/lease"
 )
 
 var daemonChecks = []Check{
@@ -27,7 +28,8 @@ func (p *Patient) muslinHere() bool {
 }
 
 // flannelServes reports whether this is a node of flannel's: its vxlan device is there or a flanneld runs, no daemon of
-// muslin's does, and none is meant to. Where one has run, the lease says whose the node is now.
+// muslin's does, and none is meant to. Where one has run, the lease says whose the node is now; with a backend without MACs the
+// flanneld that runs does.
 func (p *Patient) flannelServes() bool {
 	if p.Status != nil || p.Daemon.Silent || p.Flannel == nil {
 		return false
@@ -37,6 +39,9 @@ func (p *Patient) flannelServes() bool {
 	}
 	if !p.muslinHere() {
 		return p.Flannel.Device != nil || p.Flannel.Daemon
+	}
+	if b := p.Local.Backend; p.Flannel.Device == nil && p.Flannel.Daemon && b != "" && b != lease.BackendVXLAN {
+		return true
 	}
 	return p.flannelCarries() && p.Local.Lease != nil && p.Local.Lease.Attrs.MAC.String() == p.Flannel.Device.MAC
 }

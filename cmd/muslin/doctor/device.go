@@ -170,6 +170,9 @@ func checkPort(_ context.Context, p *Patient) []Finding {
 			continue // or it was set down by a rescue, and stays there
 		}
 		ours := p.Local.Backend == lease.BackendVXLAN && !l.VXLAN.ForAll && p.configuredVNI() == l.VXLAN.VNI
+		if rescued && ours {
+			return nil // a flanneld has set it up since; a daemon that goes on with the rescue sets it down
+		}
 		if !l.Up && !ours { // whose socket is not open
 			continue
 		}
@@ -204,7 +207,7 @@ func checkPort(_ context.Context, p *Patient) []Finding {
 
 // checkFlannel is about a node of flannel's whose vxlan device is down or gone.
 func checkFlannel(_ context.Context, p *Patient) []Finding {
-	if !p.flannelServes() || p.Local.Backend != lease.BackendVXLAN {
+	if four, _ := p.Networks(); !p.flannelServes() || p.Local.Backend != lease.BackendVXLAN || !four.IsValid() { // Flannel.Device is IPv4's
 		return nil
 	}
 	f := broken("flannel-device", "", "", "systemctl restart flanneld # or, if that does not do it: muslin rescue")

@@ -3,6 +3,7 @@ package doctor
 import (
 	"cmp"
 	"net/netip"
+	"regexp"
 
 	"muslin/cmd/muslin/control"
 	"muslin/encap"
@@ -98,6 +99,17 @@ func (p *Patient) local(leases []lease.Lease) Node {
 			}
 		}
 	}
+	if f := p.Flannel; f != nil && f.Daemon && p.Status == nil && n.TUN == "" {
+		for _, a := range p.Host.Addresses {
+			switch at := a.Prefix.Addr(); {
+			case !otherDevices.MatchString(a.Link):
+			case n.Subnet.IsValid() && n.Subnet.Contains(at):
+				n.TUN = a.Link
+			case n.Subnet6.IsValid() && n.Subnet6.Contains(at):
+				n.TUN6 = a.Link
+			}
+		}
+	}
 	if c := p.Config(); c != nil {
 		n.Port, n.Backend = cmp.Or(n.Port, c.Backend.Port), cmp.Or(n.Backend, c.Backend.Type)
 	}
@@ -109,6 +121,9 @@ func (p *Patient) local(leases []lease.Lease) Node {
 	}
 	return n
 }
+
+// otherDevices are what flannel's udp and wireguard carry by (pkg/backend in v0.26.7). With them, too, the overlay's routes lead there.
+var otherDevices = regexp.MustCompile(`^flannel(?:[0-9]+|-wg|-wg-v6)$`)
 
 // flannelDevice6 is flannel's device of IPv6, flannel-v6.1 beside flannel.1; nil: there is none.
 func (p *Patient) flannelDevice6() *host.Link {

@@ -75,7 +75,7 @@ func (p *Patient) expects(n *Node, six bool) (expected, bool) {
 			}
 		}
 		// A lease that flannel makes no peer of is none to expect a route for.
-		return expected{device: tun}, n.Backend == p.Local.Backend && n.Lease != nil && n.Lease.Attrs.VNI == p.Local.VNI
+		return expected{device: tun}, tun != "" && n.Backend == p.Local.Backend && n.Lease != nil && n.Lease.Attrs.VNI == p.Local.VNI
 	}
 	switch {
 	case peer == nil:
