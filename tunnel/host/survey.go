@@ -92,6 +92,7 @@ type Rule struct {
 	Table    int
 	Src, Dst netip.Prefix // invalid: any
 	In       string       // of packets that come in by this device; empty: any
+	Narrower bool         // of those it wants some alone: with a mark, of a user, of a port
 	Not      bool         // of all but those
 	Six      bool
 }
@@ -180,6 +181,7 @@ func (s *Survey) addFamily(family int, name map[int]string) error {
 			continue
 		}
 		o := Rule{Priority: r.Priority, Table: r.Table, In: r.IifName, Not: r.Invert, Six: family == unix.AF_INET6}
+		o.Narrower = r.Mark != 0 || r.Tos != 0 || r.OifName != "" || r.IPProto != 0 || r.UIDRange != nil || r.Dport != nil || r.Sport != nil
 		if r.Src != nil {
 			o.Src = prefixOf(r.Src)
 		}

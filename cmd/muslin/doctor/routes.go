@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -181,7 +182,7 @@ func (p *Patient) ruleFor(to, from netip.Addr, in string) *host.Rule {
 		if r.Six != to.Is6() || r.Priority >= 32766 { // the main table's
 			continue
 		}
-		meets := (!r.Dst.IsValid() || r.Dst.Contains(to)) && (!r.Src.IsValid() || from.IsValid() && r.Src.Contains(from)) && (r.In == "" || r.In == in)
+		meets := !r.Narrower && (!r.Dst.IsValid() || r.Dst.Contains(to)) && (!r.Src.IsValid() || from.IsValid() && r.Src.Contains(from)) && (r.In == "" || r.In == in)
 		if meets != r.Not {
 			return r
 		}
@@ -201,8 +202,9 @@ func (p *Patient) forwardedWrong(to netip.Addr, want expected) (seen, fix string
 			continue
 		}
 		got, err := host.RouteForwarded(to, from, in)
-		if err != nil && p.ruleFor(to, from, in) == nil || err == nil && got.Device == want.device && (!want.gateway.IsValid() || got.Gateway == want.gateway) {
-			continue // an error without a rule is another check's: forwarding is off, or rp_filter strict
+		if errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EXDEV) || err != nil && p.ruleFor(to, from, in) == nil ||
+			err == nil && got.Device == want.device && (!want.gateway.IsValid() || got.Gateway == want.gateway) {
+			continue // an error without a rule is another check's, and so are these: forwarding is off, or rp_filter strict
 		}
 		seen = fmt.Sprintf("ip route get %s from %s iif %s: %s, and this host's own packets go the right way", to, from, in, describeWay(got, err))
 		if r := p.ruleFor(to, from, in); r != nil {
