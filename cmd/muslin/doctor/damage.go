@@ -34,5 +34,5 @@ func (p *Patient) damaged(ctx context.Context) []said {
 	return []said{{Finding: Finding{ID: "checksum-corruption", Severity: Warning, Confidence: Likely,
 		Summary:  "datagrams are damaged on their way to this node",
 		Evidence: fmt.Sprintf("%d with a wrong UDP checksum were dropped, beside %d packets taken, since the daemon's start", n, rx),
-		Fix:      fmt.Sprintf("ethtool -S %s | grep -i err here and on the peers; on a peer whose NIC is at fault ethtool -K eth0 tx off; else the cable or switch", p.Local.Iface)}}}
+		Fix:      fmt.Sprintf("ethtool -S %s | grep -i err # here and on the peers; on a peer whose NIC is at fault: ethtool -K eth0 tx off; else the cable or switch", p.Local.Iface)}}}
 }

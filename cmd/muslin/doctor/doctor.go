@@ -40,7 +40,7 @@ type Finding struct {
 	Severity   Severity `json:"severity"`
 	Summary    string   `json:"summary"`    // what is wrong, one sentence, names the cause
 	Evidence   string   `json:"evidence"`   // what was seen
-	Fix        string   `json:"fix"`        // the command that fixes it, for a shell; what is to be said beside it stands behind a #
+	Fix        string   `json:"fix"`        // the command that fixes it, for a shell, with what is to be said beside it behind a #; or in words, what to do
 	Confidence string   `json:"confidence"` // Certain, Likely or Possible
 	Node       string   `json:"node"`       // PublicIP of the node that it is about, this one's or a peer's
 	Net        string   `json:"net"`        // of several networks, the one that it is about; empty: there is but one

@@ -61,7 +61,7 @@ func (e *evidence) portWord() string { return fmt.Sprintf("UDP %d", e.port) }
 
 // openPort says how the port is opened on the peer's side or here.
 func (e *evidence) openPort() string {
-	return fmt.Sprintf("%s -I INPUT -p udp --dport %d -j ACCEPT (with firewalld: firewall-cmd --permanent --add-port=%d/udp && firewall-cmd --reload)", e.iptables(), e.port, e.port)
+	return fmt.Sprintf("%s -I INPUT -p udp --dport %d -j ACCEPT # with firewalld: firewall-cmd --permanent --add-port=%d/udp && firewall-cmd --reload", e.iptables(), e.port, e.port)
 }
 
 // iptables is the program of the family.
@@ -77,19 +77,19 @@ func (e *evidence) refusedHere() *said {
 	switch {
 	case e.route.err != nil:
 		return e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("this host has no route to %s", e.peer.outer),
-			e.route.err.Error(), fmt.Sprintf("ip route add %s via GATEWAY dev %s, or start that node with a --public-ip that this one reaches", e.peer.outer, e.own.node.Iface))
+			e.route.err.Error(), fmt.Sprintf("ip route add %s via GATEWAY dev %s # or start that node with a --public-ip that this one reaches", e.peer.outer, e.own.node.Iface))
 	case e.route.overlay:
 		return e.verdict("public-ip-unreachable", Broken, Certain, fmt.Sprintf("the route to %s leads into the overlay itself", e.peer.outer),
 			"ip route get "+e.peer.outer.String()+": dev "+e.route.device, "start that node with a --public-ip of the underlay")
 	case errors.Is(e.made.Err, unix.EPERM), e.made.Refused != nil && e.made.Refused.By == e.own.outer && (e.made.Refused.Prohibited() || e.made.Refused.Port()):
 		f := e.verdict("udp-filtered-here", Broken, Certain, fmt.Sprintf("a firewall rule of this host drops what leaves for %s of its peers", e.portWord()),
-			e.refusal(), fmt.Sprintf("%s -I OUTPUT -p udp --dport %d -j ACCEPT, or remove the rule", e.iptables(), e.port))
+			e.refusal(), fmt.Sprintf("%s -I OUTPUT -p udp --dport %d -j ACCEPT # or remove the rule", e.iptables(), e.port))
 		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
 		return f
 	case e.made.Err == nil && e.made.Sent > 0 && e.left == 0 && e.watched() && (e.up() || e.route.found != (encap.MAC{}) || e.route.gateway.IsValid()):
 		f := e.verdict("udp-filtered-here", Broken, Likely, fmt.Sprintf("this host's kernel takes what is meant for %s of its peers, and lets it out at no interface", e.portWord()),
 			fmt.Sprintf("%d datagrams to %s, none of them seen leaving", e.made.Sent, e.peer.to()),
-			fmt.Sprintf("look at tc filter show dev %s egress, and at the firewall's rules for output", e.own.node.Iface))
+			fmt.Sprintf("tc filter show dev %s egress; nft list ruleset # one of them drops it", e.own.node.Iface))
 		f.kind, f.rules, f.Node = "out", ruleOut, e.own.node.Name()
 		return f
 	}
@@ -141,7 +141,7 @@ func (e *evidence) notOurs() *said {
 	}
 	return e.verdict("peer-silent", Broken, Possible, fmt.Sprintf("%s is reached, and yet what this host sends over the overlay is not answered", e.peer.outer),
 		fmt.Sprintf("datagrams made by hand are answered, echo requests to %s by the host's routes are not", e.peer.base()),
-		fmt.Sprintf("muslin route %s; the cause is in this host: its routes, rp_filter, or its firewall", e.peer.base()))
+		fmt.Sprintf("muslin route %s # the cause is in this host: its routes, rp_filter, or its firewall", e.peer.base()))
 }
 
 // refusedThere is about ICMP errors.
@@ -233,7 +233,7 @@ func (e *evidence) gone() *said {
 		private = " (a private address, behind the gateway " + e.route.gateway.String() + ")"
 	}
 	return e.verdict("public-ip-unreachable", Broken, confidence, fmt.Sprintf("%s%s cannot be reached from here", e.peer.outer, private),
-		e.hostText()+age, fmt.Sprintf("traceroute %s; start that node with a --public-ip that this one reaches, or open the way; a host that is gone: %s", e.peer.outer, e.release()))
+		e.hostText()+age, fmt.Sprintf("traceroute %s # start that node with a --public-ip that this one reaches, or open the way; a host that is gone: %s", e.peer.outer, e.release()))
 }
 
 func (e *evidence) lastHeard() string {

@@ -59,7 +59,7 @@ func (p *Patient) try(ctx context.Context, e *evidence, id, number uint16, seen 
 	e.route.lookUp(readNeighbours(), e.peer.outer)
 	e.heed(seen())
 	if e.made.Refused.Port() && e.made.Refused.By == e.peer.outer {
-		e.misshapen, _ = wire.Misshapen(ctx, netip.AddrPortFrom(e.own.outer, e.port), netip.AddrPortFrom(e.peer.outer, e.port), whileMisshapen)
+		e.misshapen, _ = wire.Misshapen(ctx, netip.AddrPortFrom(from, e.port), netip.AddrPortFrom(e.peer.outer, e.port), whileMisshapen)
 	}
 	if datagrams != nil && e.misshapen == nil {
 		e.knockElsewhere(ctx, from)

@@ -34,7 +34,7 @@ func checkWarnings(_ context.Context, p *Patient) []Finding {
 		Finding
 	}{
 		{control.AboutStore, Finding{ID: "embedded-etcd", Severity: Broken, Confidence: Certain, Summary: "the etcd in this node's daemon has stopped: no lease is renewed or taken, here and on all nodes that ask it",
-			Fix: "df -h " + p.Options.StateDir + "; systemctl restart muslin # after making room, if the disk is full", Explains: append([]string{"etcd-unreachable"}, aboutStore...)}},
+			Fix: "df -h " + p.Options.StateDir + " # make room if it is full, without which no daemon starts, and then: systemctl restart muslin", Explains: append([]string{"etcd-unreachable"}, aboutStore...)}},
 		{control.AboutWorker, Finding{ID: "daemon-wedged", Severity: Broken, Confidence: Likely, Summary: "a worker of the daemon hangs: the packets of its queue are not carried",
 			Fix: "systemctl restart muslin # after: muslin status --output json > /tmp/muslin-status.json, for a report of the fault", Explains: []string{"peer-*", "udp-*", "socket-buffer", "mtu-*"}}},
 		{control.AboutLeftOut, Finding{ID: "route-refused", Severity: Broken, Confidence: Certain, Summary: "peers are not reached, since no direct route to them is possible, and the network has no other way",
