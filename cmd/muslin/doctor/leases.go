@@ -83,7 +83,10 @@ func (p *Patient) againstConfig() []Finding {
 	if c == nil || !p.carries() {
 		return nil
 	}
-	restart := "systemctl restart muslin # or flanneld"
+	restart := "systemctl restart muslin"
+	if !p.Running() {
+		restart = restartFlannel
+	}
 	what := func(id, name string, ours, theirs any) []Finding {
 		f := broken(id, fmt.Sprintf("this node has %s %v, and the network's config says %v", name, ours, theirs), fmt.Sprintf("%s %v in use here; config: %s", name, ours, p.Store.Raw), restart)
 		if slices.ContainsFunc(p.Peers, func(n Node) bool { return n.Peer != nil && n.Peer.Up != nil && *n.Peer.Up }) {
