@@ -155,7 +155,7 @@ func (p *Patient) otherKind(n *Node) []said {
 			restartOn(n.Name(), takesConfig+", as this node has it"))
 		f.Node, f.Explains = n.Name(), ofPeer
 		if wrong {
-			f.Fix = "systemctl restart muslin # or flanneld, here: the network's config (muslin config get) is with the other one"
+			f.Fix = "systemctl try-restart muslin flanneld # here: the network's config (muslin config get) is with the other one"
 		}
 		return []said{{Finding: f, kind: fmt.Sprint(theirs)}}
 	}

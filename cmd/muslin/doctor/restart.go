@@ -3,16 +3,16 @@ package doctor
 import "fmt"
 
 // Commands that start a node's daemon anew, as a shell takes them. Whether muslin or flanneld runs on another node cannot
-// be told from here.
+// be told from here: try-restart starts none that does not run, beside the one that does.
 
 // restartOn is for another node, by its PublicIP; why stands behind it as a remark.
 func restartOn(node any, why string) string {
-	return fmt.Sprintf("ssh %v systemctl restart muslin # or flanneld, whichever runs there: %s", node, why)
+	return fmt.Sprintf("ssh %v systemctl try-restart muslin flanneld # whichever runs there: %s", node, why)
 }
 
 // restartWhoHasAnother is for the one of two nodes that has not what the config says.
 func restartWhoHasAnother(what string) string {
-	return fmt.Sprintf("muslin config get # and on the node whose %s is another: systemctl restart muslin (or flanneld)", what)
+	return fmt.Sprintf("muslin config get # and on the node whose %s is another: systemctl try-restart muslin flanneld", what)
 }
 
 // restartFlannel is for this one, which is flannel's.
