@@ -143,11 +143,20 @@ func (b *tab) keys(keys ...string) {
 // eval is the value of a JavaScript expression.
 func eval[T any](b *tab, js string) T {
 	b.t.Helper()
-	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](js, chromedp.EvalAwaitPromise))
+	v, err := tryEval[T](b, js)
 	if err != nil {
-		b.t.Fatalf("%s: %v", js, err)
+		b.t.Fatal(err)
 	}
 	return v
+}
+
+// tryEval fails, among others, while the tab goes from one page to the next.
+func tryEval[T any](b *tab, js string) (T, error) {
+	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](js, chromedp.EvalAwaitPromise))
+	if err != nil {
+		err = fmt.Errorf("%s: %w", js, err)
+	}
+	return v, err
 }
 
 func call[P, R any](b *tab, c cdp.Command[P, R], params P) R {
@@ -161,14 +170,21 @@ func call[P, R any](b *tab, c cdp.Command[P, R], params P) R {
 
 func (b *tab) text(selector string) string {
 	b.t.Helper()
-	return eval[string](b, fmt.Sprintf("(document.querySelector(%q) ?? {textContent: 'there is none'}).textContent.replace(/\\s+/g, ' ').trim()", selector))
+	return eval[string](b, textOf(selector))
+}
+
+func textOf(selector string) string {
+	return fmt.Sprintf("(document.querySelector(%q) ?? {textContent: 'there is none'}).textContent.replace(/\\s+/g, ' ').trim()", selector)
 }
 
 // wait waits until an element's text has all the words.
 func (b *tab) wait(limit time.Duration, selector string, words ...string) {
 	b.t.Helper()
 	labtest.Eventually(b.t, limit, func() error {
-		text := b.text(selector)
+		text, err := tryEval[string](b, textOf(selector))
+		if err != nil {
+			return err
+		}
 		for _, w := range words {
 			if !strings.Contains(text, w) {
 				return fmt.Errorf("%s reads %q, want %q", selector, text, w)

@@ -144,7 +144,7 @@ func TestWarningsDoNotWait(t *testing.T) {
 	said := make(chan []string, 1)
 	go func() {
 		s.Features()
-		said <- s.Warnings()
+		said <- append(s.Warnings(), s.ObstacleWarnings()...)
 	}()
 	select {
 	case got := <-said:
