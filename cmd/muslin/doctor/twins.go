@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -59,12 +60,20 @@ func (p *Patient) addressOn(device string, public netip.Addr) netip.Addr {
 // ownTwin asks as RFC 5227 has it (section 2.1.1), so that nobody's memory of who has the address changes. This host's other
 // interfaces on the link may answer, too.
 func (p *Patient) ownTwin(ctx context.Context, link wire.Link, public netip.Addr, dev *host.Link) ([]Finding, error) {
-	holders, err := wire.WhoHas(ctx, link, []netip.Addr{public}, answersIn)
+	others := slices.Collect(maps.Keys(p.onLink(link.Index, 4)))
+	holders, err := wire.WhoHas(ctx, link, append([]netip.Addr{public}, others...), answersIn)
 	if err != nil {
 		return nil, err
 	}
 	strange := slices.DeleteFunc(holders[public], func(mac encap.MAC) bool {
-		return slices.ContainsFunc(p.Host.Links, func(l host.Link) bool { return strings.EqualFold(l.MAC, mac.String()) })
+		answersFor := 0
+		for _, a := range others {
+			if slices.Contains(holders[a], mac) {
+				answersFor++
+			}
+		}
+		return answersFor > 1 || // a router that answers for everybody
+			slices.ContainsFunc(p.Host.Links, func(l host.Link) bool { return strings.EqualFold(l.MAC, mac.String()) })
 	})
 	if len(strange) == 0 {
 		return nil, nil
@@ -72,25 +81,31 @@ func (p *Patient) ownTwin(ctx context.Context, link wire.Link, public netip.Addr
 	f := broken("public-ip-duplicate", fmt.Sprintf("another host on the link has this node's PublicIP %s, too: what is sent to it goes to the one or the other", public),
 		fmt.Sprintf("%s answers on %s for %s, which is this host's (%s)", strange[0], dev.Name, public, dev.MAC),
 		fmt.Sprintf("give one of the two another address; the other one: arping -I %s %s, and the switch's table of %s", dev.Name, public, strange[0]))
+	f.Confidence = Likely // a router may answer for others
 	f.Explains = slices.Concat(consequences, []string{"daemon-stopped", "daemon-waiting", "etcd-unreachable", "vtep-mac-duplicate*", "public-ip-duplicate", "peer-silent*"})
 	return []Finding{f}, nil
+}
+
+// onLink are peers that are reached on a link without a router, by their PublicIP, so many at most.
+func (p *Patient) onLink(link, most int) map[netip.Addr]half {
+	there := make(map[netip.Addr]half)
+	peers, down := p.sample()
+	for _, h := range slices.Concat(peers, down) {
+		if r := p.routeTo(h.outer); h.six || len(there) >= most || r.err != nil || r.gateway.IsValid() || r.index != link {
+			continue
+		}
+		if there[h.outer].node == nil {
+			there[h.outer] = h
+		}
+	}
+	return there
 }
 
 // peersTwins asks as the kernel does. A host with two interfaces on the link may answer by both, and a router for others
 // (proxy ARP): two are two hosts if the one takes what is sent to the overlay, and the other does not.
 func (p *Patient) peersTwins(ctx context.Context, link wire.Link, own half) []Finding {
-	asked := make(map[netip.Addr]half)
-	var addrs []netip.Addr
-	peers, down := p.sample()
-	for _, h := range slices.Concat(peers, down) {
-		if r := p.routeTo(h.outer); h.six || len(addrs) >= mostLooked || r.err != nil || r.gateway.IsValid() || r.index != link.Index {
-			continue
-		}
-		if asked[h.outer].node == nil {
-			asked[h.outer] = h
-			addrs = append(addrs, h.outer)
-		}
-	}
+	asked := p.onLink(link.Index, mostLooked)
+	addrs := slices.SortedFunc(maps.Keys(asked), netip.Addr.Compare)
 	if len(addrs) == 0 {
 		return nil
 	}
