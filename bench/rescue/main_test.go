@@ -3,6 +3,7 @@
 package rescue
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -308,6 +309,29 @@ func (s *scene) rescue(args ...string) *lab.Muslin {
 func (s *scene) undo() string {
 	s.Helper()
 	return labtest.Must(s.lab.Host(1).Run(s.Context(), s.command("rescue", "--undo", "--yes")...))(s.T)
+}
+
+// doctor wants a finding to be the doctor's first on the first node, with words in its summary or fix; empty: there is none.
+func (s *scene) doctor(want string, words ...string) {
+	s.Helper()
+	h := s.lab.Host(1)
+	m := h.Muslin(labtest.Bin)
+	args := slices.Concat([]string{labtest.Bin, "doctor", "--output", "json", "--control", m.Control, "--state-dir", m.StateDir, "--subnet-file", s.nodes[0].file}, s.flags)
+	out, err := h.Output(s.Context(), args...)
+	var report struct {
+		Findings []struct{ ID, Summary, Fix string }
+	}
+	if jsonErr := json.Unmarshal([]byte(out), &report); jsonErr != nil {
+		s.Fatalf("%v, %v: %s", jsonErr, err, out)
+	}
+	first := ""
+	if len(report.Findings) > 0 {
+		first = report.Findings[0].ID
+		labtest.ExpectWords(s.T, report.Findings[0].Summary+"\n"+report.Findings[0].Fix, words...)
+	}
+	if first != want {
+		s.Errorf("the doctor's first finding is %q, want %q: %s", first, want, out)
+	}
 }
 
 // snapshot is the first host with what its devices forward to, at rest.

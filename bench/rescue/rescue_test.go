@@ -370,33 +370,14 @@ func TestPeersChange(t *testing.T) {
 func TestRebooted(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, vxlan, "")
-	doctor := func(want string, words ...string) {
-		t.Helper()
-		where := []string{"--state-dir", s.lab.Host(1).Muslin("").StateDir, "--subnet-file", s.nodes[0].file}
-		out, err := s.lab.Host(1).Output(t.Context(), slices.Concat([]string{labtest.Bin, "doctor", "--output", "json", "--control", s.lab.Host(1).Muslin("").Control}, where, s.flags)...)
-		var report struct {
-			Findings []struct{ ID, Summary, Fix string }
-		}
-		if jsonErr := json.Unmarshal([]byte(out), &report); jsonErr != nil {
-			t.Fatalf("%v, %v: %s", jsonErr, err, out)
-		}
-		first := ""
-		if len(report.Findings) > 0 {
-			first = report.Findings[0].ID
-			labtest.ExpectWords(t, report.Findings[0].Summary+"\n"+report.Findings[0].Fix, words...)
-		}
-		if first != want {
-			t.Errorf("the doctor's first finding is %q, want %q: %s", first, want, out)
-		}
-	}
-	doctor("")
+	s.doctor("")
 	h := s.lab.Host(1)
 	labtest.Must(h.Run(t.Context(), "ip", "link", "set", "flannel.1", "down"))(t)
-	doctor("flannel-device", "flannel.1 is down", "muslin rescue")
+	s.doctor("flannel-device", "flannel.1 is down", "muslin rescue")
 	m := s.rescue()
-	doctor("")
+	s.doctor("")
 	m.Kill()
-	doctor("daemon-stopped", "took over from flannel", "muslin rescue --undo")
+	s.doctor("daemon-stopped", "took over from flannel", "muslin rescue --undo")
 	path := filepath.Join(m.StateDir, "rescue.json")
 	var journal map[string]any
 	if err := json.Unmarshal(labtest.Must(os.ReadFile(path))(t), &journal); err != nil {

@@ -13,8 +13,9 @@ import (
 	"muslin/bench/labtest"
 )
 
-// Before anybody takes over, one looks: `muslin capture` beside each of flannel's backends, where no muslin daemon is.
-func TestCaptureBesideFlannel(t *testing.T) {
+// Before anybody takes over, one looks: `muslin doctor` and `muslin capture` beside each of flannel's backends, where no muslin
+// daemon is.
+func TestBesideFlannel(t *testing.T) {
 	lab.RequireTool(t, "tcpdump")
 	for _, c := range []struct {
 		kind  string
@@ -34,6 +35,9 @@ func TestCaptureBesideFlannel(t *testing.T) {
 		t.Run(c.kind, func(t *testing.T) {
 			s := newScene(t, c.kind, flanneld())
 			h1, h2 := s.lab.Host(1), s.lab.Host(2)
+			if flanneld() != "" || c.kind != hostGW { // where nothing says that flannel is here
+				s.doctor("")
+			}
 			start := func(name string, args ...string) *lab.Proc {
 				m := h1.Muslin(labtest.Bin)
 				p := labtest.Must(h1.Start("capture-"+name, nil, append([]string{labtest.Bin, "capture", "--control", m.Control, "--subnet-file", s.nodes[0].file}, args...)...))(t)
