@@ -48,8 +48,9 @@ func (o *overlay) Send(to netip.Addr, id, seq uint16) error {
 	if o.lossy > 0 && o.sent[to]%o.lossy == 0 {
 		return nil
 	}
+	way := o.way
 	o.late.Go(func() {
-		time.Sleep(o.way)
+		time.Sleep(way)
 		for _, r := range answer {
 			o.replies <- r
 		}
@@ -69,6 +70,13 @@ func (o *overlay) Close() error {
 	o.late.Wait()
 	close(o.replies)
 	return nil
+}
+
+// takes sets how long an answer is under way, and of how many requests one is lost; 0: none.
+func (o *overlay) takes(way time.Duration, lossy int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.way, o.lossy = way, lossy
 }
 
 func (o *overlay) silence(silent bool, peers ...*fib.Peer) {

@@ -15,7 +15,8 @@ func TestQuality(t *testing.T) {
 	among(t, 3, func(w *world) {
 		a, b, c, d := w.peers[0], w.peers[1], w.peers[2], peer6(3)
 		w.setTable([]*fib.Peer{a, b, c, d})
-		w.overlay.way, w.six.way, w.six.lossy = way, 2*way, 4
+		w.overlay.takes(way, 0)
+		w.six.takes(2*way, 4)
 		w.silence(true, c)
 		for range 9 {
 			hear(b)
@@ -60,7 +61,7 @@ func TestQuality(t *testing.T) {
 // Each second while somebody watches, and what is lost shows within some seconds.
 func TestWatched(t *testing.T) {
 	among(t, 50, func(w *world) {
-		w.overlay.way = time.Millisecond
+		w.overlay.takes(time.Millisecond, 0)
 		for range 12 {
 			w.Watch()
 			w.pass(5 * time.Second)
@@ -173,7 +174,7 @@ func TestRoundTrip(t *testing.T) {
 // Of many peers those that somebody looks at are measured each second, and the others as if nobody did.
 func TestWatchedSome(t *testing.T) {
 	among(t, 500, func(w *world) {
-		w.overlay.way = time.Millisecond
+		w.overlay.takes(time.Millisecond, 0)
 		w.pass(time.Minute)
 		before := make([]int, len(w.peers))
 		for i, p := range w.peers {
