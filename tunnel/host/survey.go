@@ -104,6 +104,17 @@ type UDPSocket struct {
 	Drops uint64 // datagrams that the kernel dropped of it, for whatever reason
 }
 
+// UDPSockets are those of the calling thread's network namespace, of both families; none where /proc does not tell.
+func UDPSockets() []UDPSocket {
+	var all []UDPSocket
+	for _, table := range []string{"udp", "udp6"} {
+		for _, u := range udpSockets(table) {
+			all = append(all, UDPSocket{Local: u.addr, Inode: u.inode, Drops: u.drops})
+		}
+	}
+	return all
+}
+
 // Conntrack is the table of connections.
 type Conntrack struct {
 	Count, Max uint64 // entries; Max 0: there is no table
@@ -128,11 +139,7 @@ func LookAround() (*Survey, error) {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		failed = append(failed, s.addFamily(family, name))
 	}
-	for _, table := range []string{"udp", "udp6"} {
-		for _, u := range udpSockets(table) {
-			s.Sockets = append(s.Sockets, UDPSocket{Local: u.addr, Inode: u.inode, Drops: u.drops})
-		}
-	}
+	s.Sockets = UDPSockets()
 	s.Conntrack = readConntrack()
 	return s, errors.Join(failed...)
 }

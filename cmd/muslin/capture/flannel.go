@@ -1,8 +1,6 @@
 package capture
 
 import (
-	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -120,7 +118,12 @@ const udpDefaultPort = 8285
 // socketOf is where the process that has a TUN device receives datagrams: flannel's has one UDP socket, bound to the interface's
 // own address. Where that process is not to be seen, it is a socket with flannel's port. Zero: there is none.
 func socketOf(tun string) netip.AddrPort {
-	sockets := udpSockets()
+	sockets := make(map[string]netip.AddrPort)
+	for _, u := range host.UDPSockets() {
+		if at := u.Local.Addr(); at.Is4() && !at.IsUnspecified() {
+			sockets["socket:["+u.Inode+"]"] = u.Local
+		}
+	}
 	all, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*") // whose only error is a bad pattern
 	for _, path := range all {
 		// By tun_chr_show_fdinfo in drivers/net/tun.c. A kernel that is too old for it leaves the port to say.
@@ -130,43 +133,17 @@ func socketOf(tun string) netip.AddrPort {
 		fds, _ := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(path)), "fd", "*"))
 		for _, fd := range fds {
 			to, _ := os.Readlink(fd)
-			if at, ok := sockets[strings.TrimSuffix(strings.TrimPrefix(to, "socket:["), "]")]; ok && !at.Addr().IsUnspecified() {
+			if at, ok := sockets[to]; ok {
 				return at
 			}
 		}
 	}
 	for _, at := range sockets {
-		if at.Port() == udpDefaultPort && !at.Addr().IsUnspecified() {
+		if at.Port() == udpDefaultPort {
 			return at
 		}
 	}
 	return netip.AddrPort{}
-}
-
-// udpSockets are this network namespace's, of IPv4, by their inodes (proc_net_udp of proc(5)).
-func udpSockets() map[string]netip.AddrPort {
-	all := make(map[string]netip.AddrPort)
-	f, err := os.Open("/proc/thread-self/net/udp")
-	if err != nil {
-		return all
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 10 {
-			continue
-		}
-		addr, port, _ := strings.Cut(fields[1], ":")
-		a, err := strconv.ParseUint(addr, 16, 32)
-		n, perr := strconv.ParseUint(port, 16, 16)
-		if err != nil || perr != nil {
-			continue // the heading
-		}
-		var four [4]byte
-		binary.NativeEndian.PutUint32(four[:], uint32(a)) // as it lies in memory, which is the network's order
-		all[fields[9]] = netip.AddrPortFrom(netip.AddrFrom4(four), uint16(n))
-	}
-	return all
 }
 
 // interfaceOf is the one that has an address; empty: none has.
