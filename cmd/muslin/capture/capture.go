@@ -196,9 +196,9 @@ func (r *running) run(ctx context.Context) error {
 // learnEvery is how often the daemon is asked who the peers are, where that says which packets are the overlay's.
 const learnEvery = 2 * time.Second
 
-// followPeers follows who the peers are, until ctx ends. While nobody can be asked they are as they were.
-func (r *running) followPeers(ctx context.Context) error {
-	ticks := time.NewTicker(learnEvery)
+// every calls f at intervals, until ctx ends or f fails.
+func every(ctx context.Context, interval time.Duration, f func() error) error {
+	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
 	for {
 		select {
@@ -206,10 +206,20 @@ func (r *running) followPeers(ctx context.Context) error {
 			return nil
 		case <-ticks.C:
 		}
+		if err := f(); err != nil {
+			return err
+		}
+	}
+}
+
+// followPeers follows who the peers are, until ctx ends. While nobody can be asked they are as they were.
+func (r *running) followPeers(ctx context.Context) error {
+	return every(ctx, learnEvery, func() error {
 		if status, err := control.AskNetwork(ctx, r.Control, r.Net); err == nil && status.State == control.StateRunning {
 			r.plan.learn(status)
 		}
-	}
+		return nil
+	})
 }
 
 // keep is how many bytes of a packet are taken from the kernel's devices: what is to be written, and what is looked at.
@@ -369,18 +379,7 @@ func (r *running) read(ctx context.Context) error {
 
 // tellFlows writes those of the kernel's devices, until ctx ends.
 func (r *running) tellFlows(ctx context.Context) error {
-	ticks := time.NewTicker(sweepEvery)
-	defer ticks.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticks.C:
-		}
-		if err := r.sweep(false); err != nil {
-			return err
-		}
-	}
+	return every(ctx, sweepEvery, func() error { return r.sweep(false) })
 }
 
 // sweep writes flows that have ended, or all.

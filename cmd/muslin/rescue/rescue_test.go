@@ -119,7 +119,7 @@ func TestTakeAndGive(t *testing.T) {
 			}
 			before, log := state(t), slog.New(slog.DiscardHandler)
 			for range 2 {
-				if err := j.Take(log); err != nil {
+				if err := takeAll(j, log); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -264,7 +264,7 @@ func TestStandIn(t *testing.T) {
 				j.Devices[0].MAC = "02:00:00:00:00:0a"
 			}
 			before, log := run(t, "ip -d link"), slog.New(slog.DiscardHandler)
-			if err := errors.Join(j.Take(log), j.StandIn(), j.StandIn()); err != nil {
+			if err := errors.Join(takeAll(j, log), j.StandIn(), j.StandIn()); err != nil {
 				t.Fatal(err)
 			}
 			if now := run(t, "ip link show flannel.1"); !strings.Contains(now, keep) || strings.Contains(now, "UP") {
@@ -308,7 +308,7 @@ func TestFindDirect(t *testing.T) {
 	}
 	before, log := run(t, "ip route"), slog.New(slog.DiscardHandler)
 	j.Direct = found
-	if err := j.Take(log); err != nil {
+	if err := takeAll(j, log); err != nil {
 		t.Fatal(err)
 	}
 	if now := run(t, "ip route"); strings.Contains(now, "10.244.7.0/24") || !strings.Contains(now, "10.244.8.0/24") {
@@ -422,7 +422,7 @@ func TestPortHolder(t *testing.T) {
 	if name, err := j.PortHolder(8472); name != "other" || err != nil {
 		t.Errorf("up: %q, %v", name, err)
 	}
-	if err := j.Take(slog.New(slog.DiscardHandler)); err != nil {
+	if err := takeAll(j, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if err := host.CheckConflicts(host.Plan{Listen: netip.MustParseAddrPort("0.0.0.0:8472"), VXLAN: true, VNI: 1, Taken: j.Names()}); err == nil || !strings.Contains(err.Error(), "other") {
@@ -432,4 +432,19 @@ func TestPortHolder(t *testing.T) {
 	if err := host.CheckConflicts(host.Plan{Listen: netip.MustParseAddrPort("0.0.0.0:8472"), VXLAN: true, VNI: 1, Taken: j.Names()}); err != nil {
 		t.Error(err)
 	}
+}
+
+// takeAll takes every part, as the daemon does one after the other. Done again it does what is left, which is nothing most of
+// the time.
+func takeAll(j *Journal, log *slog.Logger) error {
+	err := j.Guard()
+	for _, six := range []bool{false, true} {
+		if err == nil {
+			err = j.TakeDevice(six, log)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return j.TakeDirect()
 }

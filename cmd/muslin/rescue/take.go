@@ -115,20 +115,6 @@ func (j *Journal) TakeDirect() error {
 	return nil
 }
 
-// Take does it all. Done again it does what is left, which is nothing most of the time.
-func (j *Journal) Take(log *slog.Logger) error {
-	err := j.Guard()
-	for _, six := range []bool{false, true} {
-		if err == nil {
-			err = j.TakeDevice(six, log)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	return j.TakeDirect()
-}
-
 // takeRoute deletes a direct route of flannel's, if it is there: ours for the same peer comes in its place.
 func (j *Journal) takeRoute(r Route) error {
 	now, err := FindDirect(j.network(r.Prefix.Addr().Is6()))
